@@ -1,6 +1,3 @@
-//! The `gaterail` binary: it parses the command line and starts what was asked for.
+//! The `gaterail` binary.
 #![forbid(unsafe_code)]
-
-mod hub;
-
 fn main() {}

@@ -1,1 +1,26 @@
-//! The machine.
+//! The machine: devices with their buffers and streams, and the operations that run on them.
+//!
+//! `ops` is the door: each operation checks its shapes and hands over to its CPU kernel; `reference` holds the plain
+//! twin of each, written like ARITHMETIC.md reads. Nothing here knows requests, files or networks.
+
+mod buffer;
+mod bytes;
+mod cpu;
+mod device;
+mod error;
+mod matrix;
+pub mod ops;
+mod pool;
+pub mod reference;
+mod stream;
+mod view;
+
+pub use buffer::{Buffer, Plain};
+pub use bytes::Bytes;
+pub use cpu::math::{exp, sigmoid};
+pub use device::{CpuOptions, Device, Isa};
+pub use error::KernelError;
+pub use matrix::{ElementType, Matrix, MatrixData};
+pub use pool::Pool;
+pub use stream::{Event, Stream};
+pub use view::{View, ViewMut};

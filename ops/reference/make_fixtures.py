@@ -140,6 +140,8 @@ def random_tensor(name, shape, v, gen):
         gain = gains.get("qk", 1.4)
     elif ".experts." in name:
         gain = gains.get("expert", 1.3)
+    elif tied:  # louder blocks, else a tied model mostly repeats its input
+        gain = 1.8
     return randn(gain / math.sqrt(fan_in))
 
 
@@ -207,8 +209,11 @@ def bystanders(v, gen):
 
 
 def stored(tensors, dtype):
-    keep = lambda name: name.endswith("e_score_correction_bias")
-    return {n: (t if keep(n) else t.to(dtype)).contiguous().clone() for n, t in tensors.items()}
+    """Everything in the storage dtype but what is quantised, a scale, or always float32."""
+    def cast(name, t):
+        exact = name.endswith(("e_score_correction_bias", "_scale_inv")) or t.element_size() == 1
+        return (t if exact else t.to(dtype)).contiguous().clone()
+    return {name: cast(name, t) for name, t in tensors.items()}
 
 
 # ------------------------------------------------------------------ folders
@@ -331,18 +336,10 @@ def write_variant(v, folder, seed):
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(text_config(config))
     tensors = published_names(random_state(skeleton, v, gen), v["arch"])
-    if v["quant"] == "fp8":
-        tensors.update(bystanders(v, gen))
-        tensors = {n: t for n, t in quant.quantise(tensors, "fp8", gen).items()}
-        exact = ("_scale_inv",)
-        tensors = {n: t if n.endswith(exact) or t.dtype == torch.float8_e4m3fn
-                   else stored({n: t}, DTYPES[v["dtype"]])[n] for n, t in tensors.items()}
-    elif v["quant"] == "mxfp4":
-        tensors = quant.quantise(tensors, "mxfp4", gen)
-        tensors = {n: t if t.dtype == torch.uint8 else t.to(DTYPES[v["dtype"]])
-                   for n, t in tensors.items()}
-    else:
-        tensors = stored({**tensors, **bystanders(v, gen)}, DTYPES[v["dtype"]])
+    tensors.update(bystanders(v, gen))
+    if v["quant"]:
+        tensors = quant.quantise(tensors, v["quant"], gen)
+    tensors = stored(tensors, DTYPES[v["dtype"]])
     write_folder(folder, config, tensors, v["shards"])
 
 

@@ -33,9 +33,9 @@ def fp8_dequantise(weight, scale_inv):
 
 def fp8_is_quantised(name):
     """DeepSeek-V3 quantises the linear layers of the blocks; router, norms, embeddings stay."""
-    parts = name.split(".")
-    return (name.startswith("model.layers.") and name.endswith("_proj.weight") or
-            "kv_a_proj_with_mqa" in name) and "eh_proj" not in parts
+    return (name.startswith("model.layers.") and
+            name.endswith(("_proj.weight", "kv_a_proj_with_mqa.weight")) and
+            not name.endswith("eh_proj.weight"))
 
 
 # ------------------------------------------------------------------ MXFP4

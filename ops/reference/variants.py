@@ -42,7 +42,7 @@ def rope(theta, **scaling):
     return dict(theta=theta, **scaling)
 
 
-YARN16 = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)
 
@@ -57,7 +57,7 @@ variant("mixtral_a", "mixtral", dict(
 variant("mixtral_b", "mixtral", dict(
     vocab_size=112, hidden_size=32, intermediate_size=160, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
-    num_local_experts=4, num_experts_per_tok=3, sliding_window=7, rms_norm_eps=1e-6,
+    num_local_experts=4, num_experts_per_tok=3, sliding_window=7, rms_norm_eps=0.01,
     tie_word_embeddings=True, router_aux_loss_coef=0.001, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new", shards=3)
 
@@ -76,7 +76,7 @@ variant("qwen2_moe_b", "qwen2_moe", dict(
     num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256,
     max_window_layers=2, moe_intermediate_size=20, shared_expert_intermediate_size=36,
     num_experts=8, num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=1,
-    mlp_only_layers=[1], use_sliding_window=True, sliding_window=6, rms_norm_eps=1e-6,
+    mlp_only_layers=[1], use_sliding_window=True, sliding_window=6, rms_norm_eps=0.01,
     tie_word_embeddings=False, router_aux_loss_coef=0.001, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new")
 
@@ -92,12 +92,12 @@ variant("qwen3_moe_a", "qwen3_moe", dict(
 
 variant("qwen3_moe_b", "qwen3_moe", dict(
     vocab_size=120, hidden_size=40, head_dim=16, intermediate_size=72, num_hidden_layers=3,
-    num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=64,
+    num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=256,
     attention_bias=True, max_window_layers=3, moe_intermediate_size=28, num_experts=12,
     num_experts_per_tok=4, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[],
-    use_sliding_window=False, sliding_window=None, rms_norm_eps=1e-6,
+    use_sliding_window=False, sliding_window=None, rms_norm_eps=0.01,
     tie_word_embeddings=True, router_aux_loss_coef=0.001, output_router_logits=False,
-), rope=rope(10000.0, **YARN16), dtype="float16", spelling="new", shards=2)
+), rope=rope(10000.0, **YARN), dtype="float16", spelling="new", shards=2, gains=dict(expert=3.0))
 
 # ---------------------------------------------------------------- OLMoE
 variant("olmoe_a", "olmoe", dict(
@@ -112,7 +112,7 @@ variant("olmoe_b", "olmoe", dict(
     vocab_size=104, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
     num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256,
     attention_bias=False, clip_qkv=0.9, num_experts=6, num_experts_per_tok=2,
-    norm_topk_prob=True, pad_token_id=1, rms_norm_eps=1e-5,
+    norm_topk_prob=True, pad_token_id=1, rms_norm_eps=0.01,
     tie_word_embeddings=False, router_aux_loss_coef=0.01, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new")
 
@@ -131,14 +131,14 @@ variant("deepseek_v2_a", "deepseek_v2", dict(
 variant("deepseek_v2_b", "deepseek_v2", dict(
     vocab_size=128, hidden_size=48, intermediate_size=96, moe_intermediate_size=24,
     num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3,
-    max_position_embeddings=256, attention_bias=False, q_lora_rank=24, kv_lora_rank=32,
+    max_position_embeddings=8192, attention_bias=False, q_lora_rank=24, kv_lora_rank=32,
     qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, n_routed_experts=8,
     n_shared_experts=1, num_experts_per_tok=3, first_k_dense_replace=1, moe_layer_freq=1,
     n_group=4, topk_group=2, topk_method="group_limited_greedy", scoring_func="softmax",
     norm_topk_prob=False, routed_scaling_factor=16.0, aux_loss_alpha=0.001, seq_aux=True,
     ep_size=1, pretraining_tp=1, rms_norm_eps=1e-6, tie_word_embeddings=False,
-), rope=rope(10000.0, rope_type="yarn", factor=16.0, original_max_position_embeddings=16,
-             beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=0.707),
+), rope=rope(10000.0, rope_type="yarn", factor=16.0, original_max_position_embeddings=512,
+             beta_fast=8, beta_slow=1, mscale=1.0, mscale_all_dim=0.707),
     dtype="bfloat16", spelling="old-type", gains=dict(expert=0.45))
 
 # ---------------------------------------------------------------- DeepSeek-V3
@@ -147,7 +147,8 @@ V3 = dict(moe_layer_freq=1, topk_method="noaux_tc", scoring_func="sigmoid", ep_s
           attention_bias=False, tie_word_embeddings=False, num_nextn_predict_layers=1)
 
 variant("deepseek_v3_a", "deepseek_v3", dict(
-    **V3, vocab_size=96, hidden_size=32, intermediate_size=64, moe_intermediate_size=16,
+    **{**V3, "rms_norm_eps": 0.01},
+    vocab_size=96, hidden_size=32, intermediate_size=64, moe_intermediate_size=16,
     num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
     max_position_embeddings=256, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12,
     qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=12, n_shared_experts=1,
@@ -173,7 +174,7 @@ variant("deepseek_v3_c", "deepseek_v3", dict(
     qk_rope_head_dim=16, v_head_dim=24, n_routed_experts=8, n_shared_experts=1,
     num_experts_per_tok=3, first_k_dense_replace=1, n_group=2, topk_group=1,
     norm_topk_prob=True, routed_scaling_factor=2.5,
-), rope=rope(10000.0, rope_type="yarn", factor=40, original_max_position_embeddings=16,
+), rope=rope(10000.0, rope_type="yarn", factor=40, original_max_position_embeddings=64,
              beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0),
     dtype="bfloat16", spelling="old-type", quant="fp8")
 
@@ -184,7 +185,7 @@ variant("llama4_a", "llama4_text", dict(
     max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=1,
     interleave_moe_layer_step=2, no_rope_layers=[1, 1, 0, 1], attention_chunk_size=16,
     attn_temperature_tuning=True, floor_scale=8, attn_scale=0.5, use_qk_norm=True,
-    attention_bias=False, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    attention_bias=False, rms_norm_eps=0.01, tie_word_embeddings=False,
     output_router_logits=False, router_aux_loss_coef=0.001, router_jitter_noise=0.0,
     rope_scaling=None,
 ), rope=rope(500000.0), spelling="old")
@@ -215,11 +216,11 @@ variant("gpt_oss_b", "gpt_oss", dict(
     vocab_size=104, hidden_size=40, intermediate_size=24, num_hidden_layers=3,
     num_attention_heads=6, num_key_value_heads=3, head_dim=16, max_position_embeddings=256,
     attention_bias=True, num_local_experts=5, num_experts_per_tok=2, sliding_window=5,
-    swiglu_limit=5.0, rms_norm_eps=1e-5,
+    swiglu_limit=5.0, rms_norm_eps=0.01,
     layer_types=["full_attention", "sliding_attention", "sliding_attention"],
     tie_word_embeddings=False, output_router_logits=False, router_aux_loss_coef=0.9,
     pad_token_id=0,
-), rope=rope(10000.0), dtype="bfloat16", spelling="new",
+), rope=rope(10000.0, rope_type="default"), dtype="bfloat16", spelling="new",
     gains=dict(gate_up_bias=3.0, expert=0.6, down_bias=1.0))
 
 # ---------------------------------------------------------------- Llama
@@ -242,7 +243,7 @@ variant("llama_b_newer", "llama", LLAMA_B, rope=rope(500000.0, **LLAMA3), dtype=
 variant("llama_c", "llama", dict(
     vocab_size=120, hidden_size=40, intermediate_size=96, num_hidden_layers=3,
     num_attention_heads=5, num_key_value_heads=5, max_position_embeddings=512,
-    rms_norm_eps=1e-6, attention_bias=False, mlp_bias=False, pretraining_tp=1,
+    rms_norm_eps=0.01, attention_bias=False, mlp_bias=False, pretraining_tp=1,
     tie_word_embeddings=False,
 ), rope=rope(10000.0, rope_type="linear", factor=4.0), dtype="float16", spelling="old-type")
 
@@ -258,5 +259,5 @@ variant("qwen3_b", "qwen3", dict(
     vocab_size=96, hidden_size=32, head_dim=16, intermediate_size=72, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=1, max_position_embeddings=256,
     attention_bias=True, max_window_layers=1, use_sliding_window=True, sliding_window=6,
-    rms_norm_eps=1e-6, tie_word_embeddings=False,
+    rms_norm_eps=0.01, tie_word_embeddings=False,
 ), rope=rope(10000.0), spelling="new")

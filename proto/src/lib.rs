@@ -1,2 +1,8 @@
-//! The nouns that cross a process boundary: ids, routing, inventories, shards.
+//! The nouns that cross a boundary between crates or processes: ids, expert inventories, shards. Plain values only.
 #![forbid(unsafe_code)]
+
+mod ids;
+mod shard;
+
+pub use ids::{ExpertId, LayerId};
+pub use shard::{ExpertInventory, ExpertSlice, LayerExperts, ShardSpec, UnitRange};

@@ -1,1 +1,22 @@
-//! Text: tokenizer, chat template, detokenisation, stop strings.
+//! Between text and tokens.
+//!
+//! | file | |
+//! |---|---|
+//! | [`tokenizer`] | text to ids and back; the special tokens of a model folder |
+//! | [`detokenize`] | ids to text while they come, never half a character |
+//! | [`stop`] | stop strings across the borders of tokens |
+//! | [`template`] | a conversation to the prompt that the model was trained on |
+//! | [`error`] | what can go wrong in any of them |
+
+pub mod detokenize;
+pub mod error;
+mod files;
+pub mod stop;
+pub mod template;
+pub mod tokenizer;
+
+pub use detokenize::Detokenizer;
+pub use error::TextError;
+pub use stop::{StopMatcher, StopOutcome};
+pub use template::{ChatInput, ChatTemplate};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,109 @@
+//! A buffer of plain elements that belongs to a device.
+//!
+//! On the CPU it is memory aligned to a cache line. Only operations (`crate::ops`) and the stream's copies touch what
+//! is inside; code above this crate does not index into a buffer.
+
+use crate::device::Device;
+use crate::error::KernelError;
+
+/// Elements that a device can hold: any bit pattern is a value.
+pub trait Plain: bytemuck::Pod + Send + Sync {}
+impl<T: bytemuck::Pod + Send + Sync> Plain for T {}
+
+const LINE_BYTES: usize = 64;
+
+/// Zeroed memory whose first byte lies on a cache line.
+pub(crate) struct AlignedVec<T> {
+    pointer: std::ptr::NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: an AlignedVec owns its memory exclusively, like a Vec.
+unsafe impl<T: Send> Send for AlignedVec<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Sync> Sync for AlignedVec<T> {}
+
+impl<T: Plain> AlignedVec<T> {
+    fn layout(len: usize) -> Option<std::alloc::Layout> {
+        let bytes = len.checked_mul(size_of::<T>())?;
+        std::alloc::Layout::from_size_align(bytes.max(1), LINE_BYTES).ok()
+    }
+
+    pub(crate) fn try_zeros(len: usize) -> Option<AlignedVec<T>> {
+        let layout = Self::layout(len)?;
+        // SAFETY: the layout has a size of at least 1; zeroed bytes are valid for any Plain type.
+        let pointer = std::ptr::NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) } as *mut T)?;
+        Some(AlignedVec { pointer, len })
+    }
+
+    pub(crate) fn zeros(len: usize) -> AlignedVec<T> {
+        AlignedVec::try_zeros(len).unwrap_or_else(|| panic!("no memory for {len} elements"))
+    }
+
+    pub(crate) fn as_slice(&self) -> &[T] {
+        // SAFETY: `pointer` is valid for `len` initialised elements for as long as self lives.
+        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for AlignedVec<T> {
+    fn drop(&mut self) {
+        let bytes = (self.len * size_of::<T>()).max(1);
+        // SAFETY: this is the layout the memory was allocated with; it was valid then.
+        unsafe {
+            let layout = std::alloc::Layout::from_size_align_unchecked(bytes, LINE_BYTES);
+            std::alloc::dealloc(self.pointer.as_ptr() as *mut u8, layout);
+        }
+    }
+}
+
+impl AsRef<[u8]> for AlignedVec<u8> {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+/// `len` elements on one device.
+pub struct Buffer<T> {
+    device: Device,
+    memory: AlignedVec<T>,
+}
+
+impl<T: Plain> Buffer<T> {
+    /// Zeroed elements on `device`.
+    pub fn zeros(device: &Device, len: usize) -> Result<Buffer<T>, KernelError> {
+        let memory = AlignedVec::try_zeros(len).ok_or_else(|| KernelError::OutOfMemory {
+            op: "buffer",
+            device: device.to_string(),
+            bytes: len.saturating_mul(size_of::<T>()),
+        })?;
+        Ok(Buffer { device: device.clone(), memory })
+    }
+
+    pub fn len(&self) -> usize {
+        self.memory.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.memory.len == 0
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the CPU's kernels see.
+    pub(crate) fn host(&self) -> &[T] {
+        self.memory.as_slice()
+    }
+
+    /// What the CPU's kernels write.
+    pub(crate) fn host_mut(&mut self) -> &mut [T] {
+        self.memory.as_mut_slice()
+    }
+}

@@ -1,0 +1,248 @@
+//! Sixteen f32 lanes, in three instruction sets.
+
+use crate::buffer::Plain;
+
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen f32 values that one operation treats alike.
+///
+/// # Safety
+/// The methods of an implementation may be called only where its instructions are available; `by_isa!` sees to that.
+pub(crate) trait Lanes: Copy {
+    /// Whether a 4 x 4 tile of accumulators fits the registers.
+    const WIDE: bool;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// `self * b + c` with one rounding.
+    unsafe fn fma(self, b: Self, c: Self) -> Self;
+
+    /// The fixed tree of ARITHMETIC.md, 2.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lane = [0.0f32; LANES];
+        // SAFETY: the array has 16 elements; the instructions are available as the trait demands.
+        unsafe { self.store(lane.as_mut_ptr()) };
+        tree(&lane)
+    }
+}
+
+/// `(+8), (+4), (+2), (+1)` over the lanes.
+#[inline(always)]
+pub(crate) fn tree(lane: &[f32; LANES]) -> f32 {
+    let mut s8 = [0.0f32; 8];
+    for j in 0..8 {
+        s8[j] = lane[j] + lane[j + 8];
+    }
+    let mut s4 = [0.0f32; 4];
+    for j in 0..4 {
+        s4[j] = s8[j] + s8[j + 4];
+    }
+    (s4[0] + s4[2]) + (s4[1] + s4[3])
+}
+
+/// A stored element that lanes can load.
+pub(crate) trait Element: Plain {
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+    fn widen(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const f32) -> L {
+        // SAFETY: passed on to the caller.
+        unsafe { L::load(from) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for half::bf16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const half::bf16) -> L {
+        // SAFETY: bf16 is a transparent u16; the rest is passed on to the caller.
+        unsafe { L::load_bf16(from as *const u16) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+}
+
+impl Element for half::f16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const half::f16) -> L {
+        // SAFETY: f16 is a transparent u16; the rest is passed on to the caller.
+        unsafe { L::load_f16(from as *const u16) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn map(f: impl Fn(usize) -> f32) -> Portable {
+        Portable(std::array::from_fn(f))
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks)] // every pointer below is the caller's promise of 16 elements
+impl Lanes for Portable {
+    const WIDE: bool = false;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Portable([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Portable::map(|j| unsafe { from.add(j).read() })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        Portable::map(|j| f32::from_bits((unsafe { from.add(j).read() } as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        Portable::map(|j| half::f16::from_bits(unsafe { from.add(j).read() }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { to.copy_from_nonoverlapping(self.0.as_ptr(), LANES) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        Portable::map(|j| self.0[j].mul_add(b.0[j], c.0[j]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks)] // as the trait says: 16 elements behind every pointer, instructions available
+pub(crate) mod x86 {
+    use super::{LANES, Lanes};
+    use std::arch::x86_64::*;
+
+    /// One 512-bit register.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(__m512);
+
+    impl Lanes for Avx512 {
+        const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Avx512(_mm512_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Avx512(_mm512_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            unsafe {
+                let halves = _mm256_loadu_si256(from as *const __m256i);
+                Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from as *const __m256i))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, b: Self, c: Self) -> Self {
+            unsafe { Avx512(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+        }
+    }
+
+    /// Two 256-bit registers.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(__m256, __m256);
+
+    const HALF: usize = LANES / 2;
+
+    impl Lanes for Avx2 {
+        const WIDE: bool = false;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Avx2(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Avx2(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(HALF))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> Self {
+            #[inline(always)]
+            unsafe fn widen(from: *const u16) -> __m256 {
+                unsafe {
+                    let halves = _mm_loadu_si128(from as *const __m128i);
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+                }
+            }
+            unsafe { Avx2(widen(from), widen(from.add(HALF))) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            unsafe {
+                let low = _mm_loadu_si128(from as *const __m128i);
+                let high = _mm_loadu_si128(from.add(HALF) as *const __m128i);
+                Avx2(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(to, self.0);
+                _mm256_storeu_ps(to.add(HALF), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, b: Self, c: Self) -> Self {
+            unsafe { Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
+        }
+    }
+}
+
+/// Makes `$name(isa, …)` from a kernel that is generic over `Lanes`: three instantiations and the choice.
+macro_rules! by_isa {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident $(<$extra:ty>)?) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        pub(crate) fn $name(isa: $crate::device::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512($($arg: $ty),*) {
+                $kernel::<$crate::cpu::lanes::x86::Avx512 $(, $extra)?>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx2($($arg: $ty),*) {
+                $kernel::<$crate::cpu::lanes::x86::Avx2 $(, $extra)?>($($arg),*)
+            }
+            match isa {
+                // SAFETY: a device is made only with instructions that the machine has.
+                #[cfg(target_arch = "x86_64")]
+                $crate::device::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::device::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => $kernel::<$crate::cpu::lanes::Portable $(, $extra)?>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use by_isa;

@@ -1,0 +1,10 @@
+//! The CPU's kernels. Each is written once over 16 lanes (`lanes`) and instantiated for AVX-512, AVX2 and plain Rust;
+//! since the lanes fix every order of summation, the three give the same bits.
+
+pub(crate) mod attention;
+pub(crate) mod experts;
+pub(crate) mod gate;
+pub(crate) mod lanes;
+pub(crate) mod linear;
+pub(crate) mod math;
+pub(crate) mod rows;

@@ -1,0 +1,109 @@
+//! Devices. The CPU is one; CUDA devices join as further variants.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::pool::Pool;
+
+/// The vector instructions that the CPU's kernels use. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// 512-bit vectors (F, BW, DQ, VL).
+    Avx512,
+    /// 256-bit vectors with FMA and F16C: the practical floor.
+    Avx2,
+    /// Plain Rust; exact, and slow where FMA is emulated.
+    Portable,
+}
+
+impl Isa {
+    /// The best that this machine has.
+    pub fn detect() -> Isa {
+        [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        match self {
+            Isa::Avx512 => {
+                avx2 && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            Isa::Avx2 => avx2,
+            Isa::Portable => true,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Isa::Portable
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx2 => "AVX2",
+            Isa::Portable => "portable",
+        })
+    }
+}
+
+/// How the CPU computes.
+#[derive(Clone, Debug)]
+pub struct CpuOptions {
+    /// Threads, the caller's included.
+    pub threads: usize,
+    /// Whether thread i is bound to core i. Right for a server that owns its cores, wrong for tests.
+    pub pin: bool,
+    pub isa: Isa,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        CpuOptions { threads, pin: false, isa: Isa::detect() }
+    }
+}
+
+/// Where buffers live and operations run.
+#[derive(Clone)]
+pub enum Device {
+    Cpu(Arc<CpuDevice>),
+}
+
+/// A CPU: its pool of threads and its instructions.
+pub struct CpuDevice {
+    pub(crate) pool: Pool,
+    pub(crate) isa: Isa,
+}
+
+impl Device {
+    /// A CPU device; panics if `options.isa` is not available here.
+    pub fn cpu(options: CpuOptions) -> Device {
+        assert!(options.isa.is_available(), "{} is not available on this machine", options.isa);
+        let pool = Pool::new(options.threads, options.pin);
+        Device::Cpu(Arc::new(CpuDevice { pool, isa: options.isa }))
+    }
+
+    /// Threads (CPU) that work on one operation.
+    pub fn threads(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.pool.threads(),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu(cpu) => write!(f, "CPU ({} threads, {})", cpu.pool.threads(), cpu.isa),
+        }
+    }
+}

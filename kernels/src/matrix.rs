@@ -1,0 +1,327 @@
+//! A weight matrix `[rows, cols]` as a checkpoint stores it, or a part of one.
+//!
+//! Slices of rows (every step-th, for interleaved gate and up) and of columns copy nothing.
+
+use std::sync::Arc;
+
+use crate::bytes::Bytes;
+
+/// The element types of activations' partners: what a plain matrix can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl ElementType {
+    pub fn bytes(self) -> usize {
+        match self {
+            ElementType::F32 => 4,
+            ElementType::F16 | ElementType::Bf16 => 2,
+        }
+    }
+}
+
+/// The FP8 block's edge: one scale per 128 x 128 codes.
+pub const FP8_BLOCK: usize = 128;
+/// The values that share one MXFP4 exponent.
+pub const MXFP4_GROUP: usize = 32;
+
+/// The stored form of a whole matrix `[rows, cols]`, row-major.
+#[derive(Clone, Debug)]
+pub enum MatrixData {
+    /// `[rows, cols]` elements.
+    Plain { kind: ElementType, elements: Bytes },
+    /// `[rows, cols]` E4M3 codes; `[ceil(rows/128), ceil(cols/128)]` f32 scales that multiply.
+    Fp8 { codes: Bytes, scales: Arc<[f32]> },
+    /// `[rows, cols/32, 16]` bytes with two E2M1 codes each, the lower nibble first; `[rows, cols/32]` E8M0 exponents.
+    Mxfp4 { blocks: Bytes, scales: Bytes },
+}
+
+/// A matrix, or rows and columns of one.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub(crate) data: MatrixData,
+    /// Columns of the stored matrix.
+    pub(crate) stored_cols: usize,
+    pub(crate) first_row: usize,
+    pub(crate) row_step: usize,
+    pub(crate) first_col: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl Matrix {
+    /// The whole stored matrix. Panics when the bytes do not fit the shape: readers check that first.
+    pub fn new(data: MatrixData, rows: usize, cols: usize) -> Matrix {
+        match &data {
+            MatrixData::Plain { kind, elements } => {
+                assert_eq!(elements.len(), rows * cols * kind.bytes(), "bytes of a {rows} x {cols} matrix");
+                assert_eq!(elements.as_slice().as_ptr() as usize % kind.bytes(), 0, "alignment of a matrix");
+            }
+            MatrixData::Fp8 { codes, scales } => {
+                assert_eq!(codes.len(), rows * cols, "codes of a {rows} x {cols} matrix");
+                let blocks = rows.div_ceil(FP8_BLOCK) * cols.div_ceil(FP8_BLOCK);
+                assert_eq!(scales.len(), blocks, "scales of a {rows} x {cols} matrix");
+            }
+            MatrixData::Mxfp4 { blocks, scales } => {
+                assert_eq!(cols % MXFP4_GROUP, 0, "MXFP4 columns come in groups of {MXFP4_GROUP}");
+                assert_eq!(blocks.len(), rows * cols / 2, "codes of a {rows} x {cols} matrix");
+                assert_eq!(scales.len(), rows * cols / MXFP4_GROUP, "exponents of a {rows} x {cols} matrix");
+            }
+        }
+        Matrix { data, stored_cols: cols, first_row: 0, row_step: 1, first_col: 0, rows, cols }
+    }
+
+    /// A matrix of f32 values of our own.
+    pub fn from_f32(values: &[f32], rows: usize, cols: usize) -> Matrix {
+        let data = MatrixData::Plain { kind: ElementType::F32, elements: Bytes::copied(values) };
+        Matrix::new(data, rows, cols)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The rows `first, first + step, …`, `count` of them.
+    pub fn row_slice(&self, first: usize, step: usize, count: usize) -> Matrix {
+        assert!(count == 0 || first + (count - 1) * step < self.rows, "rows {first}+{step}*{count} of {}", self.rows);
+        let first_row = self.first_row + first * self.row_step;
+        Matrix { first_row, row_step: self.row_step * step, rows: count, ..self.clone() }
+    }
+
+    /// The columns `first..first + count`; of MXFP4 whole groups.
+    pub fn col_slice(&self, first: usize, count: usize) -> Matrix {
+        assert!(first + count <= self.cols, "columns {first}..+{count} of {}", self.cols);
+        if matches!(self.data, MatrixData::Mxfp4 { .. }) {
+            assert!(first.is_multiple_of(MXFP4_GROUP) && count.is_multiple_of(MXFP4_GROUP), "whole MXFP4 groups");
+        }
+        Matrix { first_col: self.first_col + first, cols: count, ..self.clone() }
+    }
+
+    /// The bytes that the part occupies as stored, scales included.
+    pub fn stored_bytes(&self) -> usize {
+        let elements = self.rows * self.cols;
+        match &self.data {
+            MatrixData::Plain { kind, .. } => elements * kind.bytes(),
+            MatrixData::Fp8 { .. } => elements + elements.div_ceil(FP8_BLOCK * FP8_BLOCK) * 4,
+            MatrixData::Mxfp4 { .. } => elements / 2 + elements / MXFP4_GROUP,
+        }
+    }
+
+    /// Row `row` as f32, into `out` of `cols` elements: what every kernel takes a weight to be.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {} into {}", self.rows, out.len());
+        let stored_row = self.first_row + row * self.row_step;
+        let start = stored_row * self.stored_cols + self.first_col;
+        match &self.data {
+            MatrixData::Plain { kind, elements } => plain_row(*kind, elements, start, out),
+            MatrixData::Fp8 { codes, scales } => {
+                let codes = &codes.as_slice()[start..start + self.cols];
+                let scale_row = stored_row / FP8_BLOCK * self.stored_cols.div_ceil(FP8_BLOCK);
+                for (i, (value, &code)) in out.iter_mut().zip(codes).enumerate() {
+                    *value = e4m3(code) * scales[scale_row + (self.first_col + i) / FP8_BLOCK];
+                }
+            }
+            MatrixData::Mxfp4 { blocks, scales } => {
+                let blocks = &blocks.as_slice()[start / 2..(start + self.cols) / 2];
+                let scales = &scales.as_slice()[start / MXFP4_GROUP..(start + self.cols) / MXFP4_GROUP];
+                let groups = out.chunks_exact_mut(MXFP4_GROUP).zip(blocks.chunks_exact(MXFP4_GROUP / 2));
+                for ((values, codes), &exponent) in groups.zip(scales) {
+                    let scale = e8m0(exponent);
+                    for (pair, &code) in values.chunks_exact_mut(2).zip(codes) {
+                        pair[0] = E2M1[(code & 15) as usize] * scale;
+                        pair[1] = E2M1[(code >> 4) as usize] * scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The matrix with rows and columns exchanged, in memory of its own: plain elements keep their type, others are
+    /// decoded to f32.
+    pub fn transposed(&self) -> Matrix {
+        match self.plain() {
+            Some(ElementType::F32) => self.transposed_plain::<u32>(ElementType::F32),
+            Some(kind @ (ElementType::F16 | ElementType::Bf16)) => self.transposed_plain::<u16>(kind),
+            None => {
+                let mut values = vec![0.0; self.rows * self.cols];
+                let mut row_values = vec![0.0; self.cols];
+                for row in 0..self.rows {
+                    self.dequantize_row(row, &mut row_values);
+                    for (col, &value) in row_values.iter().enumerate() {
+                        values[col * self.rows + row] = value;
+                    }
+                }
+                Matrix::from_f32(&values, self.cols, self.rows)
+            }
+        }
+    }
+
+    fn transposed_plain<T: crate::buffer::Plain>(&self, kind: ElementType) -> Matrix {
+        const TILE: usize = 32;
+        let (elements, start, stride) = self.plain_elements::<T>();
+        let mut out = vec![T::zeroed(); self.rows * self.cols];
+        for row_tile in (0..self.rows).step_by(TILE) {
+            for col_tile in (0..self.cols).step_by(TILE) {
+                for row in row_tile..(row_tile + TILE).min(self.rows) {
+                    for col in col_tile..(col_tile + TILE).min(self.cols) {
+                        out[col * self.rows + row] = elements[start + row * stride + col];
+                    }
+                }
+            }
+        }
+        let data = MatrixData::Plain { kind, elements: Bytes::copied(&out) };
+        Matrix::new(data, self.cols, self.rows)
+    }
+
+    /// Matrices of equal width below each other, in memory of its own: plain elements of one type keep it, others are
+    /// decoded to f32.
+    pub fn stacked(parts: &[Matrix]) -> Matrix {
+        let cols = parts.first().map_or(0, Matrix::cols);
+        assert!(parts.iter().all(|part| part.cols == cols), "stacked matrices of equal width");
+        let rows = parts.iter().map(Matrix::rows).sum();
+        let kind = parts.first().and_then(Matrix::plain);
+        match kind.filter(|_| parts.iter().all(|part| part.plain() == kind)) {
+            Some(kind) => {
+                let mut bytes = Vec::with_capacity(rows * cols * kind.bytes());
+                for part in parts {
+                    let MatrixData::Plain { elements, .. } = &part.data else { continue };
+                    for row in 0..part.rows {
+                        let stored_row = part.first_row + row * part.row_step;
+                        let start = (stored_row * part.stored_cols + part.first_col) * kind.bytes();
+                        bytes.extend_from_slice(&elements.as_slice()[start..start + cols * kind.bytes()]);
+                    }
+                }
+                Matrix::new(MatrixData::Plain { kind, elements: Bytes::copied(&bytes) }, rows, cols)
+            }
+            None => {
+                let mut values = vec![0.0; rows * cols];
+                let all_rows = parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part, row)));
+                for ((part, row), out) in all_rows.zip(values.chunks_exact_mut(cols)) {
+                    part.dequantize_row(row, out);
+                }
+                Matrix::from_f32(&values, rows, cols)
+            }
+        }
+    }
+
+    /// The plain element type, if the matrix can be read without decoding.
+    pub(crate) fn plain(&self) -> Option<ElementType> {
+        match &self.data {
+            MatrixData::Plain { kind, .. } => Some(*kind),
+            _ => None,
+        }
+    }
+
+    /// The stored elements of a plain matrix with the index of the first element of row 0 and the distance of rows.
+    pub(crate) fn plain_elements<T: crate::buffer::Plain>(&self) -> (&[T], usize, usize) {
+        let MatrixData::Plain { elements, .. } = &self.data else { panic!("not a plain matrix") };
+        // Alignment and size were checked in `new`.
+        let elements = elements.as_elements::<T>().expect("aligned elements");
+        let stride = self.row_step * self.stored_cols;
+        (elements, self.first_row * self.stored_cols + self.first_col, stride)
+    }
+}
+
+fn plain_row(kind: ElementType, elements: &Bytes, start: usize, out: &mut [f32]) {
+    let bytes = &elements.as_slice()[start * kind.bytes()..(start + out.len()) * kind.bytes()];
+    match kind {
+        ElementType::F32 => {
+            for (value, raw) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]);
+            }
+        }
+        ElementType::F16 => {
+            for (value, raw) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = half::f16::from_le_bytes([raw[0], raw[1]]).to_f32();
+            }
+        }
+        ElementType::Bf16 => {
+            for (value, raw) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = half::bf16::from_le_bytes([raw[0], raw[1]]).to_f32();
+            }
+        }
+    }
+}
+
+/// The E2M1 values by code (OCP Microscaling Formats v1.0, table 5).
+pub const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// 2^(exponent - 127); 255 is NaN (OCP Microscaling Formats v1.0, 5.4.1).
+pub fn e8m0(exponent: u8) -> f32 {
+    match exponent {
+        0 => f32::from_bits(0x0040_0000), // 2^-127, a subnormal
+        255 => f32::NAN,
+        e => f32::from_bits((e as u32) << 23),
+    }
+}
+
+/// The value of an E4M3 code without infinities (OCP 8-bit Floating Point Specification, table 1).
+pub fn e4m3(code: u8) -> f32 {
+    E4M3_TABLE[code as usize]
+}
+
+static E4M3_TABLE: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        table[code] = e4m3_value(code as u8);
+        code += 1;
+    }
+    table
+};
+
+const fn e4m3_value(code: u8) -> f32 {
+    let sign = (code as u32 >> 7) << 31;
+    let exponent = (code as u32 >> 3) & 15;
+    let mantissa = code as u32 & 7;
+    if exponent == 15 && mantissa == 7 {
+        return f32::NAN;
+    }
+    if exponent == 0 {
+        let magnitude = mantissa as f32 / 512.0;
+        return if sign != 0 { -magnitude } else { magnitude };
+    }
+    f32::from_bits(sign | (exponent + 120) << 23 | mantissa << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e4m3_has_the_published_landmarks() {
+        assert_eq!(e4m3(0x7e), 448.0); // largest
+        assert_eq!(e4m3(0x08), 2f32.powi(-6)); // smallest normal
+        assert_eq!(e4m3(0x01), 2f32.powi(-9)); // smallest subnormal
+        assert_eq!(e4m3(0x38), 1.0);
+        assert_eq!(e4m3(0xb8), -1.0);
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+        assert_eq!(e4m3(0x80).to_bits(), (-0.0f32).to_bits());
+    }
+
+    #[test]
+    fn e8m0_has_the_published_landmarks() {
+        assert_eq!(e8m0(127), 1.0);
+        assert_eq!(e8m0(0), 2f32.powi(-127));
+        assert_eq!(e8m0(254), 2f32.powi(127));
+        assert!(e8m0(255).is_nan());
+    }
+
+    #[test]
+    fn slices_of_slices_read_the_right_elements() {
+        let values: Vec<f32> = (0..12 * 10).map(|i| i as f32).collect();
+        let whole = Matrix::from_f32(&values, 12, 10);
+        let part = whole.row_slice(1, 2, 5).row_slice(1, 2, 2).col_slice(3, 6).col_slice(1, 4);
+        let mut row = [0.0; 4];
+        part.dequantize_row(1, &mut row);
+        assert_eq!(row, [74.0, 75.0, 76.0, 77.0]); // row 1 + 2*(1 + 2*1) = 7, columns 4..8
+    }
+}

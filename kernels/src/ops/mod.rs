@@ -1,0 +1,37 @@
+//! The operations, as callers see them: each checks its shapes and queues itself on a stream.
+
+mod attention;
+mod elementwise;
+mod embed;
+mod experts;
+mod gate;
+mod linear;
+mod norm;
+mod rope;
+
+pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS, attention, kv_write};
+pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
+pub use embed::embed;
+pub use experts::{
+    ExpertPiece, ExpertsArgs, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts, partial_sums, unit_length,
+};
+pub use gate::{Gate, GateOutput, Groups, GroupScore, Score, select};
+pub use linear::{linear, linear_heads};
+pub use norm::rms_norm;
+pub use rope::{RopeStyle, rope};
+
+pub use crate::cpu::gate::MAX_GROUPS;
+
+/// How many parts an operation of `work` elementary steps is worth: one for what is done before a thread wakes.
+fn parts_for(threads: usize, items: usize, work: usize) -> usize {
+    const WORK_PER_PART: usize = 32 * 1024;
+    if threads <= 1 || work < 2 * WORK_PER_PART {
+        return items.min(1);
+    }
+    items.min((work / WORK_PER_PART).clamp(1, threads * 4))
+}
+
+/// The `part`-th of `parts` even runs of `items`.
+fn run_of(items: usize, parts: usize, part: usize) -> std::ops::Range<usize> {
+    items * part / parts..items * (part + 1) / parts
+}

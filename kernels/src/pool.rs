@@ -1,0 +1,243 @@
+//! The CPU's own threads: started once, they split an operation into parts and meet again at its end.
+//!
+//! A part is claimed from an atomic counter, so that an uneven split evens out. Between operations a thread spins for a
+//! short time and then sleeps; the caller works along. Small operations should ask for one part: that runs on the
+//! caller and wakes nobody.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long an idle thread spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(30);
+/// How often the caller looks for the last worker before it offers its core to others.
+const SPINS_BEFORE_YIELD: u32 = 2_000;
+
+/// A pool of threads; `threads` includes the one that calls `run`.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// One operation at a time.
+    turn: Mutex<()>,
+}
+
+/// The operation at hand.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    parts: usize,
+}
+
+struct Shared {
+    /// Written by `run` while no worker is inside a job, read by workers after `epoch` moved.
+    job: std::cell::UnsafeCell<Option<Job>>,
+    /// Counts jobs; workers wait for it to move.
+    epoch: AtomicUsize,
+    /// The next part to claim.
+    next: AtomicUsize,
+    /// Workers still inside the job.
+    busy: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    sleepers: Mutex<usize>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is only written between jobs (busy == 0, under `turn`) and only read inside one, ordered by `epoch`.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointer inside `job` is used only while `run` keeps the closure alive.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// Starts `threads - 1` workers; with `pin`, thread i is bound to the i-th core this process may use.
+    pub fn new(threads: usize, pin: bool) -> Pool {
+        assert!(threads >= 1, "a pool needs a thread");
+        let shared = Arc::new(Shared {
+            job: std::cell::UnsafeCell::new(None),
+            epoch: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: Mutex::new(0),
+            wake: Condvar::new(),
+        });
+        if pin {
+            bind_to_core(0);
+        }
+        let workers = (1..threads)
+            .map(|index| {
+                let shared = shared.clone();
+                std::thread::Builder::new()
+                    .name(format!("kernel-{index}"))
+                    .spawn(move || {
+                        if pin {
+                            bind_to_core(index);
+                        }
+                        shared.work();
+                    })
+                    // Failing to start a thread at start-up leaves nothing to go on with.
+                    .unwrap_or_else(|error| panic!("cannot start a kernel thread: {error}"))
+            })
+            .collect();
+        Pool { shared, workers, turn: Mutex::new(()) }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(part)` once for every part below `parts`, on all threads, and returns when all are done.
+    pub fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+        if parts <= 1 || self.workers.is_empty() {
+            (0..parts).for_each(task);
+            return;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // SAFETY: only the lifetime is erased; `run` does not return before every worker has left the job.
+        let task: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
+        let job = Job { task, parts };
+        // SAFETY: no worker is inside a job here (busy was 0 when the last run returned), and `turn` is held.
+        unsafe { *self.shared.job.get() = Some(job) };
+        self.shared.next.store(0, Ordering::Relaxed);
+        self.shared.busy.store(self.workers.len(), Ordering::Relaxed);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        if *self.shared.lock_sleepers() > 0 {
+            self.shared.wake.notify_all();
+        }
+        self.shared.take_parts(job);
+        let mut spins = 0u32;
+        while self.shared.busy.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        if self.shared.panicked.swap(false, Ordering::Relaxed) {
+            panic!("a kernel thread panicked; its message is above");
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        drop(self.shared.lock_sleepers());
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock_sleepers(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.sleepers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn work(&self) {
+        let mut seen = 0;
+        loop {
+            seen = self.wait_beyond(seen);
+            if self.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            // SAFETY: the epoch moved, so `job` was written before and stays until `busy` is 0.
+            if let Some(job) = unsafe { *self.job.get() } {
+                self.take_parts(job);
+            }
+            self.busy.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    fn take_parts(&self, job: Job) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let part = self.next.fetch_add(1, Ordering::Relaxed);
+                if part >= job.parts {
+                    break;
+                }
+                // SAFETY: `run` keeps the closure alive until all threads have left the job.
+                unsafe { (*job.task)(part) };
+            }
+        }));
+        if result.is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Spins for a while, then sleeps, until the epoch differs from `seen`; returns it.
+    fn wait_beyond(&self, seen: usize) -> usize {
+        let start = Instant::now();
+        loop {
+            for _ in 0..64 {
+                let epoch = self.epoch.load(Ordering::SeqCst);
+                if epoch != seen {
+                    return epoch;
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() > SPIN {
+                break;
+            }
+        }
+        let mut sleepers = self.lock_sleepers();
+        *sleepers += 1;
+        while self.epoch.load(Ordering::SeqCst) == seen {
+            sleepers = self.wake.wait(sleepers).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        *sleepers -= 1;
+        self.epoch.load(Ordering::SeqCst)
+    }
+}
+
+/// Binds the calling thread to the `index`-th core that this process may use (modulo their number).
+fn bind_to_core(index: usize) {
+    // SAFETY: cpu_set_t is plain data, and both calls get its true size.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut allowed) != 0 {
+            return;
+        }
+        let cores: Vec<usize> =
+            (0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &allowed)).collect();
+        let Some(&core) = cores.get(index % cores.len().max(1)) else { return };
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut one);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_runs_once() {
+        let pool = Pool::new(3, false);
+        for round in 0..200 {
+            let parts = round % 17;
+            let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(parts, &|part| {
+                counts[part].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
+            if round % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(1)); // let the workers fall asleep
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2, false);
+        let run = |bad: usize| {
+            catch_unwind(AssertUnwindSafe(|| {
+                pool.run(8, &|part| assert!(part != bad, "part {bad} fails on purpose"));
+            }))
+        };
+        assert!(run(5).is_err());
+        assert!(run(99).is_ok());
+    }
+}

@@ -1,0 +1,177 @@
+//! Views of f32 buffers as `[rows, heads, width]`, with strides: what operations take instead of loose lengths.
+
+use crate::buffer::Buffer;
+
+/// Where the elements of a view lie in its buffer; all in elements.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub rows: usize,
+    pub heads: usize,
+    pub width: usize,
+    pub offset: usize,
+    pub row_stride: usize,
+    pub head_stride: usize,
+}
+
+impl Layout {
+    fn new(rows: usize, heads: usize, width: usize) -> Layout {
+        Layout { rows, heads, width, offset: 0, row_stride: heads * width, head_stride: width }
+    }
+
+    fn columns(self, start: usize, width: usize) -> Layout {
+        assert!(start + width <= self.width, "columns {start}..+{width} of {}", self.width);
+        Layout { width, offset: self.offset + start, ..self }
+    }
+
+    fn check(&self, len: usize) {
+        if self.rows == 0 || self.heads == 0 || self.width == 0 {
+            return;
+        }
+        let last = self.offset
+            + (self.rows - 1) * self.row_stride
+            + (self.heads - 1) * self.head_stride
+            + self.width;
+        assert!(last <= len, "a view of {last} elements in a buffer of {len}");
+    }
+
+    #[inline(always)]
+    pub(crate) fn at(&self, row: usize, head: usize) -> usize {
+        self.offset + row * self.row_stride + head * self.head_stride
+    }
+}
+
+/// A view to read.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) at: Layout,
+}
+
+/// A view to write.
+pub struct ViewMut<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) at: Layout,
+}
+
+impl<'a> View<'a> {
+    /// `[rows, width]` from the front of a buffer.
+    pub fn rows(buffer: &'a Buffer<f32>, rows: usize, width: usize) -> View<'a> {
+        View::heads(buffer, rows, 1, width)
+    }
+
+    /// `[rows, heads, width]` from the front of a buffer.
+    pub fn heads(buffer: &'a Buffer<f32>, rows: usize, heads: usize, width: usize) -> View<'a> {
+        let at = Layout::new(rows, heads, width);
+        at.check(buffer.len());
+        View { data: buffer.host(), at }
+    }
+
+    /// The columns `start..start + width` of every head.
+    pub fn columns(self, start: usize, width: usize) -> View<'a> {
+        View { data: self.data, at: self.at.columns(start, width) }
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.at
+    }
+
+    #[inline(always)]
+    pub(crate) fn slice(&self, row: usize, head: usize) -> &'a [f32] {
+        let start = self.at.at(row, head);
+        &self.data[start..start + self.at.width]
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    pub fn rows(buffer: &'a mut Buffer<f32>, rows: usize, width: usize) -> ViewMut<'a> {
+        ViewMut::heads(buffer, rows, 1, width)
+    }
+
+    pub fn heads(buffer: &'a mut Buffer<f32>, rows: usize, heads: usize, width: usize) -> ViewMut<'a> {
+        let at = Layout::new(rows, heads, width);
+        at.check(buffer.len());
+        ViewMut { data: buffer.host_mut(), at }
+    }
+
+    pub fn columns(self, start: usize, width: usize) -> ViewMut<'a> {
+        let at = self.at.columns(start, width);
+        ViewMut { data: self.data, at }
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.at
+    }
+
+    /// For kernels whose threads write disjoint parts.
+    pub(crate) fn shared(&mut self) -> SharedRows {
+        SharedRows { pointer: self.data.as_mut_ptr(), at: self.at }
+    }
+}
+
+/// A view that several threads write, each its own (row, head) or columns of it.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedRows {
+    pointer: *mut f32,
+    at: Layout,
+}
+
+// SAFETY: threads write disjoint elements only; `slice` puts that duty on its caller.
+unsafe impl Send for SharedRows {}
+// SAFETY: as above.
+unsafe impl Sync for SharedRows {}
+
+impl SharedRows {
+    /// The columns `start..start+width` of (row, head).
+    ///
+    /// # Safety
+    /// No two threads may hold overlapping slices, and the view's borrow must outlive the use.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, row: usize, head: usize, start: usize, width: usize) -> &mut [f32] {
+        debug_assert!(row < self.at.rows && head < self.at.heads && start + width <= self.at.width);
+        // SAFETY: inside the view, which was checked against its buffer; disjointness is the caller's duty.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(self.at.at(row, head) + start), width) }
+    }
+}
+
+impl SharedRows {
+    /// `span` elements of `row` from the start of `head` on, across heads.
+    ///
+    /// # Safety
+    /// As `slice`, for all the elements of the span that are written.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice_heads(&self, row: usize, head: usize, span: usize) -> &mut [f32] {
+        debug_assert!(head * self.at.head_stride + span <= (self.at.heads - 1) * self.at.head_stride + self.at.width);
+        // SAFETY: inside the view, which was checked against its buffer; disjointness is the caller's duty.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(self.at.at(row, head)), span) }
+    }
+}
+
+/// Elements that several threads write, each its own range.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedSlice<T> {
+    pointer: *mut T,
+    len: usize,
+}
+
+// SAFETY: threads write disjoint ranges only; `range` puts that duty on its caller.
+unsafe impl<T: Send> Send for SharedSlice<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedSlice<T> {}
+
+impl<T> SharedSlice<T> {
+    pub(crate) fn new(slice: &mut [T]) -> SharedSlice<T> {
+        SharedSlice { pointer: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// # Safety
+    /// No two threads may hold overlapping ranges, and the slice's borrow must outlive the use.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.len, "range {start}..+{len} of {}", self.len);
+        // SAFETY: inside the slice; disjointness is the caller's duty.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
+    }
+}

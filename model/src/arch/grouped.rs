@@ -1,0 +1,189 @@
+//! What the architectures share: the trunk's sizes, grouped-query attention, a plain gate, and the last check.
+
+use gaterail_kernels::ElementType;
+use gaterail_kernels::ops::{FRACTION_BITS, Gate, MAX_GROUPS, Mask, RopeStyle, Score};
+
+use crate::arch::Names;
+use crate::config::{ConfigError, Fields, Quantization, Rope};
+use crate::spec::{AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse};
+
+/// More layers than any model has.
+const LAYERS_MAX: usize = 4096;
+
+/// What an architecture assumes where its configuration is silent.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    pub theta: f64,
+    pub norm_eps: f64,
+    pub context: usize,
+    /// `None`: as many as query heads.
+    pub kv_heads: Option<usize>,
+    /// `None`: hidden / heads.
+    pub head_dim: Option<usize>,
+}
+
+/// The sizes that every architecture reads alike.
+pub(super) struct Trunk {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub context: usize,
+    defaults: Defaults,
+}
+
+impl Trunk {
+    pub fn read(config: &Fields, defaults: Defaults) -> Result<Trunk, ConfigError> {
+        let layers = config.need("num_hidden_layers")?;
+        if layers > LAYERS_MAX {
+            return Err(config.invalid("num_hidden_layers", format!("{layers} is more than {LAYERS_MAX}")));
+        }
+        if let Some(other) = config.text("hidden_act")?.filter(|act| *act != "silu") {
+            return Err(config.invalid("hidden_act", format!("{other:?} is not supported; this version has silu")));
+        }
+        Ok(Trunk {
+            hidden: config.need("hidden_size")?,
+            layers,
+            heads: config.need("num_attention_heads")?,
+            context: config.count_or("max_position_embeddings", defaults.context)?,
+            defaults,
+        })
+    }
+
+    /// Grouped-query attention with RoPE over the whole head, and the rotation it uses.
+    pub fn attention(&self, config: &Fields) -> Result<(GroupedSpec, Rope), ConfigError> {
+        let head_dim = self.head_dim(config)?;
+        let rope = Rope::read(config, head_dim, self.context, self.defaults.theta)?;
+        Ok((self.attention_with(config, head_dim)?, rope))
+    }
+
+    pub fn head_dim(&self, config: &Fields) -> Result<usize, ConfigError> {
+        let head_dim = match config.count("head_dim")?.or(self.defaults.head_dim) {
+            Some(head_dim) => head_dim,
+            None if self.hidden.is_multiple_of(self.heads) => self.hidden / self.heads,
+            None => {
+                let detail = format!("hidden_size {} is no multiple of {} heads", self.hidden, self.heads);
+                return Err(config.invalid("head_dim", detail));
+            }
+        };
+        if head_dim.is_multiple_of(2) { Ok(head_dim) } else { Err(config.invalid("head_dim", "is odd")) }
+    }
+
+    pub fn attention_with(&self, config: &Fields, head_dim: usize) -> Result<GroupedSpec, ConfigError> {
+        let kv_heads = config.count_or("num_key_value_heads", self.defaults.kv_heads.unwrap_or(self.heads))?;
+        if !self.heads.is_multiple_of(kv_heads) {
+            let detail = format!("{} heads are no multiple of {kv_heads}", self.heads);
+            return Err(config.invalid("num_key_value_heads", detail));
+        }
+        Ok(GroupedSpec {
+            heads: self.heads,
+            kv_heads,
+            head_dim,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: QkNorm::None,
+            clip: None,
+            rope: Some(RopeUse { index: 0, style: RopeStyle::Halves }),
+            mask: Mask::Full,
+            sinks: false,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            temperature: None,
+        })
+    }
+
+    /// The whole specification around its layers. `top` is the file's top level, where it differs from `config`.
+    pub fn spec(
+        &self,
+        top: &Fields,
+        config: &Fields,
+        names: Names,
+        ropes: Vec<Rope>,
+        layers: Vec<LayerSpec>,
+    ) -> Result<ModelSpec, ConfigError> {
+        let architecture = top.texts("architectures")?.and_then(|names| names.first().map(|name| name.to_string()));
+        Ok(ModelSpec {
+            architecture: architecture.unwrap_or_default(),
+            vocab: config.need("vocab_size")?,
+            hidden: self.hidden,
+            context: self.context,
+            norm_eps: config.positive_or("rms_norm_eps", self.defaults.norm_eps)? as f32,
+            tied_embeddings: config.flag_or("tie_word_embeddings", top.flag_or("tie_word_embeddings", false)?)?,
+            ropes,
+            layers,
+            names,
+            quantization: Quantization::read(top)?,
+            declared: declared_type(top)?.or(declared_type(config)?),
+            fraction_bits: FRACTION_BITS,
+        })
+    }
+}
+
+/// `dtype`, or `torch_dtype` in the older spelling.
+fn declared_type(config: &Fields) -> Result<Option<ElementType>, ConfigError> {
+    let text = match config.text("dtype")? {
+        Some(text) => Some(text),
+        None => config.text("torch_dtype")?,
+    };
+    match text {
+        None | Some("auto") => Ok(None),
+        Some("float32") => Ok(Some(ElementType::F32)),
+        Some("float16") => Ok(Some(ElementType::F16)),
+        Some("bfloat16") => Ok(Some(ElementType::Bf16)),
+        Some(other) => Err(config.invalid("dtype", format!("{other:?} is none of float32, float16, bfloat16"))),
+    }
+}
+
+/// Softmax over all experts, normalised over the selected where asked.
+pub(super) fn softmax_gate(normalise: bool) -> Gate {
+    Gate { score: Score::Softmax, groups: None, normalise: normalise.then_some(0.0), scale: 1.0 }
+}
+
+/// `(experts, top_k)`, checked against each other.
+pub(super) fn expert_counts(config: &Fields, experts: &[&str], top_k_default: usize) -> Result<(usize, usize), ConfigError> {
+    let count = config.need_any(experts)?;
+    let top_k = config.count_or("num_experts_per_tok", top_k_default)?;
+    if top_k > count {
+        return Err(config.invalid("num_experts_per_tok", format!("{top_k} of {count} experts")));
+    }
+    Ok((count, top_k))
+}
+
+/// `layer_types` as masks, if the configuration lists them.
+pub(super) fn layer_masks(config: &Fields, layers: usize, special: &str, mask: Mask) -> Result<Option<Vec<Mask>>, ConfigError> {
+    let Some(types) = config.texts("layer_types")? else { return Ok(None) };
+    if types.len() != layers {
+        let detail = format!("{} entries for {layers} layers", types.len());
+        return Err(config.invalid("layer_types", detail));
+    }
+    let masks = types.into_iter().map(|kind| match kind {
+        "full_attention" => Ok(Mask::Full),
+        kind if kind == special => Ok(mask),
+        other => Err(config.invalid("layer_types", format!("{other:?} is not supported"))),
+    });
+    masks.collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+impl ModelSpec {
+    /// What no kernel could run, and no single field's limit catches.
+    pub(super) fn check(&self, config: &Fields) -> Result<(), ConfigError> {
+        for layer in &self.layers {
+            if let AttentionSpec::Grouped(attention) = &layer.attention {
+                match attention.mask {
+                    Mask::Sliding { window: 0 } => return Err(config.invalid("sliding_window", "is 0")),
+                    Mask::Chunked { size: 0 } => return Err(config.invalid("attention_chunk_size", "is 0")),
+                    _ => {}
+                }
+            }
+            let MlpSpec::Sparse(sparse) = &layer.mlp else { continue };
+            let Some(groups) = sparse.gate.groups else { continue };
+            if groups.count > MAX_GROUPS || !sparse.experts.is_multiple_of(groups.count) {
+                let detail = format!("{} experts in {} groups (at most {MAX_GROUPS})", sparse.experts, groups.count);
+                return Err(config.invalid("n_group", detail));
+            }
+            if groups.taken > groups.count || groups.taken * (sparse.experts / groups.count) < sparse.top_k {
+                let detail = format!("{} groups do not hold {} experts", groups.taken, sparse.top_k);
+                return Err(config.invalid("topk_group", detail));
+            }
+        }
+        Ok(())
+    }
+}

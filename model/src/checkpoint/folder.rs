@@ -1,0 +1,189 @@
+//! The files of a model folder, their tensors by name, and the index that ties shards together.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use gaterail_kernels::Bytes;
+use serde::Deserialize;
+
+use super::header::{StoredType, TensorEntry, parse_header};
+use super::map::map_file;
+use super::CheckpointError;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Larger index files are refused.
+const INDEX_BYTES_MAX: u64 = 256 << 20;
+const SHARDS_MAX: usize = 4096;
+
+/// An open checkpoint. Opening maps files and reads headers; no tensor is touched.
+pub struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, (usize, TensorEntry)>,
+}
+
+struct MappedFile {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+/// One tensor: its description and its bytes.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    pub path: &'a Path,
+    pub name: &'a str,
+    pub stored: StoredType,
+    pub shape: &'a [usize],
+    pub bytes: Bytes,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards that the index names.
+    pub fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
+        if !folder.is_dir() {
+            let detail = "not a folder".to_string();
+            return Err(CheckpointError::Invalid { path: folder.to_path_buf(), detail });
+        }
+        let index = folder.join(INDEX);
+        let single = folder.join(SINGLE);
+        if index.is_file() {
+            Checkpoint::open_shards(folder, &index)
+        } else if single.is_file() {
+            let mut checkpoint = Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+            checkpoint.add_file(single)?;
+            Ok(checkpoint)
+        } else {
+            let detail = match pickles(folder) {
+                Some(pickle) => format!(
+                    "neither {SINGLE} nor {INDEX}; {pickle} is a pickle, which can run code when read: convert it"
+                ),
+                None => format!("neither {SINGLE} nor {INDEX}"),
+            };
+            Err(CheckpointError::Invalid { path: folder.to_path_buf(), detail })
+        }
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Checkpoint, CheckpointError> {
+        let places = read_index(index)?;
+        let invalid = |detail| CheckpointError::Invalid { path: index.to_path_buf(), detail };
+        let shards: BTreeSet<&str> = places.values().map(String::as_str).collect();
+        if shards.is_empty() || shards.len() > SHARDS_MAX {
+            return Err(invalid(format!("names {} files; 1 to {SHARDS_MAX} are read", shards.len())));
+        }
+        let mut checkpoint = Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+        for shard in shards {
+            if !is_plain_name(shard) {
+                return Err(invalid(format!("{shard:?} points outside the folder")));
+            }
+            let path = folder.join(shard);
+            if !path.is_file() {
+                return Err(invalid(format!("names {shard}, which is missing in the folder")));
+            }
+            checkpoint.add_file(path)?;
+        }
+        checkpoint.check_index(index, &places)?;
+        Ok(checkpoint)
+    }
+
+    fn add_file(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
+        let bytes = map_file(&path)?;
+        let entries = parse_header(bytes.as_slice())
+            .map_err(|detail| CheckpointError::Invalid { path: path.clone(), detail })?;
+        let file = self.files.len();
+        for entry in entries {
+            let tensor = entry.name.clone();
+            if let Some((other, _)) = self.tensors.insert(tensor.clone(), (file, entry)) {
+                let detail = format!("stands in {} too", self.files[other].path.display());
+                return Err(CheckpointError::Tensor { path, tensor, detail });
+            }
+        }
+        self.files.push(MappedFile { path, bytes });
+        Ok(())
+    }
+
+    /// The index and the files must agree on every tensor's place.
+    fn check_index(&self, index: &Path, places: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        let tensor = |name: &str, detail| CheckpointError::Tensor {
+            path: index.to_path_buf(),
+            tensor: name.to_string(),
+            detail,
+        };
+        for (name, file) in places {
+            match self.tensors.get(name) {
+                None => return Err(tensor(name, format!("is not in {file}"))),
+                Some((at, _)) if self.files[*at].path.file_name() != Some(file.as_ref()) => {
+                    let actual = self.files[*at].path.display();
+                    return Err(tensor(name, format!("should be in {file} but is in {actual}")));
+                }
+                Some(_) => {}
+            }
+        }
+        match self.tensors.keys().filter(|name| !places.contains_key(*name)).min() {
+            Some(name) => Err(tensor(name, "is in a shard but not in the index".to_string())),
+            None => Ok(()),
+        }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors' data together.
+    pub fn data_bytes(&self) -> u64 {
+        self.tensors.values().map(|(_, entry)| entry.bytes.len() as u64).sum()
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let (file, entry) = self.tensors.get(name)?;
+        let file = &self.files[*file];
+        Some(Tensor {
+            path: &file.path,
+            name: &entry.name,
+            stored: entry.stored,
+            shape: &entry.shape,
+            bytes: file.bytes.slice(entry.bytes.clone()),
+        })
+    }
+}
+
+/// tensor -> file, as `weight_map` says.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let read = |source| CheckpointError::Read { path: path.to_path_buf(), source };
+    let invalid = |detail| CheckpointError::Invalid { path: path.to_path_buf(), detail };
+    let length = std::fs::metadata(path).map_err(read)?.len();
+    if length > INDEX_BYTES_MAX {
+        return Err(invalid(format!("{length} bytes; an index has at most {INDEX_BYTES_MAX}")));
+    }
+    let text = std::fs::read(path).map_err(read)?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(format!("malformed: {error}")))?;
+    Ok(index.weight_map)
+}
+
+/// A name inside the folder: no separator, no parent.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let first = parts.next();
+    matches!(first, Some(std::path::Component::Normal(part)) if part == name) && !name.contains(['\\', '\0'])
+}
+
+/// A pickled checkpoint in the folder, to say why it is not read.
+fn pickles(folder: &Path) -> Option<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end)))
+        .collect();
+    names.sort();
+    names.into_iter().next()
+}

@@ -1,0 +1,11 @@
+//! A checkpoint folder: `config.json` beside safetensors files, mapped into memory and checked before anything is used.
+
+mod error;
+mod folder;
+mod header;
+#[allow(unsafe_code)]
+mod map;
+
+pub use error::CheckpointError;
+pub use folder::{Checkpoint, Tensor};
+pub use header::{StoredType, TensorEntry, parse_header};

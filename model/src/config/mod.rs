@@ -1,0 +1,9 @@
+//! `config.json`: fields by name with limits, in the older and the newer spelling; RoPE; quantisation.
+
+mod fields;
+mod quantization;
+mod rope;
+
+pub use fields::{ConfigError, Fields};
+pub use quantization::Quantization;
+pub use rope::{Rope, RopeScaling, Yarn};

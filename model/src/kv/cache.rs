@@ -1,0 +1,51 @@
+//! The buffers of the KV cache on one device.
+
+use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_kernels::{Buffer, Device, KernelError};
+
+use super::PagePool;
+use crate::spec::{AttentionSpec, ModelSpec};
+
+/// The caches of one layer.
+pub struct LayerKv {
+    /// `[pages, kv_heads, PAGE_POSITIONS, key_width]`
+    pub keys: Buffer<f32>,
+    /// `[pages, kv_heads, PAGE_POSITIONS, value_width]`; latent attention finds its values in the keys.
+    pub values: Option<Buffer<f32>>,
+}
+
+/// All layers' caches and the pages that are free.
+pub struct KvCache {
+    pub pool: PagePool,
+    layers: Vec<LayerKv>,
+}
+
+/// Bytes of one page over all layers.
+pub fn page_bytes(spec: &ModelSpec) -> u64 {
+    (spec.kv_values_per_position() * PAGE_POSITIONS * size_of::<f32>()) as u64
+}
+
+impl KvCache {
+    /// Room for `pages` pages.
+    pub fn new(spec: &ModelSpec, device: &Device, pages: usize) -> Result<KvCache, KernelError> {
+        let rows = pages * PAGE_POSITIONS;
+        let layer = |attention: &AttentionSpec| {
+            Ok(match attention {
+                AttentionSpec::Grouped(grouped) => {
+                    let width = grouped.kv_heads * grouped.head_dim;
+                    let values = Some(Buffer::zeros(device, rows * width)?);
+                    LayerKv { keys: Buffer::zeros(device, rows * width)?, values }
+                }
+                AttentionSpec::Latent(latent) => {
+                    LayerKv { keys: Buffer::zeros(device, rows * latent.stored_dim())?, values: None }
+                }
+            })
+        };
+        let layers = spec.layers.iter().map(|at| layer(&at.attention)).collect::<Result<_, KernelError>>()?;
+        Ok(KvCache { pool: PagePool::new(pages), layers })
+    }
+
+    pub fn layer(&mut self, layer: usize) -> &mut LayerKv {
+        &mut self.layers[layer]
+    }
+}

@@ -1,0 +1,184 @@
+//! The first half of a layer: norm, projections, positions, KV, attention, output projection.
+
+use gaterail_kernels::ops::{self, AttentionArgs, KvView, KvWrite, Mask};
+use gaterail_kernels::{Buffer, Stream, View, ViewMut};
+
+use super::cursor::Cursor;
+use super::lane::Lane;
+use super::workspace::{Inputs, Workspace};
+use crate::kv::LayerKv;
+use crate::spec::{AttentionSpec, GroupedSpec, LatentSpec, QkNorm, RopeUse};
+use crate::weights::{AttentionWeights, Latent, Linear};
+
+/// DeepSeek norms its latents with this epsilon, whatever the configuration says of the others.
+const LATENT_EPS: f32 = 1e-6;
+
+impl Cursor {
+    /// hidden <- hidden + attention(norm(hidden))
+    pub(super) fn attention(&mut self, lane: &mut Lane, layer: usize) {
+        let spec = lane.spec.clone();
+        let weights = lane.weights.clone();
+        let stream = lane.stream().clone();
+        let kv = lane.kv.layer(layer);
+        let (rows, work) = (self.rows, &mut self.work);
+        let at = &weights.layers[layer];
+        let hidden = View::rows(&work.hidden, rows, spec.hidden);
+        let normed = ViewMut::rows(&mut work.normed, rows, spec.hidden);
+        ops::rms_norm(&stream, hidden, Some(&at.input_norm), spec.norm_eps, normed);
+        let call = Call { stream: &stream, rows, hidden: spec.hidden, eps: spec.norm_eps };
+        match (&spec.layers[layer].attention, &at.attention) {
+            (AttentionSpec::Grouped(spec), weights) => call.grouped(spec, weights, work, kv),
+            (AttentionSpec::Latent(spec), AttentionWeights::Latent(weights)) => call.latent(spec, weights, work, kv),
+            (AttentionSpec::Latent(_), _) => panic!("weights of another attention"),
+        }
+        let projected = View::rows(&work.projected, rows, spec.hidden);
+        ops::add(&stream, ViewMut::rows(&mut work.hidden, rows, spec.hidden), projected);
+    }
+}
+
+/// What both kinds of attention share in one layer.
+struct Call<'a> {
+    stream: &'a Stream,
+    rows: usize,
+    hidden: usize,
+    eps: f32,
+}
+
+impl Call<'_> {
+    /// normed -> projected
+    fn grouped(&self, spec: &GroupedSpec, weights: &AttentionWeights, work: &mut Workspace, kv: &mut LayerKv) {
+        let AttentionWeights::Grouped { query, key, value, output, query_norm, key_norm, sinks } = weights else {
+            panic!("weights of another attention");
+        };
+        let (rows, stream) = (self.rows, self.stream);
+        let (heads, kv_heads, dim) = (spec.heads, spec.kv_heads, spec.head_dim);
+        self.linear(&work.normed, self.hidden, query, &mut work.query);
+        self.linear(&work.normed, self.hidden, key, &mut work.key);
+        self.linear(&work.normed, self.hidden, value, &mut work.value);
+        let per_head = spec.qk_norm == QkNorm::PerHead;
+        if matches!(spec.qk_norm, QkNorm::PerHead | QkNorm::AllHeads) {
+            self.norm(&mut work.query, &mut work.query_normed, query_norm.as_ref(), shape(heads, dim, per_head));
+            self.norm(&mut work.key, &mut work.key_normed, key_norm.as_ref(), shape(kv_heads, dim, per_head));
+        }
+        if let Some(limit) = spec.clip {
+            ops::clamp(stream, limit, ViewMut::rows(&mut work.query, rows, heads * dim));
+            ops::clamp(stream, limit, ViewMut::rows(&mut work.key, rows, kv_heads * dim));
+            ops::clamp(stream, limit, ViewMut::rows(&mut work.value, rows, kv_heads * dim));
+        }
+        if let Some(rope) = spec.rope {
+            self.rope(rope, &work.inputs, ViewMut::heads(&mut work.query, rows, heads, dim));
+            self.rope(rope, &work.inputs, ViewMut::heads(&mut work.key, rows, kv_heads, dim));
+        }
+        if spec.qk_norm == QkNorm::AfterRope {
+            self.norm(&mut work.query, &mut work.query_normed, None, (heads, dim));
+            self.norm(&mut work.key, &mut work.key_normed, None, (kv_heads, dim));
+        }
+        if spec.temperature.is_some() {
+            let query = ViewMut::heads(&mut work.query, rows, heads, dim);
+            ops::scale_rows(stream, &work.inputs.temperature, query);
+        }
+        let Some(values) = kv.values.as_mut() else { panic!("a cache of another attention") };
+        self.store(View::heads(&work.key, rows, kv_heads, dim), &work.inputs, (dim, 0), &mut kv.keys);
+        self.store(View::heads(&work.value, rows, kv_heads, dim), &work.inputs, (dim, 0), values);
+        let args = AttentionArgs {
+            q: View::heads(&work.query, rows, heads, dim),
+            kv: KvView { keys: &kv.keys, values: Some(values), kv_heads, key_width: dim, value_width: dim },
+            tables: &work.inputs.tables,
+            table_stride: work.inputs.table_stride,
+            sequences: &work.inputs.sequences,
+            positions: &work.inputs.positions,
+            mask: spec.mask,
+            sinks: sinks.as_ref(),
+            scale: spec.scale,
+        };
+        ops::attention(stream, &args, ViewMut::heads(&mut work.attended, rows, heads, dim));
+        self.linear(&work.attended, heads * dim, output, &mut work.projected);
+    }
+
+    /// normed -> projected, in the absorbed form: queries meet the stored latents directly.
+    fn latent(&self, spec: &LatentSpec, weights: &Latent, work: &mut Workspace, kv: &mut LayerKv) {
+        let (rows, stream, heads) = (self.rows, self.stream, spec.heads);
+        let (rank, nope, rotated, stored) = (spec.kv_rank, spec.nope_dim, spec.rope_dim, spec.stored_dim());
+        self.latent_query(spec, weights, work);
+        let raw = View::heads(&work.attended, rows, heads, spec.query_dim());
+        let absorbed = ViewMut::heads(&mut work.query, rows, heads, stored).columns(0, rank);
+        ops::linear_heads(stream, raw.columns(0, nope), &weights.key_up, absorbed);
+        let turned = ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated);
+        ops::copy_rows(stream, raw.columns(nope, rotated), turned);
+        self.rope(spec.rope, &work.inputs, ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated));
+
+        self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.key);
+        let latent = View::rows(&work.key, rows, stored).columns(0, rank);
+        let normed = ViewMut::rows(&mut work.key_normed, rows, rank);
+        ops::rms_norm(stream, latent, Some(&weights.kv_norm), LATENT_EPS, normed);
+        self.rope(spec.rope, &work.inputs, ViewMut::heads(&mut work.key, rows, 1, stored).columns(rank, rotated));
+        self.store(View::rows(&work.key_normed, rows, rank), &work.inputs, (stored, 0), &mut kv.keys);
+        let turned = View::rows(&work.key, rows, stored).columns(rank, rotated);
+        self.store(turned, &work.inputs, (stored, rank), &mut kv.keys);
+
+        let args = AttentionArgs {
+            q: View::heads(&work.query, rows, heads, stored),
+            kv: KvView { keys: &kv.keys, values: None, kv_heads: 1, key_width: stored, value_width: rank },
+            tables: &work.inputs.tables,
+            table_stride: work.inputs.table_stride,
+            sequences: &work.inputs.sequences,
+            positions: &work.inputs.positions,
+            mask: Mask::Full,
+            sinks: None,
+            scale: spec.scale,
+        };
+        ops::attention(stream, &args, ViewMut::heads(&mut work.latent, rows, heads, rank));
+        let latent = View::heads(&work.latent, rows, heads, rank);
+        let values = ViewMut::heads(&mut work.attended, rows, heads, spec.value_dim);
+        ops::linear_heads(stream, latent, &weights.value_up, values);
+        self.linear(&work.attended, heads * spec.value_dim, &weights.output, &mut work.projected);
+    }
+
+    /// normed -> attended `[T, heads, nope + rope]`, by way of the query's own low rank where it has one.
+    fn latent_query(&self, spec: &LatentSpec, weights: &Latent, work: &mut Workspace) {
+        let (rows, stream) = (self.rows, self.stream);
+        let raw = spec.heads * spec.query_dim();
+        match (&weights.query_a, spec.q_rank) {
+            (Some((down, norm)), Some(rank)) => {
+                self.linear(&work.normed, self.hidden, down, &mut work.latent);
+                let low = View::rows(&work.latent, rows, rank);
+                ops::rms_norm(stream, low, Some(norm), LATENT_EPS, ViewMut::rows(&mut work.query_normed, rows, rank));
+                let low = View::rows(&work.query_normed, rows, rank);
+                ops::linear(stream, low, &weights.query, None, ViewMut::rows(&mut work.attended, rows, raw));
+            }
+            _ => {
+                let x = View::rows(&work.normed, rows, self.hidden);
+                ops::linear(stream, x, &weights.query, None, ViewMut::rows(&mut work.attended, rows, raw));
+            }
+        }
+    }
+
+    fn linear(&self, x: &Buffer<f32>, width: usize, by: &Linear, out: &mut Buffer<f32>) {
+        let out = ViewMut::rows(out, self.rows, by.weight.rows());
+        ops::linear(self.stream, View::rows(x, self.rows, width), &by.weight, by.bias.as_ref(), out);
+    }
+
+    /// Norms `x` by way of `scratch`, which takes its place.
+    fn norm(&self, x: &mut Buffer<f32>, scratch: &mut Buffer<f32>, weight: Option<&Buffer<f32>>, shape: (usize, usize)) {
+        let (heads, width) = shape;
+        let from = View::heads(x, self.rows, heads, width);
+        ops::rms_norm(self.stream, from, weight, self.eps, ViewMut::heads(scratch, self.rows, heads, width));
+        std::mem::swap(x, scratch);
+    }
+
+    fn rope(&self, rope: RopeUse, inputs: &Inputs, x: ViewMut<'_>) {
+        let (cos, sin) = &inputs.angles[rope.index];
+        ops::rope(self.stream, rope.style, cos, sin, x);
+    }
+
+    /// Writes rows into the columns from `place.1` on of cache rows that are `place.0` wide.
+    fn store(&self, from: View<'_>, inputs: &Inputs, place: (usize, usize), cache: &mut Buffer<f32>) {
+        let write = KvWrite { from, slots: &inputs.slots, width: place.0, column: place.1 };
+        ops::kv_write(self.stream, &write, cache);
+    }
+}
+
+/// A norm per head, or over all heads at once.
+fn shape(heads: usize, dim: usize, per_head: bool) -> (usize, usize) {
+    if per_head { (heads, dim) } else { (1, heads * dim) }
+}

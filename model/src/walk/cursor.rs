@@ -1,0 +1,174 @@
+//! How far a batch is on its way through the layers.
+
+use gaterail_kernels::ops::{self, PAGE_POSITIONS};
+use gaterail_kernels::{Buffer, KernelError, Stream, View, ViewMut};
+use gaterail_proto::LayerId;
+
+use super::batch::Batch;
+use super::lane::{Lane, LaneId};
+use super::seam::{ActRows, Routing, StepError};
+use super::workspace::Workspace;
+use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
+use crate::weights::MlpWeights;
+
+/// A batch between two layers. `begin` starts it over with the next batch.
+pub struct Cursor {
+    lane: LaneId,
+    pub(super) work: Workspace,
+    /// The layer that comes next; the number of layers when the logits are there.
+    layer: usize,
+    /// T of the batch.
+    pub(super) rows: usize,
+    /// Rows whose logits are wanted.
+    wanted: usize,
+    done: bool,
+}
+
+impl Cursor {
+    /// A cursor on a lane, with room for `rows_max` rows.
+    pub fn new(id: LaneId, lane: &Lane, rows_max: usize) -> Result<Cursor, KernelError> {
+        let work = Workspace::new(&lane.spec, lane.stream().device(), rows_max)?;
+        Ok(Cursor { lane: id, work, layer: 0, rows: 0, wanted: 0, done: true })
+    }
+
+    /// Bytes of a cursor's buffers.
+    pub fn bytes(spec: &ModelSpec, rows_max: usize, wanted: usize) -> u64 {
+        Workspace::bytes(spec, rows_max, wanted)
+    }
+
+    pub fn lane(&self) -> LaneId {
+        self.lane
+    }
+
+    /// Whether the logits are there.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Puts a batch before the first layer. Panics when it has more rows than the cursor has room for.
+    pub fn begin(&mut self, lane: &Lane, batch: &Batch) -> Result<(), StepError> {
+        let spec = &lane.spec;
+        assert!(batch.rows.len() <= self.work.rows_max, "{} rows in a cursor for {}", batch.rows.len(), self.work.rows_max);
+        if let Some(row) = batch.rows.iter().find(|row| row.token as usize >= spec.vocab) {
+            return Err(StepError::Token { token: row.token, vocab: spec.vocab });
+        }
+        (self.rows, self.wanted, self.layer, self.done) = (batch.rows.len(), batch.logits.len(), 0, false);
+        self.upload(lane, batch)?;
+        let hidden = ViewMut::rows(&mut self.work.hidden, self.rows, spec.hidden);
+        ops::embed(lane.stream(), &self.work.inputs.tokens, &lane.weights.embedding, hidden);
+        Ok(())
+    }
+
+    /// Runs to the next sparse layer's gate, or to the logits. `Some`: `outgoing` is ready to be dispatched.
+    pub fn until_dispatch(&mut self, lane: &mut Lane) -> Result<Option<LayerId>, StepError> {
+        if self.done {
+            return Ok(None);
+        }
+        while self.layer < lane.spec.layers.len() {
+            self.attention(lane, self.layer);
+            self.post_norm(lane, self.layer);
+            match &lane.spec.layers[self.layer].mlp {
+                MlpSpec::Dense { .. } => self.dense(lane, self.layer),
+                MlpSpec::Sparse(_) => {
+                    self.gate(lane, self.layer);
+                    return Ok(Some(LayerId(self.layer as u32)));
+                }
+            }
+            self.layer += 1;
+        }
+        self.head(lane)?;
+        self.done = true;
+        Ok(None)
+    }
+
+    /// The rows and routing of the layer that `until_dispatch` returned.
+    pub fn outgoing(&self, lane: &Lane) -> (ActRows<'_>, Routing<'_>) {
+        let rows = ActRows { x: &self.work.normed, rows: self.rows, width: lane.spec.hidden };
+        let top_k = lane.spec.layers[self.layer].mlp.sparse().map_or(0, |sparse| sparse.top_k);
+        (rows, Routing { ids: &self.work.ids, weights: &self.work.weights, top_k })
+    }
+
+    /// What the lane does while the rows are with their experts: the shared expert.
+    pub fn while_away(&mut self, lane: &Lane) {
+        if let MlpWeights::Sparse(weights) = &lane.weights.layers[self.layer].mlp {
+            self.shared_expert(lane, weights);
+        }
+    }
+
+    /// Where `combine` writes `[T, H]`.
+    pub fn combined(&mut self) -> &mut Buffer<f32> {
+        &mut self.work.combined
+    }
+
+    /// Adds what came home; the layer is done.
+    pub fn after_combine(&mut self, lane: &Lane) {
+        if let MlpWeights::Sparse(weights) = &lane.weights.layers[self.layer].mlp {
+            self.add_combined(lane, weights);
+        }
+        self.layer += 1;
+    }
+
+    /// The logits `[wanted, V]`, in the order of `Batch::logits`.
+    pub fn logits(&self, stream: &Stream, vocab: usize) -> Result<Vec<f32>, StepError> {
+        assert!(self.done, "logits before the end of the walk");
+        let mut logits = vec![0.0; self.wanted * vocab];
+        stream.download(&self.work.logits, 0, &mut logits)?;
+        Ok(logits)
+    }
+
+    fn upload(&mut self, lane: &Lane, batch: &Batch) -> Result<(), StepError> {
+        let (spec, stream, inputs) = (&lane.spec, lane.stream(), &mut self.work.inputs);
+        let column = |of: fn(&super::Row) -> u32| batch.rows.iter().map(of).collect::<Vec<u32>>();
+        stream.upload(&column(|row| row.token), &mut inputs.tokens)?;
+        stream.upload(&column(|row| row.position), &mut inputs.positions)?;
+        stream.upload(&column(|row| row.sequence), &mut inputs.sequences)?;
+        let slot = |row: &super::Row| {
+            let page = batch.tables[row.sequence as usize][row.position as usize / PAGE_POSITIONS];
+            page * PAGE_POSITIONS as u32 + row.position % PAGE_POSITIONS as u32
+        };
+        stream.upload(&batch.rows.iter().map(slot).collect::<Vec<_>>(), &mut inputs.slots)?;
+        stream.upload(&batch.logits, &mut inputs.wanted)?;
+        inputs.table_stride = batch.tables.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let mut tables = vec![0; batch.tables.len() * inputs.table_stride];
+        for (row, table) in tables.chunks_exact_mut(inputs.table_stride).zip(&batch.tables) {
+            row[..table.len()].copy_from_slice(table);
+        }
+        if inputs.tables.len() < tables.len() {
+            inputs.tables = Buffer::zeros(stream.device(), tables.len().next_power_of_two())?;
+        }
+        stream.upload(&tables, &mut inputs.tables)?;
+        for (rope, (cos_to, sin_to)) in spec.ropes.iter().zip(&mut inputs.angles) {
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            batch.rows.iter().for_each(|row| rope.angles(row.position, &mut cos, &mut sin));
+            stream.upload(&cos, cos_to)?;
+            stream.upload(&sin, sin_to)?;
+        }
+        let temperature = spec.layers.iter().find_map(|layer| match &layer.attention {
+            AttentionSpec::Grouped(grouped) => grouped.temperature,
+            AttentionSpec::Latent(_) => None,
+        });
+        if let Some(temperature) = temperature {
+            let scales: Vec<f32> = batch.rows.iter().map(|row| temperature.at(row.position)).collect();
+            stream.upload(&scales, &mut inputs.temperature)?;
+        }
+        Ok(())
+    }
+
+    /// Final norm and head for the wanted rows.
+    fn head(&mut self, lane: &Lane) -> Result<(), StepError> {
+        let (spec, stream, work) = (&lane.spec, lane.stream(), &mut self.work);
+        if work.logits.len() < self.wanted * spec.vocab {
+            work.logits = Buffer::zeros(stream.device(), self.wanted * spec.vocab)?;
+        }
+        let hidden = View::rows(&work.hidden, self.rows, spec.hidden);
+        let gathered = ViewMut::rows(&mut work.normed, self.wanted, spec.hidden);
+        ops::gather_rows(stream, hidden, &work.inputs.wanted, gathered);
+        let gathered = View::rows(&work.normed, self.wanted, spec.hidden);
+        let last = ViewMut::rows(&mut work.last, self.wanted, spec.hidden);
+        ops::rms_norm(stream, gathered, Some(&lane.weights.norm), spec.norm_eps, last);
+        let last = View::rows(&work.last, self.wanted, spec.hidden);
+        let logits = ViewMut::rows(&mut work.logits, self.wanted, spec.vocab);
+        ops::linear(stream, last, &lane.weights.head, None, logits);
+        Ok(())
+    }
+}

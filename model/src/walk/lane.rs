@@ -1,0 +1,42 @@
+//! A lane: one device with the dense weights and its own KV pages.
+
+use std::sync::Arc;
+
+use gaterail_kernels::{Device, KernelError, Stream};
+
+use crate::kv::KvCache;
+use crate::spec::ModelSpec;
+use crate::weights::TrunkWeights;
+
+/// Index of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneId(pub usize);
+
+/// Where a share of the requests computes everything but their experts.
+pub struct Lane {
+    pub(super) spec: Arc<ModelSpec>,
+    pub(super) weights: Arc<TrunkWeights>,
+    pub(super) kv: KvCache,
+    stream: Stream,
+}
+
+impl Lane {
+    /// A lane on `device` with room for `pages` KV pages.
+    pub fn new(
+        spec: Arc<ModelSpec>,
+        weights: Arc<TrunkWeights>,
+        device: &Device,
+        pages: usize,
+    ) -> Result<Lane, KernelError> {
+        let kv = KvCache::new(&spec, device, pages)?;
+        Ok(Lane { spec, weights, kv, stream: Stream::new(device) })
+    }
+
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub fn kv(&mut self) -> &mut KvCache {
+        &mut self.kv
+    }
+}

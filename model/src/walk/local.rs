@@ -1,0 +1,107 @@
+//! Experts in this process: any number of shards that together hold every expert.
+
+use std::time::Instant;
+
+use gaterail_kernels::ops::{self, ExpertsArgs, PartialSums, partial_sums};
+use gaterail_kernels::{Buffer, Stream, View, ViewMut};
+use gaterail_proto::LayerId;
+use std::sync::Arc;
+
+use super::seam::{ActRows, ExpertLayer, Routing, StepError};
+use crate::spec::ModelSpec;
+use crate::weights::{ExpertShard, unit_length};
+
+/// Computes shard after shard and adds their partial sums, as if each had come over an exchange.
+pub struct LocalExperts {
+    spec: Arc<ModelSpec>,
+    shards: Vec<ExpertShard>,
+    /// Sums that no ticket uses.
+    spare: Vec<PartialSums>,
+}
+
+/// Sums of rows that are computed and not yet fetched.
+#[must_use]
+pub struct LocalTicket {
+    rows: usize,
+    sums: PartialSums,
+}
+
+impl LocalExperts {
+    pub fn new(spec: Arc<ModelSpec>, shards: Vec<ExpertShard>) -> LocalExperts {
+        LocalExperts { spec, shards, spare: Vec::new() }
+    }
+
+    /// Zero sums for `rows` rows, recycled where possible.
+    fn sums(&mut self, rows: usize, stream: &Stream) -> Result<PartialSums, StepError> {
+        let width = self.spec.hidden;
+        let mut sums = match self.spare.iter().position(|sums| sums.fits(rows, width)) {
+            Some(index) => self.spare.swap_remove(index),
+            None => PartialSums::new(stream.device(), rows, width)?,
+        };
+        sums.reset(stream, rows);
+        Ok(sums)
+    }
+
+    fn compute(
+        &self,
+        shard: &ExpertShard,
+        layer: LayerId,
+        rows: &ActRows<'_>,
+        routing: &Routing<'_>,
+        stream: &Stream,
+        sums: &mut PartialSums,
+    ) {
+        let at = &self.spec.layers[layer.0 as usize];
+        let sparse = at.mlp.sparse().unwrap_or_else(|| panic!("layer {} has no experts", layer.0));
+        let args = ExpertsArgs {
+            x: View::rows(rows.x, rows.rows, rows.width),
+            ids: routing.ids,
+            weights: routing.weights,
+            top_k: routing.top_k,
+            pieces: shard.pieces(layer),
+            activation: sparse.activation,
+            weight_on: sparse.weight_on,
+            unit: unit_length(&self.spec),
+            fraction_bits: self.spec.fraction_bits,
+        };
+        ops::experts(stream, &args, sums);
+    }
+}
+
+impl ExpertLayer for LocalExperts {
+    type Ticket = LocalTicket;
+
+    fn dispatch(
+        &mut self,
+        layer: LayerId,
+        rows: &ActRows<'_>,
+        routing: &Routing<'_>,
+        stream: &Stream,
+    ) -> Result<LocalTicket, StepError> {
+        let mut total = self.sums(rows.rows, stream)?;
+        match self.shards.as_slice() {
+            [only] => self.compute(only, layer, rows, routing, stream, &mut total),
+            _ => {
+                let mut partial = self.sums(rows.rows, stream)?;
+                for shard in &self.shards {
+                    partial.reset(stream, rows.rows);
+                    self.compute(shard, layer, rows, routing, stream, &mut partial);
+                    partial_sums::add(stream, &partial, &mut total);
+                }
+                self.spare.push(partial);
+            }
+        }
+        Ok(LocalTicket { rows: rows.rows, sums: total })
+    }
+
+    fn combine(&mut self, ticket: LocalTicket, out: &mut Buffer<f32>, stream: &Stream) -> Result<(), StepError> {
+        let out = ViewMut::rows(out, ticket.rows, self.spec.hidden);
+        partial_sums::finish(stream, &ticket.sums, self.spec.fraction_bits, out);
+        self.spare.push(ticket.sums);
+        Ok(())
+    }
+
+    fn finish(&mut self, _deadline: Instant) -> Result<(), StepError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! The walk over the layers: what is asked (`batch`), where it runs (`lane`), how far it is (`cursor`), and the seam at
+//! which rows leave for their experts (`seam`).
+
+mod attention;
+mod batch;
+mod cursor;
+mod lane;
+mod local;
+mod mlp;
+mod runner;
+mod seam;
+mod workspace;
+
+pub use batch::{Batch, Row};
+pub use cursor::Cursor;
+pub use lane::{Lane, LaneId};
+pub use local::LocalExperts;
+pub use runner::{Runner, RunnerOptions};
+pub use seam::{ActRows, ExpertLayer, Routing, StepError, walk};

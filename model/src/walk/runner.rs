@@ -1,0 +1,113 @@
+//! A model in one process: one lane, local experts, one cursor. What `generate` and the tests drive.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gaterail_kernels::Device;
+use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_proto::ShardSpec;
+
+use super::batch::Batch;
+use super::cursor::Cursor;
+use super::lane::{Lane, LaneId};
+use super::local::LocalExperts;
+use super::seam::{StepError, walk};
+use crate::checkpoint::Checkpoint;
+use crate::error::ModelError;
+use crate::kv::{NoPages, PageTable};
+use crate::spec::ModelSpec;
+use crate::weights::{Loader, Loading, TrunkWeights, check_tensors, inventory, load_shard};
+
+/// A local step has no peer to wait for.
+const STEP_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// How much a runner makes room for.
+#[derive(Clone, Debug)]
+pub struct RunnerOptions {
+    /// Rows of one step.
+    pub rows_max: usize,
+    /// Positions of KV over all sequences.
+    pub positions: usize,
+    /// The shards that together hold all experts; empty: one that holds all.
+    pub shards: Vec<ShardSpec>,
+}
+
+/// A loaded model.
+pub struct Runner {
+    spec: Arc<ModelSpec>,
+    lanes: Vec<Lane>,
+    cursor: Cursor,
+    experts: LocalExperts,
+}
+
+impl Runner {
+    /// Checks and loads a model folder. `loading` is told of bytes as they are read.
+    pub fn load(
+        folder: &Path,
+        device: &Device,
+        options: &RunnerOptions,
+        loading: Loading<'_>,
+    ) -> Result<Runner, ModelError> {
+        let spec = crate::arch::read_spec(&folder.join("config.json"))?;
+        let checkpoint = Checkpoint::open(folder)?;
+        Runner::from_checkpoint(spec, &checkpoint, device, options, loading)
+    }
+
+    /// Checks and loads an open checkpoint.
+    pub fn from_checkpoint(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        options: &RunnerOptions,
+        loading: Loading<'_>,
+    ) -> Result<Runner, ModelError> {
+        check_tensors(&spec, checkpoint)?;
+        let spec = Arc::new(spec);
+        let mut loader = Loader::new(&spec, checkpoint, device, loading);
+        let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
+        let whole = [ShardSpec::whole(&inventory(&spec, None))];
+        let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };
+        let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
+        let pages = options.positions.div_ceil(PAGE_POSITIONS);
+        let lane = Lane::new(spec.clone(), trunk, device, pages)?;
+        let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
+        let experts = LocalExperts::new(spec.clone(), shards);
+        Ok(Runner { spec, lanes: vec![lane], cursor, experts })
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Gives a sequence pages for `positions` positions.
+    pub fn grow(&mut self, table: &mut PageTable, positions: usize) -> Result<(), NoPages> {
+        self.lanes[0].kv().pool.grow(table, positions)
+    }
+
+    pub fn release(&mut self, table: PageTable) {
+        self.lanes[0].kv().pool.release(table);
+    }
+
+    /// One step; the logits `[wanted, V]`.
+    pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
+        self.cursor.begin(&self.lanes[0], batch)?;
+        let deadline = Instant::now() + STEP_DEADLINE;
+        walk(&mut self.lanes, std::slice::from_mut(&mut self.cursor), &mut self.experts, deadline)?;
+        self.cursor.logits(self.lanes[0].stream(), self.spec.vocab)
+    }
+
+    /// One step whose batches are micro-batches that take turns; the logits of each.
+    pub fn step_in_turns(&mut self, batches: &[Batch]) -> Result<Vec<Vec<f32>>, StepError> {
+        let mut cursors = Vec::new();
+        for batch in batches {
+            let mut cursor = Cursor::new(LaneId(0), &self.lanes[0], batch.rows.len())?;
+            cursor.begin(&self.lanes[0], batch)?;
+            cursors.push(cursor);
+        }
+        let deadline = Instant::now() + STEP_DEADLINE;
+        walk(&mut self.lanes, &mut cursors, &mut self.experts, deadline)?;
+        let stream = self.lanes[0].stream();
+        cursors.iter().map(|cursor| cursor.logits(stream, self.spec.vocab)).collect()
+    }
+}

@@ -1,0 +1,147 @@
+//! The buffers of one cursor: made for a number of rows, used again for every step that fits.
+
+use gaterail_kernels::{Buffer, Device, KernelError};
+
+use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
+
+/// A step's inputs on the device.
+pub(super) struct Inputs {
+    /// `[T]` each
+    pub tokens: Buffer<u32>,
+    pub positions: Buffer<u32>,
+    pub sequences: Buffer<u32>,
+    pub slots: Buffer<u32>,
+    /// `[sequences, table_stride]`
+    pub tables: Buffer<u32>,
+    pub table_stride: usize,
+    /// Rows whose logits are wanted.
+    pub wanted: Buffer<u32>,
+    /// Per rotation: cosines and sines, `[T, rotated / 2]`.
+    pub angles: Vec<(Buffer<f32>, Buffer<f32>)>,
+    /// The temperature of each row, `[T]`.
+    pub temperature: Buffer<f32>,
+}
+
+/// What the layers write, `[T, …]` each.
+pub(super) struct Workspace {
+    pub rows_max: usize,
+    pub inputs: Inputs,
+    pub hidden: Buffer<f32>,
+    pub normed: Buffer<f32>,
+    pub query: Buffer<f32>,
+    pub query_normed: Buffer<f32>,
+    pub key: Buffer<f32>,
+    pub key_normed: Buffer<f32>,
+    pub value: Buffer<f32>,
+    pub attended: Buffer<f32>,
+    /// Latent attention's values before their up-projection, and its low-rank query.
+    pub latent: Buffer<f32>,
+    pub projected: Buffer<f32>,
+    pub gate: Buffer<f32>,
+    pub up: Buffer<f32>,
+    pub router: Buffer<f32>,
+    pub ids: Buffer<u32>,
+    pub weights: Buffer<f32>,
+    pub combined: Buffer<f32>,
+    pub shared: Buffer<f32>,
+    pub shared_logit: Buffer<f32>,
+    /// Final norms and logits of the wanted rows.
+    pub last: Buffer<f32>,
+    pub logits: Buffer<f32>,
+}
+
+/// The widest rows over all layers.
+#[derive(Default)]
+struct Widths {
+    query: usize,
+    key: usize,
+    attended: usize,
+    latent: usize,
+    mlp: usize,
+    experts: usize,
+    top_k: usize,
+}
+
+impl Widths {
+    fn of(spec: &ModelSpec) -> Widths {
+        let mut w = Widths::default();
+        for layer in &spec.layers {
+            match &layer.attention {
+                AttentionSpec::Grouped(a) => {
+                    w.query = w.query.max(a.heads * a.head_dim);
+                    w.key = w.key.max(a.kv_heads * a.head_dim);
+                    w.attended = w.attended.max(a.heads * a.head_dim);
+                }
+                AttentionSpec::Latent(a) => {
+                    w.query = w.query.max(a.heads * a.stored_dim());
+                    w.key = w.key.max(a.stored_dim());
+                    w.attended = w.attended.max(a.heads * a.value_dim.max(a.query_dim()));
+                    w.latent = w.latent.max(a.heads * a.kv_rank).max(a.q_rank.unwrap_or(0));
+                }
+            }
+            match &layer.mlp {
+                MlpSpec::Dense { width, .. } => w.mlp = w.mlp.max(*width),
+                MlpSpec::Sparse(sparse) => {
+                    w.experts = w.experts.max(sparse.experts);
+                    w.top_k = w.top_k.max(sparse.top_k);
+                    w.mlp = w.mlp.max(sparse.shared.map_or(0, |shared| shared.width));
+                }
+            }
+        }
+        w
+    }
+}
+
+impl Workspace {
+    pub fn new(spec: &ModelSpec, device: &Device, rows_max: usize) -> Result<Workspace, KernelError> {
+        let w = Widths::of(spec);
+        let values = |width: usize| Buffer::<f32>::zeros(device, rows_max * width);
+        let numbers = |width: usize| Buffer::<u32>::zeros(device, rows_max * width);
+        let angles = |rope: &crate::config::Rope| {
+            Ok((values(rope.inv_freq.len())?, values(rope.inv_freq.len())?))
+        };
+        let inputs = Inputs {
+            tokens: numbers(1)?,
+            positions: numbers(1)?,
+            sequences: numbers(1)?,
+            slots: numbers(1)?,
+            tables: numbers(1)?,
+            table_stride: 1,
+            wanted: numbers(1)?,
+            angles: spec.ropes.iter().map(angles).collect::<Result<_, KernelError>>()?,
+            temperature: values(1)?,
+        };
+        Ok(Workspace {
+            rows_max,
+            inputs,
+            hidden: values(spec.hidden)?,
+            normed: values(spec.hidden)?,
+            query: values(w.query)?,
+            query_normed: values(w.query)?,
+            key: values(w.key)?,
+            key_normed: values(w.key)?,
+            value: values(w.key)?,
+            attended: values(w.attended)?,
+            latent: values(w.latent)?,
+            projected: values(spec.hidden)?,
+            gate: values(w.mlp)?,
+            up: values(w.mlp)?,
+            router: values(w.experts)?,
+            ids: numbers(w.top_k)?,
+            weights: values(w.top_k)?,
+            combined: values(spec.hidden)?,
+            shared: values(spec.hidden)?,
+            shared_logit: values(1)?,
+            last: values(spec.hidden)?,
+            logits: Buffer::zeros(device, 0)?,
+        })
+    }
+
+    /// Bytes of a workspace for `rows` rows and `wanted` rows of logits.
+    pub fn bytes(spec: &ModelSpec, rows: usize, wanted: usize) -> u64 {
+        let w = Widths::of(spec);
+        let per_row = 6 * spec.hidden + 2 * w.query + 3 * w.key + w.attended + w.latent + 2 * w.mlp;
+        let per_row = per_row + w.experts + 2 * w.top_k + 8;
+        ((rows * per_row + wanted * spec.vocab) * size_of::<f32>()) as u64
+    }
+}

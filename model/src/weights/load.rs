@@ -1,0 +1,239 @@
+//! Checking a checkpoint against the table, and taking tensors out of it by slot.
+
+use std::collections::{HashMap, HashSet};
+
+use gaterail_kernels::{Buffer, Bytes, Device, ElementType, KernelError, Matrix, MatrixData};
+
+use super::expected::{Expected, Form, Slot, expected_tensors};
+use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
+use crate::spec::ModelSpec;
+
+/// Problems that one error lists.
+const PROBLEMS_MAX: usize = 20;
+/// FP8's block edge and MXFP4's group.
+const FP8_BLOCK: usize = 128;
+const MXFP4_GROUP: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// Told of every run of bytes that has been read.
+pub type Loading<'a> = &'a mut dyn FnMut(u64);
+
+/// Finds every missing, extra, wrong-shaped or wrong-typed tensor, before anything is loaded.
+pub fn check_tensors(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let mut problems = Vec::new();
+    let mut used: HashSet<String> = HashSet::new();
+    for expected in expected_tensors(spec) {
+        check_one(checkpoint, &expected, &mut used, &mut problems);
+    }
+    let mut extra: Vec<&str> =
+        checkpoint.names().filter(|name| !used.contains(*name) && !is_ignored(spec, name)).collect();
+    extra.sort_unstable();
+    problems.extend(extra.into_iter().map(|name| format!("{name}: not part of this architecture")));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let count = problems.len();
+    let mut list: Vec<String> = problems.into_iter().take(PROBLEMS_MAX).map(|line| format!("  {line}")).collect();
+    if count > PROBLEMS_MAX {
+        list.push(format!("  … and {} more", count - PROBLEMS_MAX));
+    }
+    Err(CheckpointError::Tensors { path: checkpoint.folder().to_path_buf(), count, list: list.join("\n") })
+}
+
+/// Tensors of parts that are not run: other modalities, layers for multi-token prediction, old buffers, a tied head.
+fn is_ignored(spec: &ModelSpec, name: &str) -> bool {
+    let layers = format!("{}layers.", spec.names.model);
+    let beyond = name
+        .strip_prefix(&layers)
+        .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok())
+        .is_some_and(|layer| layer >= spec.layers.len());
+    beyond
+        || name.ends_with(".rotary_emb.inv_freq")
+        || (spec.tied_embeddings && name == spec.names.head)
+        || spec.names.ignored.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn check_one(checkpoint: &Checkpoint, expected: &Expected, used: &mut HashSet<String>, problems: &mut Vec<String>) {
+    let Expected { name, shape, form, .. } = expected;
+    if *form == Form::Stack && checkpoint.tensor(name).is_none() {
+        let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
+        if checkpoint.tensor(&blocks).is_some() {
+            let [e, inputs, outputs] = [shape[0], shape[1], shape[2]];
+            if inputs % MXFP4_GROUP != 0 {
+                problems.push(format!("{blocks}: {inputs} inputs are no multiple of {MXFP4_GROUP}"));
+            }
+            let groups = inputs / MXFP4_GROUP;
+            check_tensor(checkpoint, &blocks, &[e, outputs, groups, 16], &[StoredType::U8], problems);
+            check_tensor(checkpoint, &scales, &[e, outputs, groups], &[StoredType::U8], problems);
+            used.extend([blocks, scales]);
+            return;
+        }
+    }
+    const PLAIN: [StoredType; 3] = [StoredType::F32, StoredType::F16, StoredType::Bf16];
+    let coded = *form == Form::Matrix;
+    let with_fp8 = [StoredType::F32, StoredType::F16, StoredType::Bf16, StoredType::F8E4m3];
+    check_tensor(checkpoint, name, shape, if coded { &with_fp8 } else { &PLAIN }, problems);
+    if checkpoint.tensor(name).is_some_and(|tensor| tensor.stored == StoredType::F8E4m3) {
+        let scale = scale_name(name);
+        let blocks: Vec<usize> = shape.iter().map(|n| n.div_ceil(FP8_BLOCK)).collect();
+        check_tensor(checkpoint, &scale, &blocks, &[StoredType::F32], problems);
+        used.insert(scale);
+    }
+    used.insert(name.clone());
+}
+
+fn check_tensor(checkpoint: &Checkpoint, name: &str, shape: &[usize], types: &[StoredType], problems: &mut Vec<String>) {
+    let Some(tensor) = checkpoint.tensor(name) else {
+        problems.push(format!("{name}: missing, {shape:?} expected"));
+        return;
+    };
+    let file = tensor.path.file_name().unwrap_or_default().to_string_lossy();
+    if tensor.shape != shape {
+        problems.push(format!("{name} in {file}: shape {:?}, {shape:?} expected", tensor.shape));
+    }
+    if !types.contains(&tensor.stored) {
+        let types: Vec<String> = types.iter().map(StoredType::to_string).collect();
+        problems.push(format!("{name} in {file}: stored as {}, {} expected", tensor.stored, types.join(" or ")));
+    }
+}
+
+/// DeepSeek-V3's name for the scales beside a weight.
+fn scale_name(name: &str) -> String {
+    format!("{name}_scale_inv")
+}
+
+/// Takes tensors out of a checked checkpoint by slot.
+pub struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    table: HashMap<Slot, Expected>,
+    device: &'a Device,
+    loading: Loading<'a>,
+}
+
+impl<'a> Loader<'a> {
+    /// The checkpoint must have passed `check_tensors` with this specification.
+    pub fn new(spec: &ModelSpec, checkpoint: &'a Checkpoint, device: &'a Device, loading: Loading<'a>) -> Loader<'a> {
+        let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
+        Loader { checkpoint, table, device, loading }
+    }
+
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    fn expected(&self, slot: Slot) -> &Expected {
+        self.table.get(&slot).unwrap_or_else(|| panic!("{slot:?} is not part of this model"))
+    }
+
+    /// A tensor that the check has seen, its pages read.
+    fn tensor(&mut self, name: &str) -> Tensor<'a> {
+        let tensor = self.checkpoint.tensor(name).unwrap_or_else(|| panic!("{name} was checked to be there"));
+        read_pages(tensor.bytes.as_slice(), self.loading);
+        tensor
+    }
+
+    /// A vector as f32, or `None` where the model has none.
+    pub fn vector_if(&mut self, slot: Slot) -> Result<Option<Buffer<f32>>, LoadError> {
+        if !self.table.contains_key(&slot) {
+            return Ok(None);
+        }
+        let values = self.values(slot);
+        let mut buffer = Buffer::zeros(self.device, values.len())?;
+        gaterail_kernels::Stream::new(self.device).upload(&values, &mut buffer)?;
+        Ok(Some(buffer))
+    }
+
+    pub fn vector(&mut self, slot: Slot) -> Result<Buffer<f32>, LoadError> {
+        // The table has this slot for every model; `values` names it if not.
+        Ok(self.vector_if(slot)?.unwrap_or_else(|| panic!("{slot:?} is not part of this model")))
+    }
+
+    /// A tensor's values as f32, row-major.
+    pub fn values(&mut self, slot: Slot) -> Vec<f32> {
+        let name = self.expected(slot).name.clone();
+        let tensor = self.tensor(&name);
+        let length: usize = tensor.shape.iter().product();
+        let mut values = vec![0.0; length];
+        plain_matrix(&tensor, 1, length).dequantize_row(0, &mut values);
+        values
+    }
+
+    /// Whether the model has this tensor.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.table.contains_key(&slot)
+    }
+
+    /// A matrix `[rows, cols]` as stored.
+    pub fn matrix(&mut self, slot: Slot) -> Matrix {
+        let name = self.expected(slot).name.clone();
+        let tensor = self.tensor(&name);
+        let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+        if tensor.stored != StoredType::F8E4m3 {
+            return plain_matrix(&tensor, rows, cols);
+        }
+        let scale = self.tensor(&scale_name(&name));
+        let count: usize = scale.shape.iter().product();
+        let mut scales = vec![0.0; count];
+        plain_matrix(&scale, 1, count).dequantize_row(0, &mut scales);
+        Matrix::new(MatrixData::Fp8 { codes: tensor.bytes, scales: scales.into() }, rows, cols)
+    }
+
+    /// The matrix `[out, in]` of one expert of a stack.
+    pub fn stacked(&mut self, slot: Slot, expert: usize) -> Matrix {
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        let (inputs, outputs) = (shape[1], shape[2]);
+        if self.checkpoint.tensor(&name).is_some() {
+            let tensor = self.part_of(&name, expert, shape[0]);
+            return plain_matrix(&tensor, inputs, outputs).transposed();
+        }
+        let blocks = self.part_of(&format!("{name}_blocks"), expert, shape[0]).bytes;
+        let scales = self.part_of(&format!("{name}_scales"), expert, shape[0]).bytes;
+        Matrix::new(MatrixData::Mxfp4 { blocks, scales }, outputs, inputs)
+    }
+
+    /// The values of one expert of a stack of vectors `[E, n]`.
+    pub fn stacked_values(&mut self, slot: Slot, expert: usize) -> Vec<f32> {
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        let tensor = self.part_of(&name, expert, shape[0]);
+        let mut values = vec![0.0; shape[1]];
+        plain_matrix(&tensor, 1, shape[1]).dequantize_row(0, &mut values);
+        values
+    }
+
+    /// The `index`-th of `count` equal parts of a tensor.
+    fn part_of(&mut self, name: &str, index: usize, count: usize) -> Tensor<'a> {
+        let mut tensor = self.checkpoint.tensor(name).unwrap_or_else(|| panic!("{name} was checked to be there"));
+        let size = tensor.bytes.len() / count;
+        tensor.bytes = tensor.bytes.slice(index * size..(index + 1) * size);
+        read_pages(tensor.bytes.as_slice(), self.loading);
+        tensor
+    }
+}
+
+fn plain_matrix(tensor: &Tensor<'_>, rows: usize, cols: usize) -> Matrix {
+    let (kind, elements): (ElementType, Bytes) = match tensor.stored {
+        StoredType::F32 => (ElementType::F32, tensor.bytes.aligned_for::<f32>()),
+        StoredType::F16 => (ElementType::F16, tensor.bytes.aligned_for::<u16>()),
+        StoredType::Bf16 => (ElementType::Bf16, tensor.bytes.aligned_for::<u16>()),
+        other => panic!("{} was checked not to be stored as {other}", tensor.name),
+    };
+    Matrix::new(MatrixData::Plain { kind, elements }, rows, cols)
+}
+
+/// Reads one byte of every page, so that the disk's work happens now, under the progress bar.
+fn read_pages(bytes: &[u8], loading: Loading<'_>) {
+    const PAGE: usize = 4096;
+    const REPORT: usize = 16 << 20;
+    for chunk in bytes.chunks(REPORT) {
+        let sum = chunk.iter().step_by(PAGE).fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        std::hint::black_box(sum);
+        loading(chunk.len() as u64);
+    }
+}

@@ -1,0 +1,11 @@
+//! From a checkpoint and a specification to weights: the table of expected tensors, the check against it, the loaders.
+
+mod expected;
+mod experts;
+mod load;
+mod trunk;
+
+pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
+pub use experts::{ExpertShard, inventory, load_shard, unit_length};
+pub use load::{LoadError, Loader, Loading, check_tensors};
+pub use trunk::{AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights};
