@@ -1,6 +1,8 @@
 //! Shared pieces of the whole-system tests: the fixtures, and ways to run a model over them.
 #![forbid(unsafe_code)]
 
+pub mod cuts;
+
 use std::path::{Path, PathBuf};
 
 use gaterail_kernels::{CpuOptions, Device, Isa};

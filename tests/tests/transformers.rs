@@ -3,8 +3,8 @@
 use gaterail_kernels::Isa;
 use gaterail_tests::{Case, device, expected, fixtures, load, log_softmax, logits_in_chunks};
 
-/// How far a log-probability may be from transformers' in float32.
-const LOG_PROBABILITY_TOLERANCE: f64 = 1e-3;
+/// How far a log-probability may be from transformers' in float32. Its own float32 is within 2e-5 of its float64.
+const LOG_PROBABILITY_TOLERANCE: f64 = 1e-4;
 
 /// The largest difference over a case; also that greedy decoding would take the same tokens.
 fn compare(name: &str, how: &str, case: &Case, logits: &[Vec<f32>]) -> f64 {

@@ -1,0 +1,443 @@
+//! Every operation of every instruction set against its plain twin, bit for bit, on random shapes.
+
+use gaterail_kernels::ops::{self, *};
+use gaterail_kernels::{
+    Buffer, Bytes, CpuOptions, Device, ElementType, Isa, Matrix, MatrixData, Plain, Stream, View, ViewMut, reference,
+};
+
+/// SplitMix64; a failure prints the seed with the case.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    /// Between -1 and 1, with many exponents.
+    fn value(&mut self) -> f32 {
+        let magnitude = 2f32.powi(-(self.below(12) as i32));
+        ((self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0) * magnitude
+    }
+    fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+}
+
+/// One device per available instruction set, with one thread and with three.
+fn streams() -> Vec<Stream> {
+    let isas = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available());
+    isas.flat_map(|isa| [1, 3].map(|threads| Stream::new(&Device::cpu(CpuOptions { threads, pin: false, isa }))))
+        .collect()
+}
+
+fn put<T: Plain>(stream: &Stream, values: &[T]) -> Buffer<T> {
+    let mut buffer = Buffer::zeros(stream.device(), values.len()).expect("memory");
+    stream.upload(values, &mut buffer).expect("a copy");
+    buffer
+}
+
+fn get<T: Plain>(stream: &Stream, buffer: &Buffer<T>) -> Vec<T> {
+    let mut values = vec![T::zeroed(); buffer.len()];
+    stream.download(buffer, 0, &mut values).expect("a copy");
+    values
+}
+
+#[track_caller]
+fn same(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let equal = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
+        assert!(equal, "{what}: element {i} is {got:e}, the reference has {expected:e}");
+    }
+}
+
+/// A matrix in one of the stored forms, and its values.
+fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
+    let plain = |kind, elements| Matrix::new(MatrixData::Plain { kind, elements }, rows, cols);
+    let values = random.values(rows * cols);
+    let matrix = match form {
+        0 => plain(ElementType::F32, Bytes::copied(&values)),
+        1 => {
+            let halves: Vec<u16> = values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
+            plain(ElementType::Bf16, Bytes::copied(&halves))
+        }
+        2 => {
+            let halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+            plain(ElementType::F16, Bytes::copied(&halves))
+        }
+        3 => {
+            let codes: Vec<u8> = (0..rows * cols).map(|_| (random.next() as u8) & 0xbf).collect();
+            let scales = random.values(rows.div_ceil(128) * cols.div_ceil(128));
+            Matrix::new(MatrixData::Fp8 { codes: Bytes::copied(&codes), scales: scales.into() }, rows, cols)
+        }
+        _ => {
+            let blocks: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
+            let scales: Vec<u8> = (0..rows * cols / 32).map(|_| 118 + random.below(10) as u8).collect();
+            let data = MatrixData::Mxfp4 { blocks: Bytes::copied(&blocks), scales: Bytes::copied(&scales) };
+            Matrix::new(data, rows, cols)
+        }
+    };
+    let mut values = vec![0.0; rows * cols];
+    for (row, out) in values.chunks_exact_mut(cols).enumerate() {
+        matrix.dequantize_row(row, out);
+    }
+    (matrix, values)
+}
+
+#[test]
+fn linear_is_the_plain_dot() {
+    for stream in streams() {
+        for seed in 0..60 {
+            let random = &mut Random(seed);
+            let form = seed as usize % 5;
+            let cols = if form == 4 { 32 * (1 + random.below(8)) } else { 1 + random.below(300) };
+            let (rows, tokens) = (1 + random.below(90), 1 + random.below(11));
+            let (matrix, w) = stored(random, form, rows, cols);
+            let (x, bias) = (random.values(tokens * cols), random.values(rows));
+            let bias = (seed % 2 == 0).then_some(bias);
+            let mut out = put(&stream, &vec![0.0; tokens * rows]);
+            let bias_buffer = bias.as_ref().map(|bias| put(&stream, bias));
+            let x_buffer = put(&stream, &x);
+            let to = ViewMut::rows(&mut out, tokens, rows);
+            linear(&stream, View::rows(&x_buffer, tokens, cols), &matrix, bias_buffer.as_ref(), to);
+            let expected: Vec<f32> =
+                x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, bias.as_deref())).collect();
+            same(&format!("linear, seed {seed}, {}", stream.device()), &get(&stream, &out), &expected);
+        }
+    }
+}
+
+#[test]
+fn large_products_are_shared_out_and_stay_the_same() {
+    for stream in streams() {
+        let random = &mut Random(5);
+        let (rows, cols, tokens) = (517, 130, 37);
+        let (matrix, w) = stored(random, 1, rows, cols);
+        let x = random.values(tokens * cols);
+        let mut out = put(&stream, &vec![0.0; tokens * rows]);
+        let x_buffer = put(&stream, &x);
+        linear(&stream, View::rows(&x_buffer, tokens, cols), &matrix, None, ViewMut::rows(&mut out, tokens, rows));
+        let expected: Vec<f32> = x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, None)).collect();
+        same(&stream.device().to_string(), &get(&stream, &out), &expected);
+    }
+}
+
+#[test]
+fn norm_rope_and_activation_are_their_twins() {
+    for stream in streams() {
+        for seed in 0..40 {
+            let random = &mut Random(seed);
+            let (rows, heads, width) = (1 + random.below(5), 1 + random.below(4), 2 * (1 + random.below(40)));
+            let n = rows * heads * width;
+            let (x, weight) = (random.values(n), random.values(width));
+            let weight = (seed % 3 != 0).then_some(weight);
+            let x_buffer = put(&stream, &x);
+            let mut out = put(&stream, &vec![0.0; n]);
+            let weight_buffer = weight.as_ref().map(|weight| put(&stream, weight));
+            let view = View::heads(&x_buffer, rows, heads, width);
+            rms_norm(&stream, view, weight_buffer.as_ref(), 1e-5, ViewMut::heads(&mut out, rows, heads, width));
+            let expected: Vec<f32> =
+                x.chunks_exact(width).flat_map(|x| reference::rms_norm_row(x, weight.as_deref(), 1e-5)).collect();
+            same(&format!("rms_norm, seed {seed}"), &get(&stream, &out), &expected);
+
+            let style = if seed % 2 == 0 { RopeStyle::Halves } else { RopeStyle::Pairs };
+            let (cos, sin) = (random.values(rows * width / 2), random.values(rows * width / 2));
+            let mut turned = put(&stream, &x);
+            let (c, s) = (put(&stream, &cos), put(&stream, &sin));
+            rope(&stream, style, &c, &s, ViewMut::heads(&mut turned, rows, heads, width));
+            let mut expected = x.clone();
+            for (i, head) in expected.chunks_exact_mut(width).enumerate() {
+                let at = i / heads * (width / 2);
+                reference::rope_head(head, style, &cos[at..at + width / 2], &sin[at..at + width / 2]);
+            }
+            same(&format!("rope, seed {seed}"), &get(&stream, &turned), &expected);
+
+            let kind = if seed % 2 == 0 {
+                Activation::SwiGlu
+            } else {
+                Activation::ClampedSwiGlu { alpha: 1.702, limit: 0.25 }
+            };
+            let gate: Vec<f32> = x.iter().map(|x| x * 40.0).collect();
+            let up = random.values(n);
+            let mut gate_buffer = put(&stream, &gate);
+            let up_buffer = put(&stream, &up);
+            let view = ViewMut::rows(&mut gate_buffer, rows, heads * width);
+            activation(&stream, kind, view, View::rows(&up_buffer, rows, heads * width));
+            let expected: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::activate(kind, g, u)).collect();
+            same(&format!("activation, seed {seed}"), &get(&stream, &gate_buffer), &expected);
+        }
+    }
+}
+
+#[test]
+fn gate_is_its_twin() {
+    let scores = [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfSelected, Score::SigmoidOfSelected];
+    for stream in streams() {
+        for seed in 0..200 {
+            let random = &mut Random(seed);
+            let score = scores[seed as usize % 4];
+            let (count, size) = (1 + random.below(4), 2 + random.below(9));
+            let experts = count * size;
+            let groups = (seed % 3 == 0).then(|| Groups {
+                count,
+                taken: 1 + random.below(count),
+                score: if seed % 2 == 0 { GroupScore::Largest } else { GroupScore::TwoLargest },
+            });
+            let top_k = 1 + random.below(groups.map_or(experts, |groups| groups.taken * size));
+            let gate = Gate {
+                score,
+                groups,
+                normalise: [None, Some(0.0), Some(1e-20)][random.below(3)],
+                scale: if seed % 5 == 0 { 2.5 } else { 1.0 },
+            };
+            let rows = 1 + random.below(5);
+            // Few distinct values, so that ties happen.
+            let logits: Vec<f32> = (0..rows * experts).map(|_| random.below(12) as f32 * 0.25 - 1.0).collect();
+            let correction = (seed % 2 == 0).then(|| random.values(experts));
+            let logits_buffer = put(&stream, &logits);
+            let correction_buffer = correction.as_ref().map(|c| put(&stream, c));
+            let mut ids = put(&stream, &vec![0u32; rows * top_k]);
+            let mut weights = put(&stream, &vec![0f32; rows * top_k]);
+            let out = GateOutput { ids: &mut ids, weights: &mut weights, top_k };
+            let view = View::rows(&logits_buffer, rows, experts);
+            select(&stream, &gate, view, correction_buffer.as_ref(), out);
+            let (mut expected_ids, mut expected_weights) = (Vec::new(), Vec::new());
+            for row in logits.chunks_exact(experts) {
+                let (ids, weights) = reference::gate_row(&gate, top_k, row, correction.as_deref());
+                expected_ids.extend(ids);
+                expected_weights.extend(weights);
+            }
+            assert_eq!(get(&stream, &ids), expected_ids, "seed {seed}: {gate:?}");
+            same(&format!("gate, seed {seed}"), &get(&stream, &weights), &expected_weights);
+        }
+    }
+}
+
+#[test]
+fn gate_survives_what_is_not_a_number() {
+    let stream = &streams()[0];
+    let gate = Gate { score: Score::Softmax, groups: None, normalise: Some(0.0), scale: 1.0 };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let logits = put(stream, &[bad; 8]);
+        let (mut ids, mut weights) = (put(stream, &[0u32; 3]), put(stream, &[0f32; 3]));
+        let out = GateOutput { ids: &mut ids, weights: &mut weights, top_k: 3 };
+        select(stream, &gate, View::rows(&logits, 1, 8), None, out);
+        let ids = get(stream, &ids);
+        assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids.iter().all(|&id| id < 8), "{bad}: {ids:?}");
+    }
+}
+
+#[test]
+fn attention_is_its_twin() {
+    for stream in streams() {
+        for seed in 0..30u64 {
+            attention_case(&stream, seed);
+        }
+    }
+}
+
+/// One sequence on scattered pages; rows at several positions.
+fn attention_case(stream: &Stream, seed: u64) {
+    let random = &mut Random(seed);
+    let kv_heads = 1 + random.below(3);
+    let heads = kv_heads * (1 + random.below(11));
+    let latent = seed % 4 == 3;
+    let (key_width, value_width) = match latent {
+        true => (24 + random.below(30), 24),
+        false => (1 + random.below(40), 1 + random.below(40)),
+    };
+    let length = [1usize, 63, 64, 65, 257, 300, 700][random.below(7)];
+    let mask = match random.below(3) {
+        0 => Mask::Full,
+        1 => Mask::Sliding { window: 1 + random.below(300) },
+        _ => Mask::Chunked { size: 1 + random.below(300) },
+    };
+    let pages = length.div_ceil(PAGE_POSITIONS);
+    let table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
+    let page_count = pages * 7 + 11;
+    let cache = |width: usize| vec![f32::NAN; page_count * kv_heads * PAGE_POSITIONS * width];
+    let mut key_cache = put(stream, &cache(key_width));
+    let mut value_cache = put(stream, &cache(value_width));
+    let keys = random.values(length * kv_heads * key_width);
+    let values = random.values(length * kv_heads * value_width);
+    let slots: Vec<u32> = (0..length).map(|p| table[p / 64] * 64 + (p % 64) as u32).collect();
+    let slots = put(stream, &slots);
+    let (key_rows, value_rows) = (put(stream, &keys), put(stream, &values));
+    let from = View::heads(&key_rows, length, kv_heads, key_width);
+    kv_write(stream, &KvWrite { from, slots: &slots, width: key_width, column: 0 }, &mut key_cache);
+    let from = View::heads(&value_rows, length, kv_heads, value_width);
+    kv_write(stream, &KvWrite { from, slots: &slots, width: value_width, column: 0 }, &mut value_cache);
+
+    let positions: Vec<u32> = [0, length / 2, length - 1].map(|p| p as u32).to_vec();
+    let q = random.values(3 * heads * key_width);
+    let sinks = (seed % 3 == 0).then(|| random.values(heads));
+    let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
+    let q_buffer = put(stream, &q);
+    let mut out = put(stream, &vec![0.0; 3 * heads * value_width]);
+    let args = AttentionArgs {
+        q: View::heads(&q_buffer, 3, heads, key_width),
+        kv: KvView {
+            keys: &key_cache,
+            values: (!latent).then_some(&value_cache),
+            kv_heads,
+            key_width,
+            value_width,
+        },
+        tables: &put(stream, &table),
+        table_stride: table.len(),
+        sequences: &put(stream, &[0u32; 3]),
+        positions: &put(stream, &positions),
+        mask,
+        sinks: sinks_buffer.as_ref(),
+        scale: 0.7,
+    };
+    ops::attention(stream, &args, ViewMut::heads(&mut out, 3, heads, value_width));
+
+    let mut expected = Vec::new();
+    for (row, &position) in positions.iter().enumerate() {
+        for head in 0..heads {
+            let kv_head = head / (heads / kv_heads);
+            let column = |all: &[f32], width: usize| -> Vec<Vec<f32>> {
+                let at = |p: usize| (p * kv_heads + kv_head) * width;
+                (0..=position as usize).map(|p| all[at(p)..at(p) + width].to_vec()).collect()
+            };
+            let keys = column(&keys, key_width);
+            let values = match latent {
+                true => keys.iter().map(|key| key[..value_width].to_vec()).collect(),
+                false => column(&values, value_width),
+            };
+            expected.extend(reference::attention_row(&reference::AttendedRow {
+                q: &q[(row * heads + head) * key_width..][..key_width],
+                keys: &keys,
+                values: &values,
+                first: mask.first(position as usize),
+                scale: 0.7,
+                sink: sinks.as_ref().map(|sinks| sinks[head]),
+            }));
+        }
+    }
+    same(&format!("attention, seed {seed}, {mask:?}"), &get(stream, &out), &expected);
+}
+
+#[test]
+fn experts_are_their_twins() {
+    for stream in streams() {
+        for seed in 0..20 {
+            experts_case(&stream, seed);
+        }
+    }
+}
+
+fn experts_case(stream: &Stream, seed: u64) {
+    let random = &mut Random(seed);
+    let (h, f) = (1 + random.below(70), 1 + random.below(300));
+    let (experts, rows) = (1 + random.below(5), 1 + random.below(9));
+    let top_k = 1 + random.below(experts);
+    let biased = seed % 2 == 0;
+    let activation = match seed % 3 {
+        0 => Activation::ClampedSwiGlu { alpha: 1.702, limit: 0.5 },
+        _ => Activation::SwiGlu,
+    };
+    let weight_on = if seed % 5 == 4 { WeightOn::Input } else { WeightOn::Output };
+    let mut x = random.values(rows * h);
+    if seed == 7 {
+        x[0] = f32::NAN;
+    }
+    let mut weights: Vec<ExpertValues> = Vec::new();
+    for _ in 0..experts {
+        let bias = |random: &mut Random, n| biased.then(|| random.values(n));
+        weights.push(ExpertValues {
+            gate: random.values(f * h),
+            up: random.values(f * h),
+            down: random.values(h * f),
+            gate_bias: bias(random, f),
+            up_bias: bias(random, f),
+            down_bias: bias(random, h),
+        });
+    }
+    let mut ids = Vec::new();
+    for _ in 0..rows {
+        let first = random.below(experts);
+        ids.extend((0..top_k).map(|k| ((first + k) % experts) as u32));
+    }
+    let routing = random.values(rows * top_k);
+    let mut pieces = Vec::new();
+    for (expert, w) in weights.iter().enumerate() {
+        for (start, end) in [(0, f.min(128)), (128, f)].into_iter().filter(|(start, end)| start < end) {
+            pieces.push(w.piece(expert as u32, h, f, start..end));
+        }
+    }
+    let (x_buffer, ids_buffer, routing_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &routing));
+    let args = ExpertsArgs {
+        x: View::rows(&x_buffer, rows, h),
+        ids: &ids_buffer,
+        weights: &routing_buffer,
+        top_k,
+        pieces: &pieces,
+        activation,
+        weight_on,
+        unit: unit_length(1),
+        fraction_bits: FRACTION_BITS,
+    };
+    let mut sums = PartialSums::new(stream.device(), rows, h).expect("memory");
+    ops::experts(stream, &args, &mut sums);
+    let mut out = put(stream, &vec![0.0; rows * h]);
+    partial_sums::finish(stream, &sums, FRACTION_BITS, ViewMut::rows(&mut out, rows, h));
+
+    let mut expected = Vec::new();
+    for row in 0..rows {
+        let (mut sums, mut poisoned) = (vec![0i64; h], false);
+        for k in 0..top_k {
+            let w = &weights[ids[row * top_k + k] as usize];
+            let expert = reference::ExpertRow {
+                x: &x[row * h..][..h],
+                weight: routing[row * top_k + k],
+                gate: &w.gate,
+                up: &w.up,
+                down: &w.down,
+                gate_bias: w.gate_bias.as_deref(),
+                up_bias: w.up_bias.as_deref(),
+                down_bias: w.down_bias.as_deref(),
+                activation,
+                weight_on,
+                unit: 128,
+                fraction_bits: 24,
+            };
+            poisoned |= reference::add_expert_row(&expert, &mut sums);
+        }
+        let value = |&sum: &i64| if poisoned { f32::NAN } else { (sum as f64 / 16_777_216.0) as f32 };
+        expected.extend(sums.iter().map(value));
+    }
+    assert!(seed != 7 || expected[0].is_nan(), "the poisoned row of seed 7");
+    same(&format!("experts, seed {seed}"), &get(stream, &out), &expected);
+}
+
+struct ExpertValues {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    down: Vec<f32>,
+    gate_bias: Option<Vec<f32>>,
+    up_bias: Option<Vec<f32>>,
+    down_bias: Option<Vec<f32>>,
+}
+
+impl ExpertValues {
+    fn piece(&self, expert: u32, h: usize, f: usize, run: std::ops::Range<usize>) -> ExpertPiece {
+        let rows = |values: &[f32]| Matrix::from_f32(values, f, h).row_slice(run.start, 1, run.len());
+        let bias = |bias: &Option<Vec<f32>>| bias.as_ref().map(|bias| bias[run.clone()].to_vec());
+        ExpertPiece {
+            expert,
+            gate: rows(&self.gate),
+            up: rows(&self.up),
+            down: Matrix::from_f32(&self.down, h, f).col_slice(run.start, run.len()),
+            gate_bias: bias(&self.gate_bias),
+            up_bias: bias(&self.up_bias),
+            down_bias: self.down_bias.clone().filter(|_| run.start == 0),
+        }
+    }
+}

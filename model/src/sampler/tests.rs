@@ -1,0 +1,178 @@
+//! The sampler against a plain one in f64 that sorts everything, and the statistics of its draws.
+
+use std::time::Instant;
+
+use super::noise::{philox4x32, uniform};
+use super::*;
+
+/// Random logits with the spread of a language model's: a few far above, most in a wide heap, some tied.
+fn logits(len: usize, seed: u32, spread: f32) -> Vec<f32> {
+    let value = |i: u32| {
+        let [a, b, c, _] = philox4x32([i, seed, 0, 1], [9, 9]);
+        let sum = (f64::from(a) + f64::from(b) + f64::from(c)) / f64::from(u32::MAX) - 1.5;
+        // Coarse steps make ties.
+        (sum as f32 * 2.0 * spread * 8.0).round() / 8.0
+    };
+    (0..len as u32).map(value).collect()
+}
+
+/// The specification, written plainly.
+fn plain(logits: &[f32], params: &SamplingParams, step: &Step<'_>) -> (u32, Vec<f64>) {
+    let log_sum = logits.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
+    let logprobs: Vec<f64> = logits.iter().map(|x| f64::from(*x) - log_sum).collect();
+    let mut logits: Vec<f32> = logits.to_vec();
+    for (token, bias) in &params.logit_bias {
+        logits[*token as usize] += bias;
+    }
+    if step.generated < params.min_tokens {
+        for token in step.stop_ids.iter().chain(&params.stop_token_ids) {
+            logits[*token as usize] = f32::NEG_INFINITY;
+        }
+    }
+    for (token, count) in step.counts.iter() {
+        let logit = &mut logits[token as usize];
+        *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+        if count.output > 0 {
+            *logit -= params.frequency_penalty * count.output as f32;
+            *logit -= params.presence_penalty;
+        }
+    }
+    let mut sorted: Vec<(u32, f64)> = logits.iter().enumerate().map(|(i, x)| (i as u32, f64::from(*x))).collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+    if params.temperature == 0.0 {
+        return (sorted[0].0, logprobs);
+    }
+    let top = sorted[0].1;
+    sorted.iter_mut().for_each(|(_, x)| *x = ((*x - top) / f64::from(params.temperature)).exp());
+    sorted.retain(|(_, weight)| *weight >= f64::from(params.min_p));
+    if params.top_k > 0 {
+        sorted.truncate(params.top_k as usize);
+    }
+    let total: f64 = sorted.iter().map(|(_, weight)| weight).sum();
+    let mut before = 0.0;
+    sorted.retain(|(_, weight)| {
+        before += weight;
+        params.top_p >= 1.0 || before - weight < f64::from(params.top_p) * total
+    });
+    if params.top_p >= 1.0 && (params.top_k == 0 || params.top_k as usize >= logits.len()) {
+        sorted.sort_by_key(|(token, _)| *token);
+    }
+    let target = sorted.iter().map(|(_, weight)| weight).sum::<f64>() * uniform(params.seed, step.position);
+    let mut sum = 0.0;
+    let drawn = sorted.iter().find(|(_, weight)| {
+        sum += weight;
+        sum > target
+    });
+    (drawn.unwrap_or(&sorted[sorted.len() - 1]).0, logprobs)
+}
+
+#[test]
+fn samples_are_those_of_the_plain_sampler() {
+    let mut counts = TokenCounts::new(&[1, 2, 3]);
+    [3, 4, 4, 6].into_iter().for_each(|token| counts.push(token));
+    let mut checked = 0;
+    for case in 0..600u32 {
+        let len = [7, 40, 300, 5000, 20_000][case as usize % 5];
+        let raw = logits(len, case, [1.0, 4.0, 12.0][case as usize % 3]);
+        let params = SamplingParams {
+            temperature: [0.0, 0.3, 0.7, 1.0, 2.5][case as usize / 3 % 5],
+            top_p: [1.0, 0.9, 0.5, 0.999][case as usize / 5 % 4],
+            top_k: [0, 1, 5, 50, 1_000_000][case as usize / 7 % 5],
+            min_p: [0.0, 0.05, 0.4][case as usize / 11 % 3],
+            presence_penalty: [0.0, 0.5][case as usize / 2 % 2],
+            frequency_penalty: [0.0, -0.25][case as usize / 13 % 2],
+            repetition_penalty: [1.0, 1.3][case as usize / 17 % 2],
+            logit_bias: if case % 4 == 0 { vec![(0, 2.0), (5, -100.0)] } else { vec![] },
+            seed: u64::from(case) << 20,
+            min_tokens: 2 * (case as usize % 2),
+            logprobs: Some(5),
+            ..SamplingParams::default()
+        };
+        params.validate(len).unwrap();
+        for position in 0..8 {
+            let step = Step { counts: &counts, position, generated: 1, stop_ids: &[0] };
+            let (token, logprobs) = plain(&raw, &params, &step);
+            let sampled = sample(&mut raw.clone(), &params, &step).unwrap();
+            assert_eq!(sampled.token, token, "case {case} position {position} {params:?}");
+            assert!((f64::from(sampled.logprob.unwrap()) - logprobs[token as usize]).abs() < 1e-5);
+            assert_eq!(sampled.top.len(), 5);
+            assert!(sampled.top.iter().all(|(token, p)| (f64::from(*p) - logprobs[*token as usize]).abs() < 1e-5));
+            assert!(sampled.top.is_sorted_by(|a, b| a.1 > b.1 || (a.1 == b.1 && a.0 < b.0)));
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 4800);
+}
+
+/// Chi-square of the draws against the probabilities, for every way to draw.
+#[test]
+fn draws_follow_the_distribution() {
+    let probabilities = [0.4f64, 0.25, 0.15, 0.1, 0.05, 0.03, 0.02];
+    let raw: Vec<f32> = probabilities.iter().map(|p| p.ln() as f32).collect();
+    let counts = TokenCounts::default();
+    // top_k and top_p keep the first five: 0.95
+    for (top_k, top_p, kept) in [(0, 1.0, 7), (5, 1.0, 5), (0, 0.94, 5)] {
+        let params = SamplingParams { top_k, top_p, seed: 42, ..SamplingParams::default() };
+        let mut seen = [0u32; 7];
+        let draws = 100_000;
+        for position in 0..draws {
+            let step = Step { counts: &counts, position, generated: 0, stop_ids: &[] };
+            seen[sample(&mut raw.clone(), &params, &step).unwrap().token as usize] += 1;
+        }
+        let mass: f64 = probabilities[..kept].iter().sum();
+        let expected = probabilities.map(|p| p / mass * draws as f64);
+        let terms = seen.iter().zip(expected).take(kept);
+        let chi_square: f64 = terms.map(|(seen, expected)| (f64::from(*seen) - expected).powi(2) / expected).sum();
+        // The 99.9 % quantile for 6 degrees of freedom is 22.5, for 4 it is 18.5.
+        assert!(chi_square < 18.5, "{chi_square} for {seen:?}");
+        assert!(seen[kept..].iter().all(|count| *count == 0), "{seen:?}");
+    }
+}
+
+#[test]
+fn ties_go_to_the_lowest_ids_and_bad_logits_are_errors() {
+    let counts = TokenCounts::default();
+    let step = |position| Step { counts: &counts, position, generated: 0, stop_ids: &[1, 2] };
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    assert_eq!(sample(&mut [1.0, 3.0, 3.0, -0.0], &greedy, &step(0)).unwrap().token, 1);
+    let two = SamplingParams { top_k: 2, ..SamplingParams::default() };
+    let tokens: Vec<u32> = (0..99).map(|i| sample(&mut [0.0; 5], &two, &step(i)).unwrap().token).collect();
+    assert!(tokens.iter().all(|token| *token < 2) && tokens.contains(&0) && tokens.contains(&1));
+    assert_eq!(sample(&mut [0.0, f32::NAN], &two, &step(0)), Err(SamplerError::BadLogits));
+    let masked = SamplingParams { min_tokens: 1, ..SamplingParams::default() };
+    assert_eq!(sample(&mut [f32::NEG_INFINITY, 0.0, 0.0], &masked, &step(0)), Err(SamplerError::NothingLeft));
+    assert_eq!(sample(&mut [], &masked, &step(0)), Err(SamplerError::Empty));
+    let cold = SamplingParams { temperature: 2e-5, top_p: 0.9, min_p: 0.1, ..SamplingParams::default() };
+    assert_eq!(sample(&mut [-3e38, 1e4, 9e3], &cold, &step(3)).unwrap().token, 1);
+}
+
+/// Not a limit but a number to look at: `cargo test -p gaterail-model --release sampling_speed -- --nocapture`.
+#[test]
+fn sampling_speed() {
+    let raw = logits(150_000, 1, 6.0);
+    let counts = TokenCounts::new(&(0..2000).collect::<Vec<u32>>());
+    let base = SamplingParams { seed: 3, ..SamplingParams::default() };
+    let table = [
+        ("greedy", SamplingParams { temperature: 0.0, ..base.clone() }),
+        ("greedy, 5 logprobs", SamplingParams { temperature: 0.0, logprobs: Some(5), ..base.clone() }),
+        ("plain", base.clone()),
+        ("top-k 50", SamplingParams { top_k: 50, ..base.clone() }),
+        ("top-k 50, top-p 0.9", SamplingParams { temperature: 0.7, top_k: 50, top_p: 0.9, ..base.clone() }),
+        ("top-p 0.9, T 0.7", SamplingParams { temperature: 0.7, top_p: 0.9, ..base.clone() }),
+        ("top-p 0.95", SamplingParams { top_p: 0.95, ..base.clone() }),
+        ("min-p 0.05", SamplingParams { min_p: 0.05, ..base.clone() }),
+        ("repetition, top-p 0.9", SamplingParams { repetition_penalty: 1.1, temperature: 0.7, top_p: 0.9, ..base }),
+    ];
+    for (name, params) in table {
+        let mut work = raw.clone();
+        let mut best = f64::INFINITY;
+        for position in 0..50 {
+            work.copy_from_slice(&raw);
+            let step = Step { counts: &counts, position, generated: 0, stop_ids: &[] };
+            let started = Instant::now();
+            sample(&mut work, &params, &step).unwrap();
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        println!("{name}: {:.0} us for 150,000 logits", best * 1e6);
+    }
+}

@@ -1,0 +1,140 @@
+//! Contract 3 (one row, one result) and contract 4 (placement does not change the answer), on every fixture, to the bit.
+
+use gaterail_kernels::{CpuOptions, Device, Isa};
+use gaterail_model::arch::read_spec;
+use gaterail_model::kv::PageTable;
+use gaterail_model::walk::{Batch, Runner};
+use gaterail_model::weights::inventory;
+use gaterail_proto::ShardSpec;
+use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
+use gaterail_tests::{bits, device, expected, fixtures, load, logits_in_chunks};
+
+/// A long run of tokens, so that attention crosses pages (64) and chunks (256).
+const LONG: usize = 600;
+
+fn tokens(vocab: usize, count: usize, seed: u64) -> Vec<u32> {
+    (0..count as u64).map(|i| (hash(seed.wrapping_mul(1 << 32) + i) % vocab as u64) as u32).collect()
+}
+
+/// A few rows stand for the sequence where all of them would be too many to keep.
+fn some(logits: Vec<Vec<f32>>) -> Vec<Vec<u32>> {
+    bits(&logits.into_iter().step_by(37).collect::<Vec<_>>())
+}
+
+#[test]
+fn chunking_changes_no_bit() {
+    let device = device(Isa::detect());
+    for folder in fixtures() {
+        let mut runner = load(&folder, &device, Vec::new());
+        let tokens = tokens(runner.spec().vocab, LONG, 1);
+        let whole = some(logits_in_chunks(&mut runner, &tokens, std::iter::repeat(LONG)));
+        for sizes in [vec![1], vec![64], vec![255, 2], vec![100, 1, 1, 300]] {
+            let chunked = some(logits_in_chunks(&mut runner, &tokens, sizes.iter().copied().cycle()));
+            assert!(whole == chunked, "{}: chunks of {sizes:?}", folder.display());
+        }
+    }
+}
+
+/// Sixteen sequences that advance together, each in chunks of its own sizes, with pages all over the pool.
+fn sixteen_together(runner: &mut Runner, sequences: &[Vec<u32>], in_turns: bool) -> Vec<Vec<Vec<f32>>> {
+    let mut tables: Vec<PageTable> = sequences.iter().map(|_| PageTable::default()).collect();
+    let mut done = vec![0usize; sequences.len()];
+    let mut logits: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sequences.len()];
+    let vocab = runner.spec().vocab;
+    for round in 0u64.. {
+        let mut batches = vec![Batch::default(); if in_turns { 2 } else { 1 }];
+        let mut order: Vec<Vec<(usize, usize)>> = vec![Vec::new(); batches.len()];
+        for (index, sequence) in sequences.iter().enumerate() {
+            let left = sequence.len() - done[index];
+            let count = (1 + hash(round * 100 + index as u64) as usize % 23).min(left);
+            if count > 0 {
+                let start = done[index];
+                runner.grow(&mut tables[index], start + count).expect("pages");
+                let at = (index + round as usize) % batches.len();
+                batches[at].add(&sequence[start..start + count], start, &tables[index], |_| true);
+                order[at].push((index, count));
+                done[index] += count;
+            }
+        }
+        if order.iter().all(Vec::is_empty) {
+            break;
+        }
+        let steps = if in_turns {
+            runner.step_in_turns(&batches).expect("a step")
+        } else {
+            vec![runner.step(&batches[0]).expect("a step")]
+        };
+        for (step, order) in steps.iter().zip(&order) {
+            let mut rows = step.chunks_exact(vocab);
+            for &(index, count) in order {
+                logits[index].extend(rows.by_ref().take(count).map(<[f32]>::to_vec));
+            }
+        }
+    }
+    tables.into_iter().for_each(|table| runner.release(table));
+    logits
+}
+
+#[test]
+fn company_in_the_batch_changes_no_bit() {
+    let device = device(Isa::detect());
+    for folder in fixtures() {
+        let mut runner = load(&folder, &device, Vec::new());
+        let vocab = runner.spec().vocab;
+        let sequences: Vec<Vec<u32>> =
+            (0..16).map(|i| tokens(vocab, 20 + 11 * i as usize % 120, 100 + i)).collect();
+        let alone: Vec<_> = sequences
+            .iter()
+            .map(|sequence| bits(&logits_in_chunks(&mut runner, sequence, std::iter::repeat(sequence.len()))))
+            .collect();
+        for in_turns in [false, true] {
+            let together = sixteen_together(&mut runner, &sequences, in_turns);
+            for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
+                assert!(*alone == bits(together), "{}: sequence {index}, turns {in_turns}", folder.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn cutting_the_experts_changes_no_bit() {
+    let device = device(Isa::detect());
+    let mut units_max = 0;
+    for folder in fixtures() {
+        let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
+        let inventory = inventory(&spec, None);
+        let Some(at) = inventory.layers.first() else { continue };
+        units_max = units_max.max(at.units);
+        let case = &expected(&folder).cases[1];
+        let tokens = case.tokens();
+        let run = |shards: Vec<ShardSpec>| {
+            let mut runner = load(&folder, &device, shards);
+            bits(&logits_in_chunks(&mut runner, &tokens, [17, 1].into_iter().cycle()))
+        };
+        let whole = run(Vec::new());
+        for n in 1..=4 {
+            assert!(whole == run(by_experts(&inventory, n)), "{}: {n} shards of whole experts", folder.display());
+            assert!(whole == run(by_units(&inventory, n)), "{}: {n} shards of units", folder.display());
+            assert!(whole == run(scrambled(&inventory, n, 7)), "{}: {n} scrambled shards", folder.display());
+        }
+    }
+    assert!(units_max >= 2, "no fixture has an expert of several units");
+}
+
+#[test]
+fn threads_and_instructions_change_no_bit() {
+    for folder in fixtures() {
+        let case = &expected(&folder).cases[1];
+        let run = |threads: usize, isa: Isa| {
+            let device = Device::cpu(CpuOptions { threads, pin: false, isa });
+            let mut runner = load(&folder, &device, Vec::new());
+            bits(&logits_in_chunks(&mut runner, &case.tokens(), [29, 1].into_iter().cycle()))
+        };
+        let reference = run(1, Isa::Portable);
+        for isa in [Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()) {
+            for threads in [1, 3] {
+                assert!(reference == run(threads, isa), "{}: {isa}, {threads} threads", folder.display());
+            }
+        }
+    }
+}
