@@ -1,3 +1,48 @@
-//! The `gaterail` binary.
+//! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod error;
+mod generate;
+mod hub;
+mod inspect;
+mod machine;
+mod progress;
+mod source;
+mod synth;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serves large Mixture-of-Experts language models on your own machines.
+#[derive(Parser)]
+#[command(name = "gaterail", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Generate(generate::GenerateArgs),
+    Inspect(inspect::InspectArgs),
+    Synth(synth::SynthArgs),
+    Pull(hub::PullArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Synth(args) => synth::run(&args),
+        Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes).map_err(error::CliError::from),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gaterail: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod cpu;
 mod device;
 mod error;
 mod matrix;
+pub mod measure;
 pub mod ops;
 mod pool;
 pub mod reference;

@@ -7,7 +7,7 @@ use clap::Args;
 use super::config::HubConfig;
 use super::error::HubError;
 use super::name::RepoSpec;
-use super::progress;
+use crate::progress;
 use super::pull::{PullRequest, Pulled, pull};
 use super::select::FileChoice;
 

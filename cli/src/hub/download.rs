@@ -15,7 +15,7 @@ use super::error::HubError;
 use super::limits::{CHECKSUM_RETRIES_MAX, CHUNK_BYTES};
 use super::listing::RemoteFile;
 use super::name::{Commit, RepoSpec, visible};
-use super::progress::ByteMeter;
+use crate::progress::ByteMeter;
 use super::retry::{Backoff, Stop};
 
 /// What all downloads of a pull share.

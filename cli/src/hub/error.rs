@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::progress::bytes_text;
+use crate::progress::bytes_text;
 
 #[derive(Debug, Error)]
 pub enum HubError {

@@ -24,7 +24,6 @@ mod listing;
 mod local;
 mod name;
 mod origin;
-pub mod progress;
 mod pull;
 mod retry;
 mod select;
@@ -34,4 +33,5 @@ mod tests;
 
 pub use args::{PullArgs, run};
 pub use config::HubConfig;
+pub use error::HubError;
 pub use local::resolve_local;

@@ -15,7 +15,7 @@ use super::limits::{DISK_MARGIN_BYTES, DOWNLOADS_PARALLEL, INDEX_BYTES_MAX, PROG
 use super::listing::{self, Listing, RemoteFile};
 use super::local;
 use super::name::{Commit, RepoPath, RepoSpec};
-use super::progress::{ByteMeter, Progress, bytes_text};
+use crate::progress::{ByteMeter, Progress, bytes_text};
 use super::retry::Stop;
 use super::select::{self, Chosen, FileChoice, INDEX};
 

@@ -14,7 +14,7 @@ use super::config::HubConfig;
 use super::error::HubError;
 use super::limits::Patience;
 use super::name::RepoSpec;
-use super::progress::{ByteProgress, Progress};
+use crate::progress::{ByteProgress, Progress};
 use super::pull::{PullRequest, Pulled, pull};
 use super::select::FileChoice;
 use server::Hub;

@@ -137,8 +137,9 @@ fn read_scaling(config: &Fields, fields: &Fields, context: usize) -> Result<Rope
         "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
         "llama3" => {
             let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
-            if !(low > 0.0 && high > low) {
-                return Err(fields.invalid("high_freq_factor", format!("{high} is not above {low}")));
+            // Llama 4 Scout has both at 1: a step instead of a ramp.
+            if !(low > 0.0 && high >= low) {
+                return Err(fields.invalid("high_freq_factor", format!("{high} is below {low}")));
             }
             Ok(RopeScaling::Llama3 { factor: factor()?, low, high, original: original(context)? })
         }
@@ -170,7 +171,7 @@ fn powers(theta: f64, rotated: usize) -> Vec<f32> {
 
 fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f32 {
     let wavelength = 2.0 * std::f32::consts::PI / frequency;
-    if wavelength < original / high {
+    if wavelength < original / high || low == high && wavelength <= original / low {
         frequency
     } else if wavelength > original / low {
         frequency / factor
@@ -225,5 +226,11 @@ impl Yarn {
             (1.0 / (self.factor as f32 * power)) * (1.0 - keep) + (1.0 / power) * keep
         };
         powers(theta, rotated).into_iter().enumerate().map(|(i, power)| blend(i, power)).collect()
+    }
+}
+
+impl std::fmt::Display for Yarn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "yarn, factor {} on {}", self.factor, self.original)
     }
 }

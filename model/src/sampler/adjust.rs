@@ -65,7 +65,13 @@ mod tests {
         // token 2: (2 - 4) * 2 - 0.25 - 0.5
         assert_eq!(logits, [2.0, 1.0, -4.75, 3.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
         let mut logits = [1.0; 6];
-        assert!(!adjust(&mut logits, &SamplingParams { min_tokens: 3, ..SamplingParams::default() }, &counts, 3, &[4]));
+        assert!(!adjust(
+            &mut logits,
+            &SamplingParams { min_tokens: 3, ..SamplingParams::default() },
+            &counts,
+            3,
+            &[4]
+        ));
         assert_eq!(logits, [1.0; 6]);
     }
 }

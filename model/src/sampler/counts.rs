@@ -57,7 +57,8 @@ mod tests {
         for token in [5, 7, 7] {
             counts.push(token);
         }
-        let mut seen: Vec<_> = counts.iter().map(|(token, count)| (token, count.prompt, count.output)).collect();
+        let mut seen: Vec<_> =
+            counts.iter().map(|(token, count)| (token, count.prompt, count.output)).collect();
         seen.sort_unstable();
         assert_eq!(seen, [(3, true, 0), (5, true, 1), (7, false, 2)]);
         for token in [7, 7, 5] {

@@ -34,7 +34,12 @@ pub struct Progress {
 /// Decides whether the sequence ends with `token`; `stop_ids` are the model's own.
 ///
 /// Before `min_tokens` only the length can end it. A token wins over a string and both over the length.
-pub fn finish(params: &SamplingParams, stop_ids: &[u32], token: u32, progress: Progress) -> Option<FinishReason> {
+pub fn finish(
+    params: &SamplingParams,
+    stop_ids: &[u32],
+    token: u32,
+    progress: Progress,
+) -> Option<FinishReason> {
     let may_stop = progress.generated >= params.min_tokens;
     let ends = params.stop_token_ids.contains(&token) || (!params.ignore_eos && stop_ids.contains(&token));
     if may_stop && ends {

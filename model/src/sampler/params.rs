@@ -103,12 +103,22 @@ impl SamplingParams {
         within("presence_penalty", self.presence_penalty, -PENALTY_MAX, PENALTY_MAX, "-2 to 2")?;
         within("frequency_penalty", self.frequency_penalty, -PENALTY_MAX, PENALTY_MAX, "-2 to 2")?;
         let repetition = self.repetition_penalty;
-        within("repetition_penalty", repetition, 1.0 / REPETITION_PENALTY_MAX, REPETITION_PENALTY_MAX, "0.01 to 100")?;
+        within(
+            "repetition_penalty",
+            repetition,
+            1.0 / REPETITION_PENALTY_MAX,
+            REPETITION_PENALTY_MAX,
+            "0.01 to 100",
+        )?;
         for (_, bias) in &self.logit_bias {
             within("logit_bias", *bias, -LOGIT_BIAS_MAX, LOGIT_BIAS_MAX, "-100 to 100")?;
         }
         if let Some(count) = self.logprobs.filter(|count| *count > LOGPROBS_MAX) {
-            return Err(SamplerError::OutOfRange { field: "logprobs", value: count.into(), range: "0 to 20" });
+            return Err(SamplerError::OutOfRange {
+                field: "logprobs",
+                value: count.into(),
+                range: "0 to 20",
+            });
         }
         at_most("logit_bias", self.logit_bias.len(), LOGIT_BIASES_MAX)?;
         at_most("stop_token_ids", self.stop_token_ids.len(), STOP_TOKENS_MAX)?;
@@ -121,7 +131,11 @@ fn at_most(field: &'static str, count: usize, max: usize) -> Result<(), SamplerE
     if count > max { Err(SamplerError::TooMany { field, count, max }) } else { Ok(()) }
 }
 
-fn known(field: &'static str, mut tokens: impl Iterator<Item = u32>, vocab: usize) -> Result<(), SamplerError> {
+fn known(
+    field: &'static str,
+    mut tokens: impl Iterator<Item = u32>,
+    vocab: usize,
+) -> Result<(), SamplerError> {
     match tokens.find(|token| *token as usize >= vocab) {
         Some(token) => Err(SamplerError::UnknownToken { field, token, vocab }),
         None => Ok(()),
@@ -148,10 +162,19 @@ mod tests {
         assert_eq!(message(|p| p.min_p = 1.5), "min_p is 1.5; it has to be 0 to 1");
         assert_eq!(message(|p| p.presence_penalty = 3.0), "presence_penalty is 3; it has to be -2 to 2");
         assert_eq!(message(|p| p.frequency_penalty = -3.0), "frequency_penalty is -3; it has to be -2 to 2");
-        assert_eq!(message(|p| p.repetition_penalty = 0.0), "repetition_penalty is 0; it has to be 0.01 to 100");
+        assert_eq!(
+            message(|p| p.repetition_penalty = 0.0),
+            "repetition_penalty is 0; it has to be 0.01 to 100"
+        );
         assert_eq!(message(|p| p.logprobs = Some(21)), "logprobs is 21; it has to be 0 to 20");
-        assert_eq!(message(|p| p.logit_bias = vec![(1, 101.0)]), "logit_bias is 101; it has to be -100 to 100");
-        assert_eq!(message(|p| p.logit_bias = vec![(1, 0.0); 1025]), "logit_bias has 1025 entries, more than 1024");
+        assert_eq!(
+            message(|p| p.logit_bias = vec![(1, 101.0)]),
+            "logit_bias is 101; it has to be -100 to 100"
+        );
+        assert_eq!(
+            message(|p| p.logit_bias = vec![(1, 0.0); 1025]),
+            "logit_bias has 1025 entries, more than 1024"
+        );
         assert_eq!(
             message(|p| p.logit_bias = vec![(10, 1.0)]),
             "logit_bias names token 10, but the vocabulary has 10"
@@ -160,6 +183,9 @@ mod tests {
             message(|p| p.stop_token_ids = vec![9, 12]),
             "stop_token_ids names token 12, but the vocabulary has 10"
         );
-        assert_eq!(message(|p| p.stop_token_ids = vec![1; 129]), "stop_token_ids has 129 entries, more than 128");
+        assert_eq!(
+            message(|p| p.stop_token_ids = vec![1; 129]),
+            "stop_token_ids has 129 entries, more than 128"
+        );
     }
 }

@@ -36,7 +36,7 @@ pub struct Sampled {
 pub fn sample(logits: &mut [f32], params: &SamplingParams, step: &Step<'_>) -> Result<Sampled, SamplerError> {
     let mut maxima = Maxima::of(logits)?;
     let raw = params.logprobs.map(|count| RawLogprobs::of(logits, &maxima, count));
-    let raw_logits = raw.as_ref().map(|_| logits.to_vec());
+    let before = raw.as_ref().map(|_| logits.to_vec());
     if adjust(logits, params, step.counts, step.generated, step.stop_ids) {
         maxima = Maxima::of(logits)?;
     }
@@ -44,7 +44,7 @@ pub fn sample(logits: &mut [f32], params: &SamplingParams, step: &Step<'_>) -> R
         true => maxima.argmax(logits),
         false => draw(logits, &maxima, params, uniform(params.seed, step.position)),
     };
-    let logprob = raw.as_ref().zip(raw_logits).map(|(raw, logits)| raw.at(logits[token as usize]));
+    let logprob = raw.as_ref().zip(before).map(|(raw, logits)| raw.at(logits[token as usize]));
     Ok(Sampled { token, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
 }
 
@@ -57,10 +57,11 @@ struct RawLogprobs {
 
 impl RawLogprobs {
     fn of(logits: &[f32], maxima: &Maxima, count: u8) -> RawLogprobs {
-        let sum: f64 = Weights::raw(maxima.max).block_sums(logits).iter().sum();
+        let sum: f64 = Weights::new(maxima.max, 1.0, f32::NEG_INFINITY).block_sums(logits).iter().sum();
         let mut raw = RawLogprobs { log_sum: f64::from(maxima.max) + sum.ln(), top: Vec::new() };
-        let largest = maxima.largest(logits, count.into());
-        raw.top = largest.into_iter().map(|(token, logit)| (token, raw.at(logit))).collect();
+        let mut largest = maxima.largest(logits, count.into());
+        largest.sort_unstable();
+        raw.top = largest.into_iter().map(|ranked| (ranked.id(), raw.at(ranked.logit()))).collect();
         raw
     }
 

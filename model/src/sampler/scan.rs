@@ -43,31 +43,61 @@ impl Maxima {
         (block + within) as u32
     }
 
-    /// The `count` largest logits above -inf with their ids, largest first, of equal ones the lowest id first.
-    ///
-    /// At least `count` logits reach the `count`-th largest of the blocks' maxima, so that only those need sorting.
-    pub fn largest(&self, logits: &[f32], count: usize) -> Vec<(u32, f32)> {
-        let mut floor = f32::NEG_INFINITY;
-        if (1..self.blocks.len()).contains(&count) {
-            let mut maxima = self.blocks.clone();
-            floor = *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1;
+    /// A logit that at least `count` logits reach: the `count`-th largest of the blocks' maxima, -inf beyond those.
+    pub fn floor_of(&self, count: usize) -> f32 {
+        if !(1..self.blocks.len()).contains(&count) {
+            return f32::NEG_INFINITY;
         }
-        let mut keys = Vec::with_capacity(count.saturating_mul(2).min(logits.len()));
-        for (block, max) in logits.chunks(BLOCK).zip(&self.blocks).enumerate().filter(|(_, (_, max))| **max >= floor).map(|(i, (block, max))| ((i, block), max)) {
-            let (at, block) = block;
-            debug_assert!(*max >= floor);
+        let mut maxima = self.blocks.clone();
+        *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
+    }
+
+    /// Every logit above -inf that reaches `floor`, in the order of the ids.
+    pub fn at_least(&self, logits: &[f32], floor: f32) -> Vec<Ranked> {
+        let mut kept = Vec::new();
+        for (at, (block, max)) in logits.chunks(BLOCK).zip(&self.blocks).enumerate() {
+            if *max < floor {
+                continue;
+            }
             for (i, logit) in block.iter().enumerate() {
                 if *logit >= floor && *logit > f32::NEG_INFINITY {
-                    keys.push(descending_key(*logit, (at * BLOCK + i) as u32));
+                    kept.push(Ranked::new(*logit, (at * BLOCK + i) as u32));
                 }
             }
         }
-        if keys.len() > count {
-            keys.select_nth_unstable(count.saturating_sub(1));
-            keys.truncate(count);
+        kept
+    }
+
+    /// The `count` largest logits above -inf, in the order of the ids; of equal ones the lowest ids.
+    pub fn largest(&self, logits: &[f32], count: usize) -> Vec<Ranked> {
+        let mut kept = self.at_least(logits, self.floor_of(count));
+        if kept.len() > count {
+            let last = count.checked_sub(1).map(|last| *kept.clone().select_nth_unstable(last).1);
+            kept.retain(|ranked| Some(*ranked) <= last);
         }
-        keys.sort_unstable();
-        keys.into_iter().map(|key| (key as u32, logits[key as u32 as usize])).collect()
+        kept
+    }
+}
+
+/// A logit and its id in one number, which is smaller for larger logits and, of equal ones, for lower ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ranked(u64);
+
+impl Ranked {
+    fn new(logit: f32, id: u32) -> Ranked {
+        // -0 becomes +0, which it equals.
+        let bits = (logit + 0.0).to_bits();
+        let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        Ranked(u64::from(!ascending) << 32 | u64::from(id))
+    }
+
+    pub fn id(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub fn logit(self) -> f32 {
+        let ascending = !((self.0 >> 32) as u32);
+        f32::from_bits(if ascending >> 31 == 1 { ascending ^ 1 << 31 } else { !ascending })
     }
 }
 
@@ -77,82 +107,93 @@ fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
     for chunk in chunks {
         for i in 0..LANES {
             lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-            bad[i] |= u32::from(chunk[i].partial_cmp(&f32::INFINITY) != Some(std::cmp::Ordering::Less));
+            bad[i] |= u32::from(is_bad(chunk[i]));
         }
     }
     for (i, logit) in rest.iter().enumerate() {
         lanes[i] = if *logit > lanes[i] { *logit } else { lanes[i] };
-        bad[i] |= u32::from(logit.partial_cmp(&f32::INFINITY) != Some(std::cmp::Ordering::Less));
+        bad[i] |= u32::from(is_bad(*logit));
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
-/// A key that sorts larger logits first and, of equal ones, lower ids first. -0 equals +0.
-fn descending_key(logit: f32, id: u32) -> u64 {
-    let bits = (logit + 0.0).to_bits();
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-    u64::from(!ascending) << 32 | u64::from(id)
+/// NaN or +inf; one comparison, which is false for NaN.
+#[inline(always)]
+#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN has to end up on the bad side")]
+fn is_bad(logit: f32) -> bool {
+    !(logit < f32::INFINITY)
 }
 
 /// Which logits count, and how they become weights: `exp((logit - max) * scale)` where `logit >= floor`, else 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Weights {
-    pub max: f32,
-    pub scale: f32,
-    pub floor: f32,
+    max: f32,
+    /// In powers of two.
+    scale: f32,
+    floor: f32,
 }
 
 impl Weights {
-    /// The model's own distribution.
-    pub fn raw(max: f32) -> Weights {
-        Weights { max, scale: 1.0, floor: f32::NEG_INFINITY }
+    /// The weights of a distribution whose logits are divided by `temperature`; `floor` is -inf or a logit.
+    pub fn new(max: f32, temperature: f32, floor: f32) -> Weights {
+        Weights { max, scale: std::f32::consts::LOG2_E / temperature, floor }
     }
 
+    /// The weight of one logit; at most about 1e-38 for one that is -inf.
+    #[inline(always)]
     pub fn of(&self, logit: f32) -> f32 {
-        let weight = exp((logit - self.max) * self.scale);
+        let weight = self.unfloored(logit);
         if logit >= self.floor { weight } else { 0.0 }
+    }
+
+    #[inline(always)]
+    fn unfloored(&self, logit: f32) -> f32 {
+        exp2((logit - self.max) * self.scale)
     }
 
     /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
     pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
-        logits.chunks(SUM_BLOCK).map(|block| self.block_sum(block)).collect()
-    }
-
-    fn block_sum(&self, block: &[f32]) -> f64 {
-        let mut lanes = [0.0f32; LANES];
-        let (chunks, rest) = block.as_chunks::<LANES>();
-        for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] += self.of(chunk[i]);
+        let blocks = logits.chunks(SUM_BLOCK);
+        match self.floor {
+            f32::NEG_INFINITY => {
+                blocks.map(|block| block_sum(block, |logit| self.unfloored(logit))).collect()
             }
+            _ => blocks.map(|block| block_sum(block, |logit| self.of(logit))).collect(),
         }
-        for (i, logit) in rest.iter().enumerate() {
-            lanes[i] += self.of(*logit);
-        }
-        lanes.into_iter().map(f64::from).sum()
     }
 }
 
-/// `e^x` for x <= 0, within 2 ulp, 0 below -87: a polynomial that the compiler can vectorize.
-///
-/// x = k ln 2 + r with |r| <= ln 2 / 2; `2^k` from the exponent bits, `e^r` by the minimax polynomial of Cephes' `expf`.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    /// Adding it rounds to an integer in the low bits of the sum.
+fn block_sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = block.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += weight(chunk[i]);
+        }
+    }
+    for (i, logit) in rest.iter().enumerate() {
+        lanes[i] += weight(*logit);
+    }
+    lanes.into_iter().map(f64::from).sum()
+}
+
+/// `2^x` for x <= 0 without a branch, so that the compiler vectorizes it; what is below 2^-126 becomes 2^-126.
+///
+/// x = k + r with |r| <= 1/2; `2^r` by a polynomial of degree 5 (least squares of the relative error on Chebyshev
+/// nodes, within 2e-7), `2^k` by adding k to the exponent.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    /// Adding it rounds to an integer, which then stands in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x > -87.0 { x } else { -87.0 };
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let k = shifted - ROUND;
-    let r = clamped - k * LN2_HIGH - k * LN2_LOW;
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
+    let x = if x > -126.0 { x } else { -126.0 };
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 1.326_697_1e-3;
+    for coefficient in [9.675_46e-3, 5.550_742_5e-2, 2.402_212_2e-1, 6.931_469_4e-1, 1.0] {
         p = p * r + coefficient;
     }
-    let p = p * r * r + r + 1.0;
-    let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
-    if x > -87.0 { p * power } else { 0.0 }
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
 #[cfg(test)]
@@ -160,30 +201,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_close() {
+    fn powers_are_close() {
         let mut worst = 0.0f64;
-        for i in 0..=870_000 {
+        for i in 0..=1_260_000 {
             let x = -(i as f32) / 10_000.0;
-            let exact = f64::from(x).exp();
-            if x > -87.0 {
-                worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-            }
+            let exact = f64::from(x).exp2();
+            worst = worst.max((f64::from(exp2(x)) - exact).abs() / exact);
         }
         assert!(worst < 2.5e-7, "{worst}");
-        assert_eq!((exp(0.0), exp(-90.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+        assert_eq!((exp2(0.0), exp2(-1.0), exp2(-3.0)), (1.0, 0.5, 0.125));
+        assert!(exp2(f32::NEG_INFINITY) < 2e-38 && exp2(-500.0) < 2e-38);
     }
 
     #[test]
     fn the_largest_are_those_of_a_sort() {
         for len in [1usize, 63, 64, 65, 1000, 5000] {
             // Few distinct values, so that there are many ties.
-            let logits: Vec<f32> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 27) as f32 - 9.0).collect();
+            let logits: Vec<f32> =
+                (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 27) as f32 - 9.0).collect();
             let maxima = Maxima::of(&logits).unwrap();
-            let mut sorted: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, x)| (i as u32, *x)).collect();
+            let mut sorted: Vec<(u32, f32)> =
+                logits.iter().enumerate().map(|(i, x)| (i as u32, *x)).collect();
             sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
             assert_eq!(maxima.argmax(&logits), sorted[0].0);
             for count in [0, 1, 2, 20, 64, 500, len] {
-                assert_eq!(maxima.largest(&logits, count), sorted[..count.min(len)], "{len} {count}");
+                let mut largest = maxima.largest(&logits, count);
+                assert!(largest.is_sorted_by_key(|ranked| ranked.id()));
+                largest.sort_unstable();
+                let pairs: Vec<(u32, f32)> =
+                    largest.iter().map(|ranked| (ranked.id(), ranked.logit())).collect();
+                assert_eq!(pairs, sorted[..count.min(len)], "{len} {count}");
             }
         }
     }
@@ -191,7 +238,9 @@ mod tests {
     #[test]
     fn unusable_logits_are_refused_wherever_they_are() {
         for at in [0, 15, 16, 70, 99] {
-            for (value, expected) in [(f32::NAN, SamplerError::BadLogits), (f32::INFINITY, SamplerError::BadLogits)] {
+            for (value, expected) in
+                [(f32::NAN, SamplerError::BadLogits), (f32::INFINITY, SamplerError::BadLogits)]
+            {
                 let mut logits = vec![0.5f32; 100];
                 logits[at] = value;
                 assert_eq!(Maxima::of(&logits).unwrap_err(), expected);

@@ -31,7 +31,11 @@ impl Detokenizer {
     }
 
     /// Begins behind `prompt`: a space between the two is kept.
-    pub fn after(tokenizer: &Tokenizer, prompt: &[u32], skip_special: bool) -> Result<Detokenizer, TextError> {
+    pub fn after(
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        skip_special: bool,
+    ) -> Result<Detokenizer, TextError> {
         let window = prompt[prompt.len().saturating_sub(CONTEXT_IDS)..].to_vec();
         let given_text = tokenizer.decode(&window, skip_special)?;
         Ok(Detokenizer { skip_special, given: window.len(), window, given_text })
@@ -76,7 +80,8 @@ impl Detokenizer {
 /// What `text` has behind `given`. Bytes that turn out invalid can change what they were decoded to before.
 fn new_text<'a>(given: &str, text: &'a str) -> &'a str {
     text.strip_prefix(given).unwrap_or_else(|| {
-        let same = given.chars().zip(text.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let same =
+            given.chars().zip(text.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
         &text[same..]
     })
 }
@@ -88,14 +93,24 @@ mod tests {
 
     fn pieces(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> Vec<String> {
         let mut detokenizer = Detokenizer::new(skip_special);
-        let mut pieces: Vec<String> = ids.iter().map(|id| detokenizer.push(tokenizer, *id).unwrap()).collect();
+        let mut pieces: Vec<String> =
+            ids.iter().map(|id| detokenizer.push(tokenizer, *id).unwrap()).collect();
         pieces.push(detokenizer.finish(tokenizer).unwrap());
         pieces
     }
 
     #[test]
     fn pieces_are_the_whole() {
-        let texts = ["he was é", "🦀🦀 ünï", "", " leading", "a\n\n  b", "🏳️‍🌈 flags 🇪🇺", "日本語 テキスト", "Hello  world!"];
+        let texts = [
+            "he was é",
+            "🦀🦀 ünï",
+            "",
+            " leading",
+            "a\n\n  b",
+            "🏳️‍🌈 flags 🇪🇺",
+            "日本語 テキスト",
+            "Hello  world!",
+        ];
         for tokenizer in [byte_level(), sentence_piece()] {
             for text in texts {
                 let ids = tokenizer.encode(text, false).unwrap();
@@ -110,7 +125,8 @@ mod tests {
     #[test]
     fn spaces_between_tokens_stay() {
         let tokenizer = sentence_piece();
-        let ids: Vec<u32> = ["▁Hello", "▁world", "▁", "▁world", "▁▁", "a"].map(|p| tokenizer.token_to_id(p).unwrap()).into();
+        let ids: Vec<u32> =
+            ["▁Hello", "▁world", "▁", "▁world", "▁▁", "a"].map(|p| tokenizer.token_to_id(p).unwrap()).into();
         assert_eq!(pieces(&tokenizer, &ids, false), ["Hello", " world", " ", " world", "  ", "a", ""]);
         let mut after = Detokenizer::after(&tokenizer, &ids[..1], false).unwrap();
         assert_eq!(after.push(&tokenizer, ids[1]).unwrap(), " world");

@@ -71,7 +71,12 @@ impl StopMatcher {
         let text = self.held.as_bytes();
         (unseen + 1..=text.len()).find_map(|end| {
             let complete = |(_, stop): &(usize, &String)| text[..end].ends_with(stop.as_bytes());
-            let longest = self.stops.iter().enumerate().filter(complete).max_by_key(|(i, stop)| (stop.len(), usize::MAX - i));
+            let longest = self
+                .stops
+                .iter()
+                .enumerate()
+                .filter(complete)
+                .max_by_key(|(i, stop)| (stop.len(), usize::MAX - i));
             longest.map(|(which, _)| (which, end))
         })
     }
@@ -81,7 +86,9 @@ impl StopMatcher {
         let text = self.held.as_bytes();
         let longest = self.stops.iter().map(|stop| stop.len() - 1).max().unwrap_or(0).min(text.len());
         let can_become = |bytes: &usize| {
-            self.stops.iter().any(|stop| stop.len() > *bytes && stop.as_bytes().starts_with(&text[text.len() - bytes..]))
+            self.stops
+                .iter()
+                .any(|stop| stop.len() > *bytes && stop.as_bytes().starts_with(&text[text.len() - bytes..]))
         };
         (1..=longest).rev().find(can_become).unwrap_or(0)
     }
@@ -123,7 +130,11 @@ mod tests {
         ];
         for (stops, text, expected, which) in table {
             for size in 1..=text.chars().count() {
-                assert_eq!(run(stops, false, text, size), (expected.to_owned(), which), "{stops:?} {text:?} by {size}");
+                assert_eq!(
+                    run(stops, false, text, size),
+                    (expected.to_owned(), which),
+                    "{stops:?} {text:?} by {size}"
+                );
                 let (with, _) = run(stops, true, text, size);
                 assert_eq!(with, which.map_or(expected.into(), |which| expected.to_owned() + stops[which]));
             }

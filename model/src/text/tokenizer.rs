@@ -48,8 +48,8 @@ impl Tokenizer {
         let Some(content) = files::bytes(&path, TOKENIZER_BYTES_MAX)? else {
             return Err(files::invalid(&path, "there is no such file, and no text without it".into()));
         };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&content).map_err(|error| files::invalid(&path, error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&content)
+            .map_err(|error| files::invalid(&path, error.to_string()))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| files::invalid(&path, error.to_string()))?;
         let object = |name: &str| files::json_object(&folder.join(name)).map(Option::unwrap_or_default);
@@ -140,7 +140,8 @@ fn tokenize(error: tokenizers::Error) -> TextError {
 
 /// `eos_token_id` of the generation's configuration, else of the model's; a number or a list of them.
 fn stop_ids(generation: &Map<String, Value>, model: &Map<String, Value>, eos: Option<&Special>) -> Vec<u32> {
-    let named = [generation, model].into_iter().find_map(|file| file.get("eos_token_id").filter(|id| !id.is_null()));
+    let named =
+        [generation, model].into_iter().find_map(|file| file.get("eos_token_id").filter(|id| !id.is_null()));
     let listed = match named {
         Some(Value::Array(list)) => &list[..],
         Some(one) => std::slice::from_ref(one),
@@ -160,7 +161,9 @@ fn byte_code(tokenizer_json: &[u8]) -> ByteCode {
     }
     let names_byte_level = |part: &Value| part.to_string().contains("\"ByteLevel\"");
     match serde_json::from_slice::<Parts>(tokenizer_json) {
-        Ok(parts) if parts.decoder.iter().chain(&parts.pre_tokenizer).any(names_byte_level) => ByteCode::ByteLevel,
+        Ok(parts) if parts.decoder.iter().chain(&parts.pre_tokenizer).any(names_byte_level) => {
+            ByteCode::ByteLevel
+        }
         _ => ByteCode::SentencePiece,
     }
 }
@@ -211,7 +214,8 @@ pub(super) mod tests {
             vocab.insert(format!("{a}{b}"), (256 + i as u32).into());
         }
         let merges: Vec<_> = merges.iter().map(|(a, b)| json!([a, b])).collect();
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
         load(json!({
             "version": "1.0", "normalizer": null, "post_processor": null,
             "added_tokens": [special(259, "<s>"), special(260, "</s>")],
@@ -247,9 +251,13 @@ pub(super) mod tests {
 
     fn load(tokenizer: Value) -> Tokenizer {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        let write =
+            |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
         write("tokenizer.json", tokenizer);
-        write("tokenizer_config.json", json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null}));
+        write(
+            "tokenizer_config.json",
+            json!({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null}),
+        );
         write("generation_config.json", json!({"eos_token_id": [7, 3]}));
         write("config.json", json!({"eos_token_id": 99}));
         Tokenizer::from_folder(folder.path()).unwrap()
@@ -257,7 +265,9 @@ pub(super) mod tests {
 
     #[test]
     fn text_survives_the_way_there_and_back() {
-        for (tokenizer, text) in [(byte_level(), "he was é 🦀 <s>\n"), (sentence_piece(), "Hello world! é 🦀")] {
+        for (tokenizer, text) in
+            [(byte_level(), "he was é 🦀 <s>\n"), (sentence_piece(), "Hello world! é 🦀")]
+        {
             let ids = tokenizer.encode(text, false).unwrap();
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
             let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).unwrap()).collect();

@@ -1,10 +1,12 @@
 //! From a checkpoint and a specification to weights: the table of expected tensors, the check against it, the loaders.
 
+mod account;
 mod expected;
 mod experts;
 mod load;
 mod trunk;
 
+pub use account::{Share, account, copied_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{ExpertShard, inventory, load_shard, unit_length};
 pub use load::{LoadError, Loader, Loading, check_tensors};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::progress::{ByteMeter, ByteProgress, Lines, Progress, bytes_text, status_text, time_text};
+use crate::progress::{ByteMeter, ByteProgress, Lines, Progress, bytes_text, status_text, time_text};
 
 #[test]
 fn numbers() {

@@ -85,7 +85,10 @@ impl Budget {
     pub fn storable(&mut self, value: &Value) -> Result<(), Error> {
         let stateful = show::holds_state(value) || (self.state_in_values && self.finds_state(value, 0)?);
         if stateful {
-            return Err(Error::new(ErrorKind::InvalidOperation, "a namespace or loop cannot be stored in a namespace"));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "a namespace or loop cannot be stored in a namespace",
+            ));
         }
         Ok(())
     }

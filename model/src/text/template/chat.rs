@@ -66,7 +66,12 @@ impl ChatTemplate {
         if let Some(text) = files::text(&jinja)? {
             sources.insert("default".to_owned(), text);
             more_templates(folder, &mut sources)?;
-            return ChatTemplate::new(&jinja.display().to_string(), &sources, special_tokens(folder, &config)?).map(Some);
+            return ChatTemplate::new(
+                &jinja.display().to_string(),
+                &sources,
+                special_tokens(folder, &config)?,
+            )
+            .map(Some);
         }
         let file = config_path.display().to_string();
         config_templates(config.get("chat_template"), &file, &mut sources)?;
@@ -77,7 +82,11 @@ impl ChatTemplate {
     }
 
     /// A template from its text, with the special tokens that it may use; errors call it `file`.
-    pub fn from_source(file: &str, source: &str, special: Map<String, Value>) -> Result<ChatTemplate, TextError> {
+    pub fn from_source(
+        file: &str,
+        source: &str,
+        special: Map<String, Value>,
+    ) -> Result<ChatTemplate, TextError> {
         let sources = BTreeMap::from([("default".to_owned(), source.to_owned())]);
         ChatTemplate::new(file, &sources, special)
     }
@@ -203,7 +212,8 @@ fn alias_reasoning(message: &mut Value) {
 
 /// Marks the end of the last message's text and returns that text.
 fn mark_final_message(messages: &mut [Value], source: &str) -> Result<String, TextError> {
-    let refuse = |detail: &str| TextError::Conversation { detail: format!("continue_final_message: {detail}") };
+    let refuse =
+        |detail: &str| TextError::Conversation { detail: format!("continue_final_message: {detail}") };
     let last = messages.last_mut().ok_or_else(|| refuse("there is no message"))?;
     if !source.contains("content") {
         return Err(refuse("the chat template does not use content"));

@@ -79,9 +79,13 @@ fn add_text_filters(env: &mut Environment<'static>) {
     add_text(env, "capitalize", |text| methods::capitalize(&text));
     add_text(env, "title", |text| filters::title(text.into()));
     for name in ["escape", "e"] {
-        env.add_filter(name, |state: &mut State<'_, '_>, value: Value| ops::escaped(&value, Budget::of(state)));
+        env.add_filter(name, |state: &mut State<'_, '_>, value: Value| {
+            ops::escaped(&value, Budget::of(state))
+        });
     }
-    add_text(env, "wordcount", |text| text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count());
+    add_text(env, "wordcount", |text| {
+        text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count()
+    });
     env.add_filter("trim", |state: &mut State<'_, '_>, value: Value, set: Option<&str>| {
         let text = show::text(&value, Budget::of(state))?;
         Ok::<_, Error>(methods::strip(&text, set, true, true).to_owned())
@@ -98,7 +102,11 @@ fn add_text_filters(env: &mut Environment<'static>) {
     });
 }
 
-fn add_text<T: Into<Value> + 'static>(env: &mut Environment<'static>, name: &'static str, change: fn(String) -> T) {
+fn add_text<T: Into<Value> + 'static>(
+    env: &mut Environment<'static>,
+    name: &'static str,
+    change: fn(String) -> T,
+) {
     env.add_filter(name, move |state: &mut State<'_, '_>, value: Value| {
         let text = show::text(&value, Budget::of(state))?;
         Budget::of(state).bytes(text.len())?;
@@ -108,13 +116,20 @@ fn add_text<T: Into<Value> + 'static>(env: &mut Environment<'static>, name: &'st
 
 fn replace(state: &mut State<'_, '_>, value: Value, old: Value, args: Rest<Value>) -> Result<Value, Error> {
     let budget = Budget::of(state);
-    let [new, count @ ..] = &args.0[..] else { return Err(bad("replace: what to put in its place is missing")) };
+    let [new, count @ ..] = &args.0[..] else {
+        return Err(bad("replace: what to put in its place is missing"));
+    };
     let (text, old, new) = (show::text(&value, budget)?, show::text(&old, budget)?, show::text(new, budget)?);
     methods::replace(&text, &old, &new, count.first().and_then(Value::as_i64), budget)
 }
 
 /// `join(value, d="", attribute=None)`: every item as `str` prints it.
-fn join(state: &mut State<'_, '_>, value: Value, separator: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+fn join(
+    state: &mut State<'_, '_>,
+    value: Value,
+    separator: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
     let separator = separator.or(kwargs.get::<Option<Value>>("d")?).unwrap_or_else(|| Value::from(""));
     let attribute: Option<String> = kwargs.get("attribute")?;
     kwargs.assert_all_used()?;
@@ -256,7 +271,8 @@ fn charge_inputs(name: &str, reach: Reach, args: &[Value], budget: &mut Budget) 
 /// The largest number among the arguments, named ones too.
 fn largest_number(options: &[Value]) -> i64 {
     let named = options.iter().filter(|option| option.is_kwargs());
-    let named = named.filter_map(|kwargs| kwargs.as_object()?.try_iter_pairs()).flatten().map(|(_, value)| value);
+    let named =
+        named.filter_map(|kwargs| kwargs.as_object()?.try_iter_pairs()).flatten().map(|(_, value)| value);
     let numbers = named.chain(options.iter().cloned()).filter_map(|value| value.as_i64());
     numbers.map(i64::saturating_abs).max().unwrap_or(0)
 }
@@ -282,9 +298,12 @@ fn add_tests(env: &mut Environment<'static>) {
     env.add_test("test", tests::is_test);
     env.add_test("mapping", |value: &Value| value.kind() == ValueKind::Map && !show::holds_state(value));
     env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map) && !show::holds_state(value)
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+            && !show::holds_state(value)
     });
-    env.add_test("iterable", |value: &Value| value.is_undefined() || (!value.is_none() && value.try_iter().is_ok()));
+    env.add_test("iterable", |value: &Value| {
+        value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
+    });
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     let operators = [
         ("eq", &["eq", "equalto", "=="][..]),
@@ -297,7 +316,8 @@ fn add_tests(env: &mut Environment<'static>) {
     ];
     for (name, operator) in ops::OPERATORS {
         for test in operators.iter().filter(|(of, _)| *of == name).flat_map(|(_, names)| names.iter()) {
-            let call = move |state: &mut State<'_, '_>, a: Value, b: Value| operator(&a, &b, Budget::of(state));
+            let call =
+                move |state: &mut State<'_, '_>, a: Value, b: Value| operator(&a, &b, Budget::of(state));
             env.add_test(*test, call);
         }
     }
@@ -314,9 +334,10 @@ fn add_functions(env: &mut Environment<'static>) {
         let moment = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds.max(0) as u64);
         Ok::<_, Error>(clock::strftime(format, moment))
     });
-    for (name, native) in
-        [("namespace", Value::from_function(functions::namespace)), ("dict", Value::from_function(functions::dict))]
-    {
+    for (name, native) in [
+        ("namespace", Value::from_function(functions::namespace)),
+        ("dict", Value::from_function(functions::dict)),
+    ] {
         env.add_function(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
             let args = all_values(args);
             for arg in &args {

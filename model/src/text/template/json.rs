@@ -19,7 +19,12 @@ struct Style {
 }
 
 /// The filter `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub fn tojson(state: &mut State<'_, '_>, value: Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub fn tojson(
+    state: &mut State<'_, '_>,
+    value: Value,
+    args: Rest<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let style = Style::from_args(&args, &kwargs)?;
     let mut out = String::new();
     style.write(&mut out, &value, 0, Budget::of(state))?;
@@ -70,7 +75,13 @@ impl Style {
         budget.bytes(out.len() - start)
     }
 
-    fn sequence(&self, out: &mut String, value: &Value, depth: u32, budget: &mut Budget) -> Result<(), Error> {
+    fn sequence(
+        &self,
+        out: &mut String,
+        value: &Value,
+        depth: u32,
+        budget: &mut Budget,
+    ) -> Result<(), Error> {
         out.push('[');
         let mut empty = true;
         for item in value.try_iter()? {
@@ -109,7 +120,13 @@ impl Style {
         Ok(())
     }
 
-    fn next_item(&self, out: &mut String, empty: &mut bool, depth: u32, budget: &mut Budget) -> Result<(), Error> {
+    fn next_item(
+        &self,
+        out: &mut String,
+        empty: &mut bool,
+        depth: u32,
+        budget: &mut Budget,
+    ) -> Result<(), Error> {
         if !*empty {
             out.push_str(&self.item_separator);
         }
@@ -146,7 +163,9 @@ impl Style {
                 '\u{c}' => out.push_str("\\f"),
                 c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
                     let mut units = [0u16; 2];
-                    c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+                    c.encode_utf16(&mut units)
+                        .iter()
+                        .for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
                 }
                 c => out.push(c),
             }

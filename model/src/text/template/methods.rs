@@ -24,7 +24,9 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]
         Budget::of(state).shallow(input)?;
     }
     let known = match value.kind() {
-        ValueKind::String => string_method(value.as_str().unwrap_or_default(), name, args, Budget::of(state))?,
+        ValueKind::String => {
+            string_method(value.as_str().unwrap_or_default(), name, args, Budget::of(state))?
+        }
         ValueKind::Map => dict_method(value, name, args, Budget::of(state))?,
         ValueKind::Seq | ValueKind::Iterable => list_method(value, name, args, Budget::of(state))?,
         _ => None,
@@ -40,10 +42,15 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]
 /// `value.name` where `name` is a method of `dict`: Jinja2 looks for attributes before keys.
 pub fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
     if value.kind() == ValueKind::Map && !show::is_namespace(value) && is_dict_method(name) {
-        return Ok(Value::from_function(|| -> Result<Value, Error> { Err(bad("a method taken as a value")) }));
+        return Ok(Value::from_function(|| -> Result<Value, Error> {
+            Err(bad("a method taken as a value"))
+        }));
     }
     if value.is_undefined() {
-        return Err(Error::new(ErrorKind::UndefinedError, format!("no attribute {name} in an undefined value")));
+        return Err(Error::new(
+            ErrorKind::UndefinedError,
+            format!("no attribute {name} in an undefined value"),
+        ));
     }
     value.get_attr(name)
 }
@@ -52,7 +59,12 @@ pub fn is_dict_method(name: &str) -> bool {
     DICT_METHODS.contains(&name)
 }
 
-fn string_method(text: &str, name: &str, args: &[Value], budget: &mut Budget) -> Result<Option<Value>, Error> {
+fn string_method(
+    text: &str,
+    name: &str,
+    args: &[Value],
+    budget: &mut Budget,
+) -> Result<Option<Value>, Error> {
     let result = match name {
         "strip" | "lstrip" | "rstrip" => {
             let (set,): (Option<&str>,) = from_args(args)?;
@@ -94,7 +106,9 @@ fn string_method(text: &str, name: &str, args: &[Value], budget: &mut Budget) ->
         "ljust" | "rjust" | "center" | "zfill" => pad(text, name, args, budget)?,
         "capitalize" => Value::from(capitalize(text)),
         "swapcase" => Value::from(text.chars().map(swap_case).collect::<String>()),
-        "istitle" | "isidentifier" | "encode" | "translate" | "maketrans" => return Err(no_method("str", name)),
+        "istitle" | "isidentifier" | "encode" | "translate" | "maketrans" => {
+            return Err(no_method("str", name));
+        }
         "format" => {
             require_tame(text, '{')?;
             Value::from(format(FormatStyle::StrFormat, text, args)?)
@@ -104,7 +118,12 @@ fn string_method(text: &str, name: &str, args: &[Value], budget: &mut Budget) ->
     Ok(Some(result))
 }
 
-fn dict_method(value: &Value, name: &str, args: &[Value], budget: &mut Budget) -> Result<Option<Value>, Error> {
+fn dict_method(
+    value: &Value,
+    name: &str,
+    args: &[Value],
+    budget: &mut Budget,
+) -> Result<Option<Value>, Error> {
     let Some(object) = value.as_object() else { return Ok(None) };
     let result = match name {
         "items" | "keys" | "values" => {
@@ -132,7 +151,12 @@ fn dict_method(value: &Value, name: &str, args: &[Value], budget: &mut Budget) -
     Ok(Some(result))
 }
 
-fn list_method(value: &Value, name: &str, args: &[Value], budget: &mut Budget) -> Result<Option<Value>, Error> {
+fn list_method(
+    value: &Value,
+    name: &str,
+    args: &[Value],
+    budget: &mut Budget,
+) -> Result<Option<Value>, Error> {
     match name {
         "count" | "index" => {
             let (wanted,): (&Value,) = from_args(args)?;
@@ -173,12 +197,19 @@ fn split_args(args: &[Value]) -> Result<(Option<String>, Option<usize>), Error> 
     kwargs.assert_all_used()?;
     let separator = match separator {
         None => None,
-        Some(value) => Some(value.as_str().ok_or_else(|| bad("split: the separator is not a string"))?.to_owned()),
+        Some(value) => {
+            Some(value.as_str().ok_or_else(|| bad("split: the separator is not a string"))?.to_owned())
+        }
     };
     Ok((separator, limit.and_then(|limit| usize::try_from(limit).ok())))
 }
 
-fn split(text: &str, separator: Option<&str>, limit: Option<usize>, from_end: bool) -> Result<Vec<Value>, Error> {
+fn split(
+    text: &str,
+    separator: Option<&str>,
+    limit: Option<usize>,
+    from_end: bool,
+) -> Result<Vec<Value>, Error> {
     let limit = limit.unwrap_or(usize::MAX - 1);
     let mut parts: Vec<&str> = match separator {
         Some("") => return Err(bad("empty separator")),
@@ -211,11 +242,20 @@ fn split_space(text: &str, limit: usize, from_end: bool) -> Vec<&str> {
 }
 
 fn splitlines(text: &str, keep: bool) -> Vec<Value> {
-    let is_break = |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_break = |c: char| {
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
+    };
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find(is_break) {
-        let width = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
+        let width = if rest[at..].starts_with("\r\n") {
+            2
+        } else {
+            rest[at..].chars().next().map_or(1, char::len_utf8)
+        };
         lines.push(Value::from(&rest[..if keep { at + width } else { at }]));
         rest = &rest[at + width..];
     }
@@ -254,7 +294,13 @@ fn join(separator: &str, items: &Value, budget: &mut Budget) -> Result<Value, Er
     Ok(Value::from(out))
 }
 
-pub fn replace(text: &str, old: &str, new: &str, count: Option<i64>, budget: &mut Budget) -> Result<Value, Error> {
+pub fn replace(
+    text: &str,
+    old: &str,
+    new: &str,
+    count: Option<i64>,
+    budget: &mut Budget,
+) -> Result<Value, Error> {
     let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
     let hits = text.matches(old).take(count).count();
     budget.bytes(text.len().saturating_add(hits.saturating_mul(new.len())))?;
@@ -303,7 +349,8 @@ pub fn capitalize(text: &str) -> String {
 }
 
 fn swap_case(c: char) -> char {
-    let mut other = if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
+    let mut other =
+        if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() };
     if other.chars().count() == 1 { other.pop().unwrap_or(c) } else { c }
 }
 

@@ -8,6 +8,7 @@
 pub(crate) mod budget;
 mod chat;
 mod clock;
+mod expression;
 mod filters;
 mod json;
 mod lazy;

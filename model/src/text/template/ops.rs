@@ -39,10 +39,9 @@ pub fn register(env: &mut Environment<'static>, prefix: &str) {
         env.add_function(format!("{prefix}{name}"), call);
     }
     env.add_function(format!("{prefix}neg"), |value: Value| negate(&value));
-    env.add_function(
-        format!("{prefix}slice"),
-        |state: &mut State<'_, '_>, value: Value, bounds: Value| slice(&value, &bounds, Budget::of(state)),
-    );
+    env.add_function(format!("{prefix}slice"), |state: &mut State<'_, '_>, value: Value, bounds: Value| {
+        slice(&value, &bounds, Budget::of(state))
+    });
 }
 
 #[derive(Clone, Copy)]
@@ -118,7 +117,9 @@ fn div(a: &Value, b: &Value, _: &mut Budget) -> Result<Value, Error> {
 
 fn floordiv(a: &Value, b: &Value, _: &mut Budget) -> Result<Value, Error> {
     require_divisor(b)?;
-    let floor = |a: i128, b: i128| Some(a.checked_div_euclid(b)? - i128::from(b < 0 && a.checked_rem_euclid(b)? != 0));
+    let floor = |a: i128, b: i128| {
+        Some(a.checked_div_euclid(b)? - i128::from(b < 0 && a.checked_rem_euclid(b)? != 0))
+    };
     arithmetic("//", a, b, floor, |a, b| (a / b).floor())
 }
 
@@ -128,7 +129,8 @@ fn modulo(a: &Value, b: &Value, budget: &mut Budget) -> Result<Value, Error> {
         return methods::printf(format, &args, budget);
     }
     require_divisor(b)?;
-    let rem = |a: i128, b: i128| a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r });
+    let rem =
+        |a: i128, b: i128| a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r });
     arithmetic("%", a, b, rem, |a, b| {
         let r = a % b;
         if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
@@ -303,24 +305,22 @@ pub fn contains(container: &Value, item: &Value, budget: &mut Budget) -> Result<
 /// Refuses as keys what Python cannot hash, and everything that would take long to hash.
 pub fn hashable(value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => Err(bad(format!("unhashable type: {}", value.kind()))),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            Err(bad(format!("unhashable type: {}", value.kind())))
+        }
         _ => Ok(()),
     }
 }
 
 /// Python's `value[start:stop:step]`; `bounds` holds the three, none where left out.
 fn slice(value: &Value, bounds: &Value, budget: &mut Budget) -> Result<Value, Error> {
-    if value.is_undefined() {
-        return Err(Error::from(ErrorKind::UndefinedError));
-    }
     let text: Option<Vec<char>> = match value.as_str() {
         Some(text) => {
             budget.bytes(text.len().saturating_mul(4))?;
             Some(text.chars().collect())
         }
         None if is_sequence(value) => None,
-        // Jinja2 answers a subscript that Python refuses with undefined.
-        None => return Ok(Value::UNDEFINED),
+        None => return Err(unsupported("[:]", value, bounds)),
     };
     let length = text.as_ref().map_or_else(|| value.len().unwrap_or(0), Vec::len);
     let picked = positions(length, bounds)?;

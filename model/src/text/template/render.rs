@@ -37,8 +37,11 @@ impl Compiled {
         env.set_formatter(emit);
         env.set_debug(false);
         // The parser and compiler recurse with the nesting of the source.
-        let rewritten = on_large_stack(|| rewrite(source)).unwrap_or_else(|| Err(crashed())).map_err(syntax)?;
-        on_large_stack(|| env.add_template_owned("chat", rewritten)).unwrap_or_else(|| Err(crashed())).map_err(syntax)?;
+        let rewritten =
+            on_large_stack(|| rewrite(source)).unwrap_or_else(|| Err(crashed())).map_err(syntax)?;
+        on_large_stack(|| env.add_template_owned("chat", rewritten))
+            .unwrap_or_else(|| Err(crashed()))
+            .map_err(syntax)?;
         Ok(Compiled { env, file: file.into() })
     }
 
@@ -51,7 +54,9 @@ impl Compiled {
         match outcome.unwrap_or_else(|| Err(crashed())) {
             // A sink takes whole strings, so that its bytes are valid.
             Ok(()) => Ok(String::from_utf8_lossy(&sink.bytes).into_owned()),
-            Err(_) if sink.full => Err(TextError::TemplateLimit { file: self.file.clone(), halt: Halt::Output }),
+            Err(_) if sink.full => {
+                Err(TextError::TemplateLimit { file: self.file.clone(), halt: Halt::Output })
+            }
             Err(error) => Err(self.failure(&error)),
         }
     }

@@ -5,13 +5,10 @@
 //! `{{ _gt_text("...") }}`, `[a]` becomes `_gt_new([a])`. Line numbers are kept by breaking lines inside the tags. Tags
 //! that reach other templates (`include`, `import`, `extends`) are refused: there are none.
 
-use minijinja::machinery::ast::{self, BinOpKind, CallArg, CompareOpKind, Expr, Spanned, Stmt, UnaryOpKind};
+use minijinja::machinery::ast::{self, Expr, Spanned, Stmt};
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
-
-use super::methods;
+use minijinja::{Error, ErrorKind};
 
 /// What the names that only rewritten templates use begin with.
 pub const PREFIX: &str = "_gt_";
@@ -53,22 +50,43 @@ fn generation_blocks(source: &str) -> String {
     out + rest
 }
 
-struct Printer {
+/// The rewritten template as far as it is printed; statements here, expressions in `expression`.
+pub struct Printer {
     out: String,
     line: u32,
 }
 
 impl Printer {
-    fn put(&mut self, text: &str) -> &mut Printer {
+    pub fn put(&mut self, text: &str) -> &mut Printer {
         self.out.push_str(text);
         self
     }
 
+    /// A string literal; its lines stay on one, for lines are counted.
+    pub fn string(&mut self, text: &str) {
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+    }
+
+    /// Fails once the rewritten template is too long.
+    pub fn require_room(&self) -> Result<(), Error> {
+        match self.out.len() {
+            0..=TEMPLATE_BYTES_MAX => Ok(()),
+            _ => Err(refused("the template grows too large when it is compiled")),
+        }
+    }
+
     /// Opens a tag on the line where the original stood.
     fn open<T>(&mut self, mark: &str, node: &Spanned<T>) -> Result<&mut Printer, Error> {
-        if self.out.len() > TEMPLATE_BYTES_MAX {
-            return Err(refused("the template grows too large when it is compiled"));
-        }
+        self.require_room()?;
         self.put(mark);
         while self.line < u32::from(node.span().start_line) {
             self.out.push('\n');
@@ -96,7 +114,11 @@ impl Printer {
             }
             Stmt::EmitExpr(node) => {
                 let constant = matches!(node.expr, Expr::Const(_));
-                self.open("{{", node)?.put(if constant { PREFIX } else { "" }).put(if constant { "text(" } else { "" });
+                self.open("{{", node)?.put(if constant { PREFIX } else { "" }).put(if constant {
+                    "text("
+                } else {
+                    ""
+                });
                 self.expr(&node.expr)?;
                 self.put(if constant { ") }}" } else { " }}" });
                 Ok(())
@@ -177,12 +199,9 @@ impl Printer {
 
     fn set(&mut self, node: &Spanned<ast::Set<'_>>) -> Result<(), Error> {
         self.open("{%", node)?.put("set ").target(&node.target)?;
-        self.put(" = ").put(PREFIX).put("keep(");
-        if matches!(node.target, Expr::Var(_)) {
-            // Only an attribute of a namespace outlives the scope.
-            self.out.truncate(self.out.len() - PREFIX.len() - "keep(".len());
-            self.put("(");
-        }
+        // Only an attribute of a namespace outlives the scope.
+        let outlives = !matches!(node.target, Expr::Var(_));
+        self.put(" = ").put(if outlives { PREFIX } else { "" }).put(if outlives { "keep(" } else { "(" });
         self.expr(&node.expr)?;
         self.put(") %}");
         Ok(())
@@ -247,253 +266,16 @@ impl Printer {
         };
         Ok(())
     }
-
-    fn expr(&mut self, expr: &Expr<'_>) -> Result<(), Error> {
-        match expr {
-            Expr::Var(node) => {
-                self.put(own_name(node.id)?);
-            }
-            Expr::Const(node) => self.constant(&node.value)?,
-            Expr::Slice(node) => self.slice(node)?,
-            Expr::UnaryOp(node) => {
-                match node.op {
-                    UnaryOpKind::Not => self.put("(not "),
-                    UnaryOpKind::Neg => self.put(PREFIX).put("neg("),
-                };
-                self.expr(&node.expr)?;
-                self.put(")");
-            }
-            Expr::BinOp(node) => match node.op {
-                BinOpKind::ScAnd => self.infix(&node.left, " and ", &node.right)?,
-                BinOpKind::ScOr => self.infix(&node.left, " or ", &node.right)?,
-                op => self.operator(binary_name(op), &node.left, &node.right)?,
-            },
-            Expr::Compare(node) => self.compare(node)?,
-            Expr::IfExpr(node) => {
-                self.put("(").expr(&node.true_expr)?;
-                self.put(" if ").expr(&node.test_expr)?;
-                if let Some(other) = &node.false_expr {
-                    self.put(" else ").expr(other)?;
-                }
-                self.put(")");
-            }
-            Expr::Filter(_) => {
-                self.put("(").filter_chain(expr)?;
-                self.put(")");
-            }
-            Expr::Test(node) => {
-                self.put("(").expr(&node.expr)?;
-                self.put(" is ").put(node.name).args(&node.args)?;
-                self.put(")");
-            }
-            Expr::GetAttr(node) if methods::is_dict_method(node.name) => {
-                self.put(PREFIX).put("attr(").expr(&node.expr)?;
-                self.put(", ").string(node.name);
-                self.put(")");
-            }
-            Expr::GetAttr(node) => {
-                self.expr(&node.expr)?;
-                self.put(".").put(node.name);
-            }
-            Expr::GetItem(node) => {
-                self.expr(&node.expr)?;
-                self.put("[").expr(&node.subscript_expr)?;
-                self.put("]");
-            }
-            Expr::Call(node) => self.call(node)?,
-            Expr::List(node) => self.items("[", &node.items, "]")?,
-            Expr::Tuple(node) if node.items.len() == 1 => self.items("(", &node.items, ",)")?,
-            Expr::Tuple(node) => self.items("(", &node.items, ")")?,
-            Expr::Map(node) => self.map(node)?,
-        }
-        Ok(())
-    }
-
-    fn infix(&mut self, left: &Expr<'_>, sign: &str, right: &Expr<'_>) -> Result<(), Error> {
-        self.put("(").expr(left)?;
-        self.put(sign).expr(right)?;
-        self.put(")");
-        Ok(())
-    }
-
-    fn operator(&mut self, name: &str, left: &Expr<'_>, right: &Expr<'_>) -> Result<(), Error> {
-        self.put(PREFIX).put(name).put("(").expr(left)?;
-        self.put(", ").expr(right)?;
-        self.put(")");
-        Ok(())
-    }
-
-    /// `a < b < c` is `a < b and b < c`; evaluating `b` twice changes nothing, for expressions have no effects.
-    fn compare(&mut self, node: &ast::Compare<'_>) -> Result<(), Error> {
-        if self.out.len() > TEMPLATE_BYTES_MAX {
-            return Err(refused("the template grows too large when it is compiled"));
-        }
-        let mut left = &node.expr;
-        self.put("(");
-        for (i, step) in node.ops.iter().enumerate() {
-            self.put(if i > 0 { " and " } else { "" });
-            let negated = matches!(step.op, CompareOpKind::NotIn);
-            self.put(if negated { "(not " } else { "" });
-            self.operator(compare_name(step.op), left, &step.expr)?;
-            self.put(if negated { ")" } else { "" });
-            left = &step.expr;
-        }
-        self.put(")");
-        Ok(())
-    }
-
-    fn slice(&mut self, node: &ast::Slice<'_>) -> Result<(), Error> {
-        self.put(PREFIX).put("slice(").expr(&node.expr)?;
-        self.put(", [");
-        for (i, bound) in [&node.start, &node.stop, &node.step].into_iter().enumerate() {
-            self.put(if i > 0 { ", " } else { "" });
-            match bound {
-                Some(bound) => self.expr(bound)?,
-                None => drop(self.put("none")),
-            }
-        }
-        self.put("])");
-        Ok(())
-    }
-
-    fn call(&mut self, node: &ast::Call<'_>) -> Result<(), Error> {
-        match &node.expr {
-            // A method: its name is no attribute here.
-            Expr::GetAttr(method) => {
-                self.expr(&method.expr)?;
-                self.put(".").put(method.name);
-            }
-            callee => self.expr(callee)?,
-        }
-        self.put("(");
-        self.arg_list(&node.args)?;
-        self.put(")");
-        Ok(())
-    }
-
-    /// The filters of a chain, innermost first; a chain without a value begins a block.
-    fn filter_chain(&mut self, expr: &Expr<'_>) -> Result<(), Error> {
-        let Expr::Filter(node) = expr else { return self.expr(expr) };
-        if let Some(inner) = &node.expr {
-            self.filter_chain(inner)?;
-            self.put(" | ");
-        }
-        self.put(node.name).args(&node.args)
-    }
-
-    fn args(&mut self, args: &[CallArg<'_>]) -> Result<(), Error> {
-        if !args.is_empty() {
-            self.put("(").arg_list(args)?;
-            self.put(")");
-        }
-        Ok(())
-    }
-
-    fn arg_list(&mut self, args: &[CallArg<'_>]) -> Result<(), Error> {
-        for (i, arg) in args.iter().enumerate() {
-            self.put(if i > 0 { ", " } else { "" });
-            match arg {
-                CallArg::Pos(value) => self.expr(value)?,
-                CallArg::Kwarg(name, value) => self.put(name).put("=").expr(value)?,
-                CallArg::PosSplat(value) => self.put("*").expr(value)?,
-                CallArg::KwargSplat(value) => self.put("**").expr(value)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn items(&mut self, open: &str, items: &[Expr<'_>], close: &str) -> Result<(), Error> {
-        self.put(PREFIX).put("new(").put(open);
-        for (i, item) in items.iter().enumerate() {
-            self.put(if i > 0 { ", " } else { "" }).expr(item)?;
-        }
-        self.put(close).put(")");
-        Ok(())
-    }
-
-    fn map(&mut self, node: &ast::Map<'_>) -> Result<(), Error> {
-        self.put(PREFIX).put("new({");
-        for (i, (key, value)) in node.keys.iter().zip(&node.values).enumerate() {
-            self.put(if i > 0 { ", " } else { "" });
-            match key {
-                Expr::Const(_) => self.expr(key)?,
-                key => {
-                    self.put(PREFIX).put("key(").expr(key)?;
-                    self.put(")");
-                }
-            }
-            self.put(": ").expr(value)?;
-        }
-        self.put("})");
-        Ok(())
-    }
-
-    fn constant(&mut self, value: &Value) -> Result<(), Error> {
-        match (value.kind(), value.as_str()) {
-            (_, Some(text)) => self.string(text),
-            (ValueKind::None, _) => drop(self.put("none")),
-            (ValueKind::Bool, _) => drop(self.put(if value.is_true() { "true" } else { "false" })),
-            (ValueKind::Number, _) => drop(self.put(&value.to_string())),
-            (kind, _) => return Err(refused(format!("a constant of type {kind}"))),
-        }
-        Ok(())
-    }
-
-    fn string(&mut self, text: &str) {
-        self.out.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => self.out.push_str("\\\""),
-                '\\' => self.out.push_str("\\\\"),
-                '\n' => self.out.push_str("\\n"),
-                c => self.out.push(c),
-            }
-        }
-        self.out.push('"');
-    }
-}
-
-fn binary_name(op: BinOpKind) -> &'static str {
-    match op {
-        BinOpKind::Eq => "eq",
-        BinOpKind::Ne => "ne",
-        BinOpKind::Lt => "lt",
-        BinOpKind::Lte => "le",
-        BinOpKind::Gt => "gt",
-        BinOpKind::Gte => "ge",
-        BinOpKind::Add => "add",
-        BinOpKind::Sub => "sub",
-        BinOpKind::Mul => "mul",
-        BinOpKind::Div => "div",
-        BinOpKind::FloorDiv => "floordiv",
-        BinOpKind::Rem => "mod",
-        BinOpKind::Pow => "pow",
-        BinOpKind::Concat => "concat",
-        BinOpKind::In => "in",
-        BinOpKind::ScAnd | BinOpKind::ScOr => unreachable!("printed as they stand, they evaluate only one side"),
-    }
-}
-
-fn compare_name(op: CompareOpKind) -> &'static str {
-    match op {
-        CompareOpKind::Eq => "eq",
-        CompareOpKind::Ne => "ne",
-        CompareOpKind::Lt => "lt",
-        CompareOpKind::Lte => "le",
-        CompareOpKind::Gt => "gt",
-        CompareOpKind::Gte => "ge",
-        CompareOpKind::In | CompareOpKind::NotIn => "in",
-    }
 }
 
 /// A name of the template's own; ours are not for it to use.
-fn own_name(name: &str) -> Result<&str, Error> {
+pub fn own_name(name: &str) -> Result<&str, Error> {
     if name.starts_with(PREFIX) {
         return Err(refused(format!("names that begin with {PREFIX} are reserved")));
     }
     Ok(name)
 }
 
-fn refused(detail: impl Into<String>) -> Error {
+pub fn refused(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::SyntaxError, detail.into())
 }

@@ -13,14 +13,16 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn render(source: &str) -> Result<String, TextError> {
-    let extra = json!({"s": "héllo wörld", "n": 3, "f": 0.5, "xs": [3, 1, 2], "d": {"b": 1, "a": [true, null]}});
+    let extra =
+        json!({"s": "héllo wörld", "n": 3, "f": 0.5, "xs": [3, 1, 2], "d": {"b": 1, "a": [true, null]}});
     let Value::Object(extra) = extra else { unreachable!("written as an object") };
     template(source).render(&ChatInput { messages: json!([]), extra, ..ChatInput::default() })
 }
 
 /// The input of one recorded case; `shared` holds the conversations and tools that cases name.
 fn input(case: &Value, shared: &Value) -> ChatInput {
-    let messages = case["conversation"].as_str().map_or(json!([]), |name| shared["conversations"][name].clone());
+    let messages =
+        case["conversation"].as_str().map_or(json!([]), |name| shared["conversations"][name].clone());
     ChatInput {
         messages,
         tools: case.get("tools").map(|_| shared["tools"].clone()),
@@ -35,7 +37,8 @@ fn input(case: &Value, shared: &Value) -> ChatInput {
 #[test]
 fn templates_equal_jinja2() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/templates"));
-    let read = |path: &Path| -> Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+    let read =
+        |path: &Path| -> Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
     let shared = read(&folder.join("conversations.json"));
     let mut cases = 0;
     for path in folder.read_dir().unwrap().flatten().map(|entry| entry.path()) {
@@ -58,7 +61,9 @@ fn check(path: &Path, file: &Value, case: &Value, shared: &Value) {
         .and_then(|template| template.render(&input));
     let name = case["conversation"].as_str().unwrap_or(source);
     match case["expected"].as_str() {
-        Some(expected) => assert_eq!(outcome.map_err(|e| e.to_string()), Ok(expected.into()), "{path:?} {name}"),
+        Some(expected) => {
+            assert_eq!(outcome.map_err(|e| e.to_string()), Ok(expected.into()), "{path:?} {name}")
+        }
         None => assert!(outcome.is_err(), "{path:?} {name} should fail: {outcome:?}"),
     }
 }
@@ -66,10 +71,15 @@ fn check(path: &Path, file: &Value, case: &Value, shared: &Value) {
 #[test]
 fn templates_that_misbehave_end_soon_and_say_why() {
     let doubling = |step: &str, last: &str| {
-        format!("{{% set ns = namespace(x={last}) %}}{{% for i in range(200) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x }}}}")
+        format!(
+            "{{% set ns = namespace(x={last}) %}}{{% for i in range(200) %}}{{% set ns.x = {step} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        )
     };
     let table = [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".into(), "ran past 20000000 instr"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".into(),
+            "ran past 20000000 instr",
+        ),
         ("{% for i in range(1000000000) %}x{% endfor %}".into(), "too many elements"),
         ("{{ 'a' * 1000000000 }}".into(), "536870912 bytes built"),
         ("{{ ([0] * 1000000000) | length }}".into(), "536870912 bytes built"),
@@ -77,19 +87,37 @@ fn templates_that_misbehave_end_soon_and_say_why() {
         (doubling("ns.x + ns.x", "[1]"), "bytes built"),
         (doubling("[ns.x, ns.x]", "1"), "nested more than 100 deep"),
         (doubling("[ns.x, ns.x]", "1").replace("{{ ns.x }}", "{{ ns.x == ns.x }}"), "nested more than 100"),
-        (doubling("[ns.x, ns.x]", "1").replace("200", "60").replace("{{ ns.x }}", "{{ ns.x | tojson }}"), "bytes built"),
-        (doubling("[ns.x, ns.x]", "1").replace("200", "60").replace("{{ ns.x }}", "{{ [ns.x] | unique | list }}"), "bytes built"),
+        (
+            doubling("[ns.x, ns.x]", "1").replace("200", "60").replace("{{ ns.x }}", "{{ ns.x | tojson }}"),
+            "bytes built",
+        ),
+        (
+            doubling("[ns.x, ns.x]", "1")
+                .replace("200", "60")
+                .replace("{{ ns.x }}", "{{ [ns.x] | unique | list }}"),
+            "bytes built",
+        ),
         (doubling("'%9999d' % 1 ~ ns.x ~ ns.x", "''"), "bytes built"),
         (doubling("ns.x.replace('', 'xxxxxxxx')", "'ab'"), "bytes built"),
         (doubling("ns.x.ljust(99999999) ~ ns.x", "'ab'"), "bytes built"),
-        ("{% set x = 'a' * 9000000 %}{% for i in range(9) %}{{ x }}{% endfor %}".into(), "33554432 bytes put out"),
-        ("{% set x %}{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}{% endset %}".into(), "bytes built"),
+        (
+            "{% set x = 'a' * 9000000 %}{% for i in range(9) %}{{ x }}{% endfor %}".into(),
+            "33554432 bytes put out",
+        ),
+        (
+            "{% set x %}{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}{% endset %}".into(),
+            "bytes built",
+        ),
         (format!("{{% for i in range(99999) %}}{}{{% endfor %}}", "text ".repeat(2000)), "put out"),
         ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}".into(), "calls itself too deeply"),
         ("{% for i in [1] recursive %}{{ loop([i]) }}{% endfor %}".into(), "calls itself too deeply"),
         ("{% set ns = namespace() %}{% set ns.x = ns %}".into(), "cannot be stored"),
         ("{% set ns = namespace() %}{% set ns.x = [[ns]] %}".into(), "cannot be stored"),
-        ("{% set a = namespace() %}{% set b = namespace(x=a) %}{% set a.x = [1] | batch(2, b) | list %}".into(), "cannot be stored"),
+        (
+            "{% set a = namespace() %}{% set b = namespace(x=a) %}{% set a.x = [1] | batch(2, b) | list %}"
+                .into(),
+            "cannot be stored",
+        ),
         ("{{ '%99999999999d' % 1 }}".into(), "width in the format string"),
         ("{{ '%*d' % (999999999, 1) }}".into(), "width in the format string"),
         ("{{ '{:>{}}'.format('a', 999999999) }}".into(), "width in the format string"),
@@ -110,7 +138,8 @@ fn templates_that_misbehave_end_soon_and_say_why() {
 
 #[test]
 fn values_nested_deep_are_dropped_without_overflowing_the_stack() {
-    let source = "{% set ns = namespace(x=1) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}done";
+    let source =
+        "{% set ns = namespace(x=1) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}done";
     assert_eq!(render(source).unwrap(), "done");
 }
 
@@ -141,7 +170,8 @@ fn folders_hold_templates_in_several_ways() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let load = || ChatTemplate::from_folder(folder.path());
     let show = |tools: Option<Value>| {
-        let input = ChatInput { messages: json!([{"role": "user", "content": "hi"}]), tools, ..ChatInput::default() };
+        let input =
+            ChatInput { messages: json!([{"role": "user", "content": "hi"}]), tools, ..ChatInput::default() };
         load().unwrap().unwrap().render(&input)
     };
     assert!(load().unwrap().is_none());
@@ -156,5 +186,8 @@ fn folders_hold_templates_in_several_ways() {
     write("chat_template.jinja", "{% for %}");
     assert!(load().unwrap_err().to_string().contains("chat_template.jinja is not valid"));
     let refused = template("x").render(&ChatInput { messages: json!(["hi"]), ..ChatInput::default() });
-    assert_eq!(refused.unwrap_err().to_string(), "the conversation does not fit a chat template: a message is not an object");
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "the conversation does not fit a chat template: a message is not an object"
+    );
 }

@@ -1,0 +1,161 @@
+//! The arguments of `gaterail generate`, and the sampling they ask for.
+
+use clap::Args;
+use gaterail_model::config::GenerationDefaults;
+use gaterail_model::sampler::SamplingParams;
+
+/// Generate text from a model folder, streaming it
+///
+/// A chat template in the folder is applied to the prompt; --raw leaves the prompt as it is. Sampling follows the model's
+/// generation_config.json where a flag does not say otherwise, and is greedy where neither does. The answer goes to
+/// standard output, everything else to standard error.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// A Hugging Face folder, or ORG/NAME that `gaterail pull` has fetched
+    pub model: String,
+
+    /// The prompt; `-` or nothing reads standard input
+    pub prompt: Option<String>,
+
+    /// The prompt as token ids instead of text: no tokenizer needed
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "prompt")]
+    pub tokens: Option<Vec<u32>>,
+
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "tokens")]
+    pub system: Option<String>,
+
+    /// Do not apply the chat template
+    #[arg(long)]
+    pub raw: bool,
+
+    /// Print one JSON object with tokens and log-probabilities at the end instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+
+    /// 0 is greedy
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+
+    /// Sample from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+
+    /// Sample from so many of the most likely tokens; 0 is all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+
+    /// Sample from tokens with at least this share of the best one's probability
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+
+    /// 1 is none
+    #[arg(long, value_name = "X")]
+    pub repetition_penalty: Option<f32>,
+
+    /// Added to a token's logit; may be given several times
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+
+    /// The noise of a position belongs to (seed, position): the same seed gives the same text
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+
+    /// A text that ends the answer; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+
+    /// Token ids that end the answer, beside the model's own
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub stop_tokens: Vec<u32>,
+
+    /// Tokens before anything may end the answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_tokens: usize,
+
+    /// Go on behind the model's end-of-text tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+
+    /// With --json: how many of the most likely tokens to report at each position
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
+    pub logprobs: u8,
+
+    /// Show special tokens in the text
+    #[arg(long)]
+    pub show_special: bool,
+
+    /// Threads to compute with; all cores by default
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
+
+    /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
+    #[arg(long)]
+    pub no_memory_check: bool,
+}
+
+/// More threads than this are surely a mistake.
+const THREADS_MAX: usize = 1024;
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
+        _ => Err(format!("expected a number from 1 to {THREADS_MAX}")),
+    }
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, bias) = text.split_once(['=', ':']).ok_or("expected ID=BIAS")?;
+    let id = id.trim().parse().map_err(|_| format!("{id:?} is no token id"))?;
+    let bias = bias.trim().parse().map_err(|_| format!("{bias:?} is no number"))?;
+    Ok((id, bias))
+}
+
+impl GenerateArgs {
+    pub fn skip_special(&self) -> bool {
+        !self.show_special
+    }
+
+    /// Flags first, then what the model's makers say, then greedy.
+    pub fn sampling(&self, defaults: &GenerationDefaults) -> SamplingParams {
+        let plain = SamplingParams::default();
+        let sampled = defaults.sample || self.temperature.is_some_and(|temperature| temperature > 0.0);
+        let of = |flag: Option<f32>, default: Option<f32>, otherwise: f32| {
+            flag.or(default.filter(|_| sampled)).unwrap_or(otherwise)
+        };
+        let temperature = match (self.temperature, defaults.sample) {
+            (Some(temperature), _) => temperature,
+            (None, true) => defaults.temperature.unwrap_or(1.0),
+            (None, false) => 0.0,
+        };
+        SamplingParams {
+            temperature,
+            top_p: of(self.top_p, defaults.top_p, plain.top_p),
+            top_k: self.top_k.or(defaults.top_k.filter(|_| sampled)).unwrap_or(plain.top_k),
+            min_p: of(self.min_p, defaults.min_p, plain.min_p),
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self
+                .repetition_penalty
+                .or(defaults.repetition_penalty)
+                .unwrap_or(plain.repetition_penalty),
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_tokens.clone(),
+            min_tokens: self.min_tokens,
+            ignore_eos: self.ignore_eos,
+            logprobs: self.json.then_some(self.logprobs),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `gaterail generate`: one prompt, one answer, streamed.
+
+mod args;
+mod engine;
+mod output;
+mod plan;
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+use std::time::Instant;
+
+use gaterail_model::arch::read_spec;
+use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::config::GenerationDefaults;
+use gaterail_model::text::{ChatInput, ChatTemplate, Tokenizer};
+use gaterail_model::walk::{Runner, RunnerOptions};
+use serde_json::json;
+
+pub use args::GenerateArgs;
+
+use crate::error::CliError;
+use crate::progress::{self, ByteMeter};
+use crate::{machine, source};
+
+/// Rows of one prefill step.
+const PREFILL_ROWS: usize = 256;
+
+/// A prompt as tokens, and where the answer goes on from.
+struct Prompt {
+    tokens: Vec<u32>,
+    /// `None` when tokens were given and the model has no tokenizer.
+    tokenizer: Option<Tokenizer>,
+}
+
+pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
+    let started = Instant::now();
+    let folder = source::resolve(&args.model)?;
+    let spec = read_spec(&folder.join("config.json"))?;
+    let checkpoint = Checkpoint::open(&folder)?;
+    let prompt = read_prompt(args, &folder)?;
+    if let Some(&token) = prompt.tokens.iter().find(|&&token| token as usize >= spec.vocab) {
+        let detail = format!("token {token} lies outside the vocabulary of {}", spec.vocab);
+        return Err(CliError::Refused(detail));
+    }
+    let params = args.sampling(&GenerationDefaults::from_folder(&folder)?);
+    params.validate(spec.vocab)?;
+    let max_tokens = plan::max_tokens(&spec, prompt.tokens.len(), args.max_tokens)?;
+    let positions = prompt.tokens.len() + max_tokens;
+    let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
+    if !args.no_memory_check {
+        plan::check_memory(&spec, &checkpoint, prompt.tokens.len(), positions, rows_max)?;
+    }
+    let device = machine::cpu(args.threads);
+    let options = RunnerOptions { rows_max, positions, shards: Vec::new() };
+    let runner = load(spec, &checkpoint, &device, &options)?;
+    let loaded = started.elapsed();
+    let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &params);
+    let request = engine::Request { prompt: &prompt.tokens, tokenizer: prompt.tokenizer.as_ref(), params, max_tokens };
+    let answer = engine::generate(runner, &request, args.skip_special(), &mut |piece| output.piece(piece))?;
+    output.finish(&args.model, &prompt.tokens, &answer, loaded)
+}
+
+/// Loads with one progress bar over all bytes.
+fn load(
+    spec: gaterail_model::spec::ModelSpec,
+    checkpoint: &Checkpoint,
+    device: &gaterail_kernels::Device,
+    options: &RunnerOptions,
+) -> Result<Runner, CliError> {
+    let meter = ByteMeter::default();
+    meter.plan(checkpoint.data_bytes(), 1);
+    let mut shown = progress::on_stderr("load");
+    let mut last = Instant::now();
+    let runner = Runner::from_checkpoint(spec, checkpoint, device, options, &mut |bytes| {
+        meter.add(bytes);
+        if last.elapsed().as_millis() >= 100 {
+            last = Instant::now();
+            shown.update(&meter.now());
+        }
+    });
+    // Tensors that are not used, or used twice, must not leave the bar short of its end or beyond it.
+    if runner.is_ok() {
+        let now = meter.now();
+        meter.plan(now.total, 1);
+        meter.add_resumed(now.total);
+        if now.elapsed.as_secs() >= 1 {
+            shown.finish(&meter.now());
+        }
+    }
+    Ok(runner?)
+}
+
+fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
+    if let Some(tokens) = &args.tokens {
+        let has_tokenizer = folder.join("tokenizer.json").is_file();
+        let tokenizer = if has_tokenizer { Some(Tokenizer::from_folder(folder)?) } else { None };
+        return Ok(Prompt { tokens: tokens.clone(), tokenizer });
+    }
+    let text = match args.prompt.as_deref() {
+        Some("-") => read_stdin()?,
+        None if !std::io::stdin().is_terminal() => read_stdin()?,
+        Some(text) => text.to_string(),
+        None => {
+            let hint = "give a PROMPT, or --tokens 1,2,3, or a text on standard input";
+            return Err(CliError::Refused(format!("there is no prompt: {hint}")));
+        }
+    };
+    let tokenizer = Tokenizer::from_folder(folder)?;
+    let template = if args.raw { None } else { ChatTemplate::from_folder(folder)? };
+    let tokens = match template {
+        Some(template) => {
+            let mut messages = Vec::new();
+            if let Some(system) = &args.system {
+                messages.push(json!({"role": "system", "content": system}));
+            }
+            messages.push(json!({"role": "user", "content": text}));
+            let input =
+                ChatInput { messages: messages.into(), add_generation_prompt: true, ..ChatInput::default() };
+            tokenizer.encode(&template.render(&input)?, false)?
+        }
+        None if args.system.is_some() => {
+            let why = if args.raw { "--raw uses no chat template" } else { "the model has no chat template" };
+            return Err(CliError::Refused(format!("--system needs a chat template, and {why}")));
+        }
+        None => tokenizer.encode(&text, true)?,
+    };
+    if tokens.is_empty() {
+        return Err(CliError::Refused("the prompt has no tokens".to_string()));
+    }
+    Ok(Prompt { tokens, tokenizer: Some(tokenizer) })
+}
+
+fn read_stdin() -> Result<String, CliError> {
+    const PROMPT_BYTES_MAX: u64 = 32 << 20;
+    let mut text = String::new();
+    let read = std::io::stdin().take(PROMPT_BYTES_MAX + 1).read_to_string(&mut text);
+    read.map_err(CliError::io("reading the prompt from standard input"))?;
+    if text.len() as u64 > PROMPT_BYTES_MAX {
+        return Err(CliError::Refused(format!("the prompt has more than {PROMPT_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}

@@ -1,0 +1,61 @@
+//! Whether it fits: the context, then the memory. Decided before anything is loaded.
+
+use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::kv::page_bytes;
+use gaterail_model::spec::ModelSpec;
+use gaterail_model::walk::Cursor;
+use gaterail_model::weights::copied_bytes;
+
+use crate::error::CliError;
+use crate::machine;
+use crate::progress::bytes_text;
+
+/// What the process needs beside weights, KV and work buffers.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Tokens that may be generated: as asked, or what the context leaves.
+pub fn max_tokens(spec: &ModelSpec, prompt: usize, asked: usize) -> Result<usize, CliError> {
+    if prompt >= spec.context {
+        let detail = format!("the prompt has {prompt} tokens, and the model's context {}", spec.context);
+        return Err(CliError::Refused(detail));
+    }
+    if asked == 0 {
+        return Err(CliError::Refused("--max-tokens is 0: there is nothing to generate".to_string()));
+    }
+    Ok(asked.min(spec.context - prompt))
+}
+
+/// Refuses what cannot be held in memory, and says what could.
+pub fn check_memory(
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    prompt: usize,
+    positions: usize,
+    rows_max: usize,
+) -> Result<(), CliError> {
+    let Some(available) = machine::available_memory_bytes() else { return Ok(()) };
+    let weights = checkpoint.data_bytes() + copied_bytes(spec, checkpoint);
+    let work = Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES;
+    let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
+    if weights + work + kv <= available {
+        return Ok(());
+    }
+    let need = format!(
+        "this does not fit in memory: weights {}, KV for {positions} tokens {}, work {}; {} are available.",
+        bytes_text(weights),
+        bytes_text(kv),
+        bytes_text(work),
+        bytes_text(available)
+    );
+    let pages = available.saturating_sub(weights + work) / page_bytes(spec).max(1);
+    let fitting = (pages as usize).saturating_mul(PAGE_POSITIONS);
+    let way = if fitting > prompt {
+        format!("--max-tokens {} would fit", fitting - prompt)
+    } else if weights + work + page_bytes(spec) <= available {
+        format!("a prompt of up to {} tokens would fit", fitting.saturating_sub(1))
+    } else {
+        "--no-memory-check runs it all the same, reading weights from disk again and again (very slow)".to_string()
+    };
+    Err(CliError::Refused(format!("{need}\n{way}")))
+}

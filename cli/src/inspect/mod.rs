@@ -1,0 +1,53 @@
+//! `gaterail inspect`: what a model is, where its bytes are, and what this machine can do with it.
+
+mod describe;
+mod report;
+
+use std::path::Path;
+
+use clap::Args;
+use gaterail_model::arch::read_spec;
+use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::weights::check_tensors;
+
+use crate::error::CliError;
+use crate::{machine, source};
+
+/// Show a model's architecture, its bytes by part, and what fits on this machine
+///
+/// Reads headers only; no weight is loaded. A folder with nothing but config.json gives an estimate.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// A Hugging Face folder, or ORG/NAME that `gaterail pull` has fetched
+    pub model: String,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not measure this machine's memory bandwidth (which takes about a second)
+    #[arg(long)]
+    pub no_measure: bool,
+}
+
+pub fn run(args: &InspectArgs) -> Result<(), CliError> {
+    let folder = source::resolve(&args.model)?;
+    let spec = read_spec(&folder.join("config.json"))?;
+    let checkpoint = match has_weights(&folder) {
+        true => Some(Checkpoint::open(&folder)?),
+        false => None,
+    };
+    if let Some(checkpoint) = &checkpoint {
+        check_tensors(&spec, checkpoint)?;
+    }
+    let device = machine::cpu(None);
+    let bandwidth = if args.no_measure { None } else { Some(machine::read_bandwidth(&device)?) };
+    let report = report::Report::new(&args.model, &spec, checkpoint.as_ref(), &device, bandwidth);
+    let text = if args.json { format!("{:#}\n", report.json()) } else { report.text() };
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).map_err(CliError::io("writing the report"))
+}
+
+fn has_weights(folder: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
+}

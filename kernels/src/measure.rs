@@ -1,0 +1,39 @@
+//! What the machine can do, measured on the spot.
+
+use std::time::{Duration, Instant};
+
+use crate::buffer::Buffer;
+use crate::device::Device;
+use crate::error::KernelError;
+
+/// Bytes per second that all threads of `device` read together from memory: the best of several passes over a buffer
+/// far larger than the caches.
+pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Result<f64, KernelError> {
+    const PART: usize = 1 << 18;
+    let mut buffer = Buffer::<u64>::zeros(device, bytes / 8)?;
+    // Pages that nobody wrote would all be one page of zeros, and lie in the cache.
+    buffer.host_mut().fill(1);
+    let words = buffer.host();
+    let Device::Cpu(cpu) = device;
+    let parts: Vec<&[u64]> = words.chunks(PART / 8).collect();
+    let started = Instant::now();
+    let mut best = 0.0f64;
+    for pass in 0.. {
+        let pass_started = Instant::now();
+        cpu.pool.run(parts.len(), &|part| {
+            let mut sums = [0u64; 16];
+            for words in parts[part].chunks_exact(16) {
+                for (sum, word) in sums.iter_mut().zip(words) {
+                    *sum = sum.wrapping_add(*word);
+                }
+            }
+            std::hint::black_box(sums);
+        });
+        let rate = bytes as f64 / pass_started.elapsed().as_secs_f64();
+        best = best.max(rate);
+        if pass > 1 && started.elapsed() > at_least {
+            break;
+        }
+    }
+    Ok(best)
+}

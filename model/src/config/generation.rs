@@ -1,0 +1,38 @@
+//! `generation_config.json`: how the model's makers would sample.
+
+use std::path::Path;
+
+use super::{ConfigError, Fields};
+
+/// Sampling defaults; `None` where the file is silent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Whether to sample at all; without the file: no.
+    pub sample: bool,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+}
+
+impl GenerationDefaults {
+    /// Reads the file of a model folder; a model need not have one.
+    pub fn from_folder(folder: &Path) -> Result<GenerationDefaults, ConfigError> {
+        let path = folder.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(GenerationDefaults::default());
+        }
+        let fields = Fields::read(&path)?;
+        let number = |field: &str| Ok::<_, ConfigError>(fields.number(field)?.map(|number| number as f32));
+        let top_k = fields.count_from("top_k", 0)?.map(|top_k| top_k as u32);
+        Ok(GenerationDefaults {
+            sample: fields.flag_or("do_sample", false)?,
+            temperature: number("temperature")?,
+            top_p: number("top_p")?,
+            top_k,
+            min_p: number("min_p")?,
+            repetition_penalty: number("repetition_penalty")?,
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! Where a model's parameters and bytes are, by part, and how many of them one token touches.
+
+use std::collections::BTreeMap;
+
+use gaterail_kernels::ElementType;
+
+use super::expected::{Expected, Role, expected_tensors, stored_form};
+use super::experts::stored_bytes;
+use crate::checkpoint::Checkpoint;
+use crate::config::Quantization;
+use crate::spec::ModelSpec;
+
+/// One part's share.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Share {
+    pub parameters: u64,
+    /// As stored, scales included.
+    pub bytes: u64,
+    /// What one token touches of both.
+    pub active_parameters: u64,
+    pub active_bytes: u64,
+    /// Bytes by the precision they are stored in.
+    pub precisions: BTreeMap<&'static str, u64>,
+}
+
+/// All parts' shares; without a checkpoint the bytes are those that the configuration declares.
+pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Role, Share> {
+    let mut shares: BTreeMap<Role, Share> = BTreeMap::new();
+    for expected in expected_tensors(spec) {
+        let parameters: u64 = expected.shape.iter().map(|&n| n as u64).product();
+        let (bytes, precision) = match checkpoint {
+            Some(checkpoint) => (stored_bytes(checkpoint, &expected.name), stored_precision(checkpoint, &expected)),
+            None => declared(spec, &expected, parameters),
+        };
+        let (touched, of) = touched(spec, expected.role);
+        let share = shares.entry(expected.role).or_default();
+        share.parameters += parameters;
+        share.bytes += bytes;
+        share.active_parameters += parameters * touched / of;
+        share.active_bytes += bytes * touched / of;
+        *share.precisions.entry(precision).or_default() += bytes;
+    }
+    if spec.tied_embeddings {
+        // The head reads the whole embedding for every token; nothing is stored twice.
+        let embedding = shares.get(&Role::Embedding).cloned().unwrap_or_default();
+        let active = Share { parameters: 0, bytes: 0, active_parameters: 0, active_bytes: embedding.bytes, ..embedding };
+        let precisions = active.precisions.keys().map(|&precision| (precision, 0)).collect();
+        shares.insert(Role::Head, Share { precisions, ..active });
+    }
+    shares
+}
+
+/// The share of a part that one token touches, as a fraction.
+fn touched(spec: &ModelSpec, role: Role) -> (u64, u64) {
+    match (role, spec.sparse()) {
+        (Role::Experts, Some(sparse)) => (sparse.top_k as u64, sparse.experts as u64),
+        (Role::Embedding, _) => (1, spec.vocab as u64),
+        _ => (1, 1),
+    }
+}
+
+fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
+    use crate::checkpoint::StoredType::*;
+    match checkpoint.tensor(&expected.name).map(|tensor| tensor.stored) {
+        Some(F32) => "f32",
+        Some(F16) => "f16",
+        Some(Bf16) => "bf16",
+        Some(F8E4m3) => "fp8",
+        Some(_) => "other",
+        None => "mxfp4",
+    }
+}
+
+fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'static str) {
+    match stored_form(spec.quantization, expected.form) {
+        Quantization::Fp8Blocks => (parameters + parameters.div_ceil(128 * 128) * 4, "fp8"),
+        Quantization::Mxfp4Experts => (parameters / 2 + parameters / 32, "mxfp4"),
+        Quantization::None => match spec.declared {
+            Some(ElementType::F32) => (parameters * 4, "f32"),
+            Some(ElementType::F16) => (parameters * 2, "f16"),
+            Some(ElementType::Bf16) | None => (parameters * 2, "bf16"),
+        },
+    }
+}
+
+/// Bytes that loading keeps in memory of its own beside the mapped files: matrices that are stored the other way round.
+pub fn copied_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
+    use super::expected::{Form, Part, Slot};
+    expected_tensors(spec)
+        .iter()
+        .filter(|row| match row.slot {
+            Slot::Layer(_, Part::KvB) => true,
+            _ => row.form == Form::Stack && checkpoint.tensor(&row.name).is_some(),
+        })
+        .map(|row| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
+            // Coded matrices are kept decoded.
+            Some(crate::checkpoint::StoredType::F8E4m3) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
+            _ => stored_bytes(checkpoint, &row.name),
+        })
+        .sum()
+}

@@ -1,0 +1,190 @@
+"""Qwen3-MoE and Qwen3 (dense) in plain PyTorch, made to train fast on a CPU.
+
+In: token ids [B, S], positions [B, S], documents [B, S] or None (one document per row). Out: hidden states
+[B, S, H]; `logits` of chosen positions. Equal to the reference of the same name in `transformers`
+(evaluate.py compares the logits).
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class Shape:
+    vocab: int = 1024
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    experts: int = 8  # 0: dense
+    top_k: int = 2
+    width: int = 256  # of one expert, or of the dense feed-forward part
+    context: int = 4096
+    theta: float = 100_000.0
+    eps: float = 1e-6
+
+    def as_dict(self):
+        return asdict(self)
+
+
+MODEL = Shape()
+DRAFT = Shape(layers=2, hidden=96, heads=3, kv_heads=1, head_dim=32, experts=0, top_k=0, width=256)
+
+
+class Scatter(torch.autograd.Function):
+    """x[T, H] -> x[order // K] [T*K, H]; the gradient is a gather too, which is what a CPU does well."""
+
+    @staticmethod
+    def forward(ctx, x, order, inverse, k):
+        ctx.save_for_backward(inverse)
+        ctx.k = k
+        return x.index_select(0, order.div(k, rounding_mode="floor"))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse).view(-1, ctx.k, grad.shape[1]).sum(1), None, None, None
+
+
+class Unsort(torch.autograd.Function):
+    """y[T*K, H] in expert order -> token order."""
+
+    @staticmethod
+    def forward(ctx, y, order, inverse):
+        ctx.save_for_backward(order)
+        return y.index_select(0, inverse)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (order,) = ctx.saved_tensors
+        return grad.index_select(0, order), None, None
+
+
+class Norm(nn.Module):
+    def __init__(self, n: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(n)), eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.s = s
+        self.q = nn.Parameter(torch.randn(s.heads * s.head_dim, s.hidden) * s.hidden**-0.5)
+        self.k = nn.Parameter(torch.randn(s.kv_heads * s.head_dim, s.hidden) * s.hidden**-0.5)
+        self.v = nn.Parameter(torch.randn(s.kv_heads * s.head_dim, s.hidden) * s.hidden**-0.5)
+        self.o = nn.Parameter(torch.zeros(s.hidden, s.heads * s.head_dim))
+        self.q_norm, self.k_norm = Norm(s.head_dim, s.eps), Norm(s.head_dim, s.eps)
+
+    def forward(self, x, rope, mask):
+        s, (b, n, _) = self.s, x.shape
+        nq, nk = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        qkv = F.linear(x, torch.cat([self.q, self.k, self.v]))
+        q = turn(self.q_norm(qkv[..., :nq].reshape(b, n, s.heads, s.head_dim)), *rope).transpose(1, 2)
+        k = turn(self.k_norm(qkv[..., nq : nq + nk].reshape(b, n, s.kv_heads, s.head_dim)), *rope)
+        v = qkv[..., nq + nk :].reshape(b, n, s.kv_heads, s.head_dim)
+        k, v = (t.repeat_interleave(s.heads // s.kv_heads, 2).transpose(1, 2) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return F.linear(y.transpose(1, 2).reshape(b, n, nq), self.o)
+
+
+def turn(x, cos, sin):
+    """Rotary embedding of x [B, S, heads, D] with cos, sin [B, S, 1, D] (the halves rotate against each other)."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+class Experts(nn.Module):
+    """Top-k of E gated feed-forward experts; probabilities of the chosen ones are made to sum to one."""
+
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.s = s
+        self.gate = nn.Parameter(torch.randn(s.experts, s.hidden) * s.hidden**-0.5)
+        self.gate_up = nn.Parameter(torch.randn(2, s.experts, s.width, s.hidden) * s.hidden**-0.5)
+        self.down = nn.Parameter(torch.zeros(s.experts, s.hidden, s.width))
+        self.balance, self.use = torch.tensor(0.0), None
+
+    def forward(self, x):
+        s, shape = self.s, x.shape
+        x = x.reshape(-1, s.hidden)
+        p = F.linear(x, self.gate).float().softmax(-1)  # [T, E]
+        weight, chosen = p.topk(s.top_k, -1)  # [T, K]
+        weight = weight / weight.sum(-1, keepdim=True)
+        flat = chosen.reshape(-1)
+        counts = torch.bincount(flat, minlength=s.experts)
+        self.use = counts.detach().float() / flat.numel()  # share per expert [E]
+        self.balance = s.experts * (self.use * p.mean(0)).sum()
+        order = flat.argsort(stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        sorted_x = Scatter.apply(x, order, inverse, s.top_k)
+        parts = []
+        for e, part in enumerate(sorted_x.split(counts.tolist())):
+            gate_up = F.linear(part, torch.cat([self.gate_up[0, e], self.gate_up[1, e]]))
+            g, u = gate_up.chunk(2, -1)
+            parts.append(F.linear(F.silu(g) * u, self.down[e]))
+        y = Unsort.apply(torch.cat(parts), order, inverse).view(-1, s.top_k, s.hidden)
+        return (y * weight[..., None].to(y.dtype)).sum(1).view(shape)
+
+
+class Dense(nn.Module):
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.randn(2, s.width, s.hidden) * s.hidden**-0.5)
+        self.down = nn.Parameter(torch.zeros(s.hidden, s.width))
+
+    def forward(self, x):
+        return F.linear(F.silu(F.linear(x, self.gate_up[0])) * F.linear(x, self.gate_up[1]), self.down)
+
+
+class Layer(nn.Module):
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.norm1, self.attention = Norm(s.hidden, s.eps), Attention(s)
+        self.norm2, self.mlp = Norm(s.hidden, s.eps), Experts(s) if s.experts else Dense(s)
+
+    def forward(self, x, rope, mask):
+        x = x + self.attention(self.norm1(x), rope, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class Model(nn.Module):
+    def __init__(self, s: Shape):
+        super().__init__()
+        self.s = s
+        self.embed = nn.Parameter(torch.randn(s.vocab, s.hidden))
+        self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
+        self.norm = Norm(s.hidden, s.eps)
+        self.head = nn.Parameter(torch.randn(s.vocab, s.hidden) * 0.01)
+
+    def forward(self, ids, position, document=None):
+        x = F.embedding(ids, self.embed)
+        freq = self.s.theta ** (-torch.arange(0, self.s.head_dim, 2, device=ids.device).float() / self.s.head_dim)
+        angle = position[..., None].float() * freq  # [B, S, D/2]
+        rope = [torch.cat([f(angle)] * 2, -1)[:, :, None] for f in (torch.cos, torch.sin)]
+        mask = None
+        if document is not None:
+            n = ids.shape[1]
+            causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
+            mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+        for layer in self.layers:
+            x = layer(x, rope, mask)
+        return self.norm(x)
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.head)
+
+    def balance(self):
+        """Sum of the load-balance losses of the last forward; 1.0 per layer when the load is even."""
+        return sum(layer.mlp.balance for layer in self.layers) if self.s.experts else torch.tensor(0.0)
+
+    def use(self):
+        return torch.stack([layer.mlp.use for layer in self.layers]) if self.s.experts else None
