@@ -15,7 +15,8 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
         return Err(CliError::Refused(match path.extension().and_then(|end| end.to_str()) {
             Some("gguf") => format!("{model}: GGUF files are not read yet; give a Hugging Face folder"),
             Some("safetensors") => {
-                let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+                let folder =
+                    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
                 format!("{model} is one file of a model; give its folder: {}", folder.display())
             }
             _ => format!("{model} is a file; a model is a folder with config.json and *.safetensors"),
@@ -27,7 +28,9 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
     }
     let looks_like_a_name = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']);
     Err(CliError::Refused(match looks_like_a_name {
-        true => format!("{model} is neither a folder nor complete in the cache. Fetch it:  gaterail pull {model}"),
+        true => {
+            format!("{model} is neither a folder nor complete in the cache. Fetch it:  gaterail pull {model}")
+        }
         false => format!("there is no folder {model}"),
     }))
 }

@@ -29,7 +29,11 @@ impl Bytes {
 
     /// The sub-run `range`; panics when it does not fit.
     pub fn slice(&self, range: Range<usize>) -> Bytes {
-        assert!(range.start <= range.end && range.end <= self.len(), "slice {range:?} of {} bytes", self.len());
+        assert!(
+            range.start <= range.end && range.end <= self.len(),
+            "slice {range:?} of {} bytes",
+            self.len()
+        );
         let start = self.range.start;
         Bytes { owner: self.owner.clone(), range: start + range.start..start + range.end }
     }

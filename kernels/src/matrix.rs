@@ -90,7 +90,11 @@ impl Matrix {
 
     /// The rows `first, first + step, …`, `count` of them.
     pub fn row_slice(&self, first: usize, step: usize, count: usize) -> Matrix {
-        assert!(count == 0 || first + (count - 1) * step < self.rows, "rows {first}+{step}*{count} of {}", self.rows);
+        assert!(
+            count == 0 || first + (count - 1) * step < self.rows,
+            "rows {first}+{step}*{count} of {}",
+            self.rows
+        );
         let first_row = self.first_row + first * self.row_step;
         Matrix { first_row, row_step: self.row_step * step, rows: count, ..self.clone() }
     }
@@ -99,7 +103,10 @@ impl Matrix {
     pub fn col_slice(&self, first: usize, count: usize) -> Matrix {
         assert!(first + count <= self.cols, "columns {first}..+{count} of {}", self.cols);
         if matches!(self.data, MatrixData::Mxfp4 { .. }) {
-            assert!(first.is_multiple_of(MXFP4_GROUP) && count.is_multiple_of(MXFP4_GROUP), "whole MXFP4 groups");
+            assert!(
+                first.is_multiple_of(MXFP4_GROUP) && count.is_multiple_of(MXFP4_GROUP),
+                "whole MXFP4 groups"
+            );
         }
         Matrix { first_col: self.first_col + first, cols: count, ..self.clone() }
     }

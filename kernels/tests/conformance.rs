@@ -2,7 +2,8 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Buffer, Bytes, CpuOptions, Device, ElementType, Isa, Matrix, MatrixData, Plain, Stream, View, ViewMut, reference,
+    Buffer, Bytes, CpuOptions, Device, ElementType, Isa, Matrix, MatrixData, Plain, Stream, View, ViewMut,
+    reference,
 };
 
 /// SplitMix64; a failure prints the seed with the case.
@@ -31,8 +32,10 @@ impl Random {
 /// One device per available instruction set, with one thread and with three.
 fn streams() -> Vec<Stream> {
     let isas = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available());
-    isas.flat_map(|isa| [1, 3].map(|threads| Stream::new(&Device::cpu(CpuOptions { threads, pin: false, isa }))))
-        .collect()
+    isas.flat_map(|isa| {
+        [1, 3].map(|threads| Stream::new(&Device::cpu(CpuOptions { threads, pin: false, isa })))
+    })
+    .collect()
 }
 
 fn put<T: Plain>(stream: &Stream, values: &[T]) -> Buffer<T> {
@@ -121,8 +124,15 @@ fn large_products_are_shared_out_and_stay_the_same() {
         let x = random.values(tokens * cols);
         let mut out = put(&stream, &vec![0.0; tokens * rows]);
         let x_buffer = put(&stream, &x);
-        linear(&stream, View::rows(&x_buffer, tokens, cols), &matrix, None, ViewMut::rows(&mut out, tokens, rows));
-        let expected: Vec<f32> = x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, None)).collect();
+        linear(
+            &stream,
+            View::rows(&x_buffer, tokens, cols),
+            &matrix,
+            None,
+            ViewMut::rows(&mut out, tokens, rows),
+        );
+        let expected: Vec<f32> =
+            x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, None)).collect();
         same(&stream.device().to_string(), &get(&stream, &out), &expected);
     }
 }
@@ -140,9 +150,17 @@ fn norm_rope_and_activation_are_their_twins() {
             let mut out = put(&stream, &vec![0.0; n]);
             let weight_buffer = weight.as_ref().map(|weight| put(&stream, weight));
             let view = View::heads(&x_buffer, rows, heads, width);
-            rms_norm(&stream, view, weight_buffer.as_ref(), 1e-5, ViewMut::heads(&mut out, rows, heads, width));
-            let expected: Vec<f32> =
-                x.chunks_exact(width).flat_map(|x| reference::rms_norm_row(x, weight.as_deref(), 1e-5)).collect();
+            rms_norm(
+                &stream,
+                view,
+                weight_buffer.as_ref(),
+                1e-5,
+                ViewMut::heads(&mut out, rows, heads, width),
+            );
+            let expected: Vec<f32> = x
+                .chunks_exact(width)
+                .flat_map(|x| reference::rms_norm_row(x, weight.as_deref(), 1e-5))
+                .collect();
             same(&format!("rms_norm, seed {seed}"), &get(&stream, &out), &expected);
 
             let style = if seed % 2 == 0 { RopeStyle::Halves } else { RopeStyle::Pairs };
@@ -168,7 +186,8 @@ fn norm_rope_and_activation_are_their_twins() {
             let up_buffer = put(&stream, &up);
             let view = ViewMut::rows(&mut gate_buffer, rows, heads * width);
             activation(&stream, kind, view, View::rows(&up_buffer, rows, heads * width));
-            let expected: Vec<f32> = gate.iter().zip(&up).map(|(&g, &u)| reference::activate(kind, g, u)).collect();
+            let expected: Vec<f32> =
+                gate.iter().zip(&up).map(|(&g, &u)| reference::activate(kind, g, u)).collect();
             same(&format!("activation, seed {seed}"), &get(&stream, &gate_buffer), &expected);
         }
     }
@@ -197,7 +216,8 @@ fn gate_is_its_twin() {
             };
             let rows = 1 + random.below(5);
             // Few distinct values, so that ties happen.
-            let logits: Vec<f32> = (0..rows * experts).map(|_| random.below(12) as f32 * 0.25 - 1.0).collect();
+            let logits: Vec<f32> =
+                (0..rows * experts).map(|_| random.below(12) as f32 * 0.25 - 1.0).collect();
             let correction = (seed % 2 == 0).then(|| random.values(experts));
             let logits_buffer = put(&stream, &logits);
             let correction_buffer = correction.as_ref().map(|c| put(&stream, c));
@@ -275,7 +295,7 @@ fn attention_case(stream: &Stream, seed: u64) {
 
     let positions: Vec<u32> = [0, length / 2, length - 1].map(|p| p as u32).to_vec();
     let q = random.values(3 * heads * key_width);
-    let sinks = (seed % 3 == 0).then(|| random.values(heads));
+    let sinks = seed.is_multiple_of(3).then(|| random.values(heads));
     let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
     let q_buffer = put(stream, &q);
     let mut out = put(stream, &vec![0.0; 3 * heads * value_width]);
@@ -338,7 +358,7 @@ fn experts_case(stream: &Stream, seed: u64) {
     let (h, f) = (1 + random.below(70), 1 + random.below(300));
     let (experts, rows) = (1 + random.below(5), 1 + random.below(9));
     let top_k = 1 + random.below(experts);
-    let biased = seed % 2 == 0;
+    let biased = seed.is_multiple_of(2);
     let activation = match seed % 3 {
         0 => Activation::ClampedSwiGlu { alpha: 1.702, limit: 0.5 },
         _ => Activation::SwiGlu,

@@ -48,7 +48,11 @@ impl ExpertInventory {
     pub fn slices(&self) -> impl Iterator<Item = ExpertSlice> + '_ {
         self.layers.iter().flat_map(|at| {
             let units = UnitRange { start: 0, end: at.units };
-            (0..at.experts).map(move |expert| ExpertSlice { layer: at.layer, expert: ExpertId(expert), units })
+            (0..at.experts).map(move |expert| ExpertSlice {
+                layer: at.layer,
+                expert: ExpertId(expert),
+                units,
+            })
         })
     }
 }

@@ -71,7 +71,11 @@ pub fn load(folder: &Path, device: &Device, shards: Vec<ShardSpec>) -> Runner {
 }
 
 /// The logits after each of `tokens`, read in steps of the sizes that `chunks` yields.
-pub fn logits_in_chunks(runner: &mut Runner, tokens: &[u32], mut chunks: impl Iterator<Item = usize>) -> Vec<Vec<f32>> {
+pub fn logits_in_chunks(
+    runner: &mut Runner,
+    tokens: &[u32],
+    mut chunks: impl Iterator<Item = usize>,
+) -> Vec<Vec<f32>> {
     let mut table = PageTable::default();
     let mut logits = Vec::new();
     let mut start = 0;

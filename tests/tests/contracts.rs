@@ -113,7 +113,11 @@ fn cutting_the_experts_changes_no_bit() {
         };
         let whole = run(Vec::new());
         for n in 1..=4 {
-            assert!(whole == run(by_experts(&inventory, n)), "{}: {n} shards of whole experts", folder.display());
+            assert!(
+                whole == run(by_experts(&inventory, n)),
+                "{}: {n} shards of whole experts",
+                folder.display()
+            );
             assert!(whole == run(by_units(&inventory, n)), "{}: {n} shards of units", folder.display());
             assert!(whole == run(scrambled(&inventory, n, 7)), "{}: {n} scrambled shards", folder.display());
         }

@@ -53,7 +53,8 @@ pub fn generate(
     let mut first_token = Duration::ZERO;
     loop {
         let position = request.prompt.len() + pieces.len();
-        let step = Step { counts: &counts, position: position as u64, generated: pieces.len(), stop_ids: &stop_ids };
+        let step =
+            Step { counts: &counts, position: position as u64, generated: pieces.len(), stop_ids: &stop_ids };
         let sampled = sample(&mut logits, &request.params, &step)?;
         let token = sampled.token;
         if pieces.is_empty() {
@@ -96,7 +97,12 @@ fn prefill(runner: &mut Runner, prompt: &[u32], table: &mut PageTable) -> Result
     Ok(logits)
 }
 
-fn decode(runner: &mut Runner, token: u32, position: usize, table: &mut PageTable) -> Result<Vec<f32>, CliError> {
+fn decode(
+    runner: &mut Runner,
+    token: u32,
+    position: usize,
+    table: &mut PageTable,
+) -> Result<Vec<f32>, CliError> {
     grow(runner, table, position + 1)?;
     let mut batch = Batch::default();
     batch.add(&[token], position, table, |_| true);
@@ -132,7 +138,12 @@ impl<'a> TextSide<'a> {
             None => Detokenizer::new(skip_special),
         };
         let stops = StopMatcher::new(&request.params.stop, false)?;
-        Ok(TextSide { tokenizer: request.tokenizer, detokenizer, stops, min_tokens: request.params.min_tokens })
+        Ok(TextSide {
+            tokenizer: request.tokenizer,
+            detokenizer,
+            stops,
+            min_tokens: request.params.min_tokens,
+        })
     }
 
     /// The text that the `generated`-th token sets free.

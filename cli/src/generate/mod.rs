@@ -55,7 +55,8 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &params);
-    let request = engine::Request { prompt: &prompt.tokens, tokenizer: prompt.tokenizer.as_ref(), params, max_tokens };
+    let request =
+        engine::Request { prompt: &prompt.tokens, tokenizer: prompt.tokenizer.as_ref(), params, max_tokens };
     let answer = engine::generate(runner, &request, args.skip_special(), &mut |piece| output.piece(piece))?;
     output.finish(&args.model, &prompt.tokens, &answer, loaded)
 }

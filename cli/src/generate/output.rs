@@ -33,13 +33,20 @@ impl<'a> Output<'a> {
     }
 
     /// Shows the end, and on standard error what it took.
-    pub fn finish(&self, model: &str, prompt: &[u32], answer: &Answer, loaded: Duration) -> Result<(), CliError> {
+    pub fn finish(
+        &self,
+        model: &str,
+        prompt: &[u32],
+        answer: &Answer,
+        loaded: Duration,
+    ) -> Result<(), CliError> {
         if self.json {
             let object = self.object(model, prompt, answer, loaded);
             return write_out(&format!("{object}\n"));
         }
         if self.tokenizer.is_none() {
-            let ids: Vec<String> = answer.pieces.iter().map(|piece| piece.sampled.token.to_string()).collect();
+            let ids: Vec<String> =
+                answer.pieces.iter().map(|piece| piece.sampled.token.to_string()).collect();
             write_out(&format!("{}\n", ids.join(",")))?;
         } else if self.open_line {
             write_out("\n")?;
@@ -50,7 +57,8 @@ impl<'a> Output<'a> {
 
     fn object(&self, model: &str, prompt: &[u32], answer: &Answer, loaded: Duration) -> Value {
         let token = |piece: &super::engine::Piece| {
-            let top: Vec<Value> = piece.sampled.top.iter().map(|(id, logprob)| json!([id, logprob])).collect();
+            let top: Vec<Value> =
+                piece.sampled.top.iter().map(|(id, logprob)| json!([id, logprob])).collect();
             json!({"id": piece.sampled.token, "text": piece.text, "logprob": piece.sampled.logprob, "top": top})
         };
         let tokens: Vec<Value> = answer.pieces.iter().map(token).collect();

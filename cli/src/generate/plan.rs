@@ -55,7 +55,8 @@ pub fn check_memory(
     } else if weights + work + page_bytes(spec) <= available {
         format!("a prompt of up to {} tokens would fit", fitting.saturating_sub(1))
     } else {
-        "--no-memory-check runs it all the same, reading weights from disk again and again (very slow)".to_string()
+        "--no-memory-check runs it all the same, reading weights from disk again and again (very slow)"
+            .to_string()
     };
     Err(CliError::Refused(format!("{need}\n{way}")))
 }

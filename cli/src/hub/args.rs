@@ -7,9 +7,9 @@ use clap::Args;
 use super::config::HubConfig;
 use super::error::HubError;
 use super::name::RepoSpec;
-use crate::progress;
 use super::pull::{PullRequest, Pulled, pull};
 use super::select::FileChoice;
+use crate::progress;
 
 /// Fetch a model from a Hugging Face hub into the local cache
 ///

@@ -15,8 +15,8 @@ use super::error::HubError;
 use super::limits::{CHECKSUM_RETRIES_MAX, CHUNK_BYTES};
 use super::listing::RemoteFile;
 use super::name::{Commit, RepoSpec, visible};
-use crate::progress::ByteMeter;
 use super::retry::{Backoff, Stop};
+use crate::progress::ByteMeter;
 
 /// What all downloads of a pull share.
 pub struct Downloads<'a> {

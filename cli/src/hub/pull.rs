@@ -15,9 +15,9 @@ use super::limits::{DISK_MARGIN_BYTES, DOWNLOADS_PARALLEL, INDEX_BYTES_MAX, PROG
 use super::listing::{self, Listing, RemoteFile};
 use super::local;
 use super::name::{Commit, RepoPath, RepoSpec};
-use crate::progress::{ByteMeter, Progress, bytes_text};
 use super::retry::Stop;
 use super::select::{self, Chosen, FileChoice, INDEX};
+use crate::progress::{ByteMeter, Progress, bytes_text};
 
 /// What to fetch, and with which means.
 #[derive(Clone, Debug)]

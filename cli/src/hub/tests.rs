@@ -14,9 +14,9 @@ use super::config::HubConfig;
 use super::error::HubError;
 use super::limits::Patience;
 use super::name::RepoSpec;
-use crate::progress::{ByteProgress, Progress};
 use super::pull::{PullRequest, Pulled, pull};
 use super::select::FileChoice;
+use crate::progress::{ByteProgress, Progress};
 use server::Hub;
 
 const REPO: &str = "acme/tiny-moe";

@@ -14,7 +14,10 @@ pub fn architecture(spec: &ModelSpec) -> Vec<(&'static str, String)> {
     };
     let mut lines = vec![
         ("layers", format!("{layers}, hidden {}", spec.hidden)),
-        ("vocabulary", format!("{}{}", spec.vocab, if spec.tied_embeddings { ", tied embeddings" } else { "" })),
+        (
+            "vocabulary",
+            format!("{}{}", spec.vocab, if spec.tied_embeddings { ", tied embeddings" } else { "" }),
+        ),
         ("context", format!("{} tokens", spec.context)),
     ];
     if let Some(layer) = spec.layers.first() {
@@ -83,7 +86,9 @@ fn masks(spec: &ModelSpec) -> String {
     }
     match kinds.as_slice() {
         [(only, _)] => only.clone(),
-        _ => kinds.iter().map(|(name, count)| format!("{count} layers {name}")).collect::<Vec<_>>().join(", "),
+        _ => {
+            kinds.iter().map(|(name, count)| format!("{count} layers {name}")).collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -102,7 +107,11 @@ fn experts(spec: &ModelSpec, sparse: &SparseSpec) -> String {
     let shared = match sparse.shared {
         None => String::new(),
         Some(shared) => {
-            format!(", shared expert of width {}{}", shared.width, if shared.gated { " with its gate" } else { "" })
+            format!(
+                ", shared expert of width {}{}",
+                shared.width,
+                if shared.gated { " with its gate" } else { "" }
+            )
         }
     };
     let units = sparse.width.div_ceil(unit);

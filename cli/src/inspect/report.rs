@@ -127,7 +127,10 @@ impl Report {
         for (what, how) in &self.lines {
             text += &format!("  {what:14}{how}\n");
         }
-        text += &format!("\n  {:16}{:>12}{:>12}{:>14}  {}\n", "part", "parameters", "stored", "a token reads", "precision");
+        text += &format!(
+            "\n  {:16}{:>12}{:>12}{:>14}  {}\n",
+            "part", "parameters", "stored", "a token reads", "precision"
+        );
         for (role, share) in &self.shares {
             let precisions: Vec<&str> = share.precisions.keys().copied().collect();
             text += &row(role_name(*role), share, &precisions.join(" + "));
@@ -160,7 +163,10 @@ impl Report {
                 text += &format!("  It fits, with KV for {tokens} tokens: {contexts} whole contexts.\n");
             }
             (Some(_), Some(tokens)) => {
-                text += &format!("  The weights fit, with KV for {tokens} of the context's {} tokens.\n", self.context);
+                text += &format!(
+                    "  The weights fit, with KV for {tokens} of the context's {} tokens.\n",
+                    self.context
+                );
             }
             (Some(available), None) => {
                 text += &format!(

@@ -9,9 +9,17 @@ const SHAPES: [(&str, &str, &str); 10] = [
     ("qwen3-30b-a3b", "Qwen3-30B-A3B: 30.5 B, 3.3 B active", include_str!("shapes/qwen3-30b-a3b.json")),
     ("qwen3-235b-a22b", "Qwen3-235B-A22B: 235 B, 22 B active", include_str!("shapes/qwen3-235b-a22b.json")),
     ("mixtral-8x7b", "Mixtral-8x7B: 46.7 B, 12.9 B active", include_str!("shapes/mixtral-8x7b.json")),
-    ("deepseek-v2-lite", "DeepSeek-V2-Lite: 15.7 B, 2.4 B active", include_str!("shapes/deepseek-v2-lite.json")),
+    (
+        "deepseek-v2-lite",
+        "DeepSeek-V2-Lite: 15.7 B, 2.4 B active",
+        include_str!("shapes/deepseek-v2-lite.json"),
+    ),
     ("deepseek-v3", "DeepSeek-V3: 671 B, 37 B active, FP8", include_str!("shapes/deepseek-v3.json")),
-    ("llama-4-scout", "Llama 4 Scout's text model: 109 B, 17 B active", include_str!("shapes/llama-4-scout.json")),
+    (
+        "llama-4-scout",
+        "Llama 4 Scout's text model: 109 B, 17 B active",
+        include_str!("shapes/llama-4-scout.json"),
+    ),
     ("gpt-oss-20b", "gpt-oss-20b: 20.9 B, 3.6 B active, MXFP4", include_str!("shapes/gpt-oss-20b.json")),
     ("gpt-oss-120b", "gpt-oss-120b: 117 B, 5.1 B active, MXFP4", include_str!("shapes/gpt-oss-120b.json")),
 ];
@@ -62,7 +70,10 @@ mod tests {
             };
             let (all, touched) = (sum(|share| share.parameters), sum(|share| share.active_parameters));
             assert!((all / total - 1.0).abs() < 0.01, "{name}: {all} B parameters, {total} B published");
-            assert!((touched / active - 1.0).abs() < 0.12, "{name}: {touched} B active, {active} B published");
+            assert!(
+                (touched / active - 1.0).abs() < 0.12,
+                "{name}: {touched} B active, {active} B published"
+            );
         }
     }
 }

@@ -26,7 +26,8 @@ pub fn write(out: &Path, vocab: usize) -> Result<(), CliError> {
         "id": vocab - 1, "content": end, "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true,
     }]);
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let tokenizer = json!({
         "version": "1.0",
         "added_tokens": special,

@@ -6,7 +6,11 @@ use gaterail_kernels::ElementType;
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// Evenly spread around `mean` with the standard deviation `scale`.
-    Values { element: ElementType, mean: f32, scale: f32 },
+    Values {
+        element: ElementType,
+        mean: f32,
+        scale: f32,
+    },
     /// f32, all alike.
     Constant(f32),
     ConstantByte(u8),
@@ -23,7 +27,8 @@ pub struct Source {
 
 impl Source {
     pub fn new(seed: u64) -> Source {
-        let mut source = Source { state: [seed ^ 0x9e37_79b9_7f4a_7c15, seed.wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1] };
+        let mut source =
+            Source { state: [seed ^ 0x9e37_79b9_7f4a_7c15, seed.wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1] };
         for _ in 0..8 {
             source.next();
         }
@@ -93,8 +98,10 @@ mod tests {
     fn values_have_the_mean_and_the_spread() {
         let mut bytes = vec![0u8; 40_000];
         Source::new(2).fill(Kind::Values { element: ElementType::F32, mean: 1.0, scale: 0.5 }, &mut bytes);
-        let values: Vec<f64> =
-            bytes.chunks_exact(4).map(|raw| f64::from(f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))).collect();
+        let values: Vec<f64> = bytes
+            .chunks_exact(4)
+            .map(|raw| f64::from(f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]])))
+            .collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
         assert!((mean - 1.0).abs() < 0.03 && (spread - 0.5).abs() < 0.03, "{mean} {spread}");

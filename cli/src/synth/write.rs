@@ -168,7 +168,7 @@ fn header(tensors: &[Stored]) -> String {
         offset = end;
     }
     let mut text = Value::Object(entries).to_string();
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     text

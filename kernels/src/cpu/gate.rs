@@ -47,7 +47,9 @@ fn select<L: Lanes>(
     if let Some(groups) = &gate.groups {
         let size = logits.len() / groups.count;
         scratch.groups.clear();
-        scratch.groups.extend(scratch.choice.chunks_exact(size).map(|group| group_score(groups.score, group)));
+        scratch
+            .groups
+            .extend(scratch.choice.chunks_exact(size).map(|group| group_score(groups.score, group)));
         let mut taken = [false; MAX_GROUPS];
         for _ in 0..groups.taken {
             taken[take_best(&mut scratch.groups)] = true;

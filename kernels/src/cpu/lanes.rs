@@ -19,14 +19,10 @@ pub(crate) trait Lanes: Copy {
     /// `self * b + c` with one rounding.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
 
-    /// The fixed tree of ARITHMETIC.md, 2.
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        let mut lane = [0.0f32; LANES];
-        // SAFETY: the array has 16 elements; the instructions are available as the trait demands.
-        unsafe { self.store(lane.as_mut_ptr()) };
-        tree(&lane)
-    }
+    /// The fixed tree of ARITHMETIC.md, 2, for four at once.
+    unsafe fn sums(four: [Self; 4]) -> [f32; 4];
+    /// Asks for the cache line at an address that will be read soon; any address will do.
+    unsafe fn prefetch(at: *const u8);
 }
 
 /// `(+8), (+4), (+2), (+1)` over the lanes.
@@ -123,6 +119,12 @@ impl Lanes for Portable {
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Portable::map(|j| self.0[j].mul_add(b.0[j], c.0[j]))
     }
+    #[inline(always)]
+    unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
+        four.map(|lanes| tree(&lanes.0))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -163,6 +165,36 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             unsafe { Avx512(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
+            unsafe {
+                tree(four.map(|x| {
+                    let (low, high) = (_mm512_castps512_ps256(x.0), _mm512_extractf32x8_ps::<1>(x.0));
+                    _mm256_add_ps(low, high)
+                }))
+            }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at as *const i8) }
+        }
+    }
+
+    /// The last three levels of the tree, for four vectors of eight at once: `(+4)`, then `(+2)` of two vectors in one
+    /// register, then `(+1)` of all four.
+    #[inline(always)]
+    unsafe fn tree(s8: [__m256; 4]) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] =
+                s8.map(|x| _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x)));
+            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+            let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+            let even = _mm_shuffle_ps::<0b10_00_10_00>(ab, cd);
+            let odd = _mm_shuffle_ps::<0b11_01_11_01>(ab, cd);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(even, odd));
+            sums
         }
     }
 
@@ -207,6 +239,14 @@ pub(crate) mod x86 {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(HALF), self.1);
             }
+        }
+        #[inline(always)]
+        unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
+            unsafe { tree(four.map(|x| _mm256_add_ps(x.0, x.1))) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at as *const i8) }
         }
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {

@@ -26,7 +26,10 @@ impl<E> Dots<'_, E> {
             return;
         }
         assert!((self.tokens - 1) * self.x_stride + self.k <= self.x.len(), "tokens run out of their buffer");
-        assert!(self.w_start + (self.rows - 1) * self.w_stride + self.k <= self.w.len(), "rows run out of theirs");
+        assert!(
+            self.w_start + (self.rows - 1) * self.w_stride + self.k <= self.w.len(),
+            "rows run out of theirs"
+        );
     }
 }
 
@@ -77,7 +80,11 @@ fn dots<L: Lanes, E: Element>(d: Dots<'_, E>, out: Out) {
 
 /// All tokens of `R` rows, `T` at a time.
 #[inline(always)]
-unsafe fn columns<L: Lanes, E: Element, const R: usize, const T: usize>(d: &Dots<'_, E>, out: Out, row: usize) {
+unsafe fn columns<L: Lanes, E: Element, const R: usize, const T: usize>(
+    d: &Dots<'_, E>,
+    out: Out,
+    row: usize,
+) {
     // SAFETY: passed on.
     unsafe {
         let mut token = 0;
@@ -110,6 +117,10 @@ unsafe fn tile<L: Lanes, E: Element, const R: usize, const T: usize>(
             let xs: [L; T] = std::array::from_fn(|t| L::load(x[t].add(i)));
             for r in 0..R {
                 let ws = E::load::<L>(w[r].add(i));
+                if T == 1 {
+                    // The rows of the next tile: the machine's own prefetchers stop at the end of a page.
+                    L::prefetch(w[r].wrapping_add(R * d.w_stride + i) as *const u8);
+                }
                 for t in 0..T {
                     acc[r][t] = xs[t].fma(ws, acc[r][t]);
                 }
@@ -126,9 +137,11 @@ unsafe fn tile<L: Lanes, E: Element, const R: usize, const T: usize>(
                 }
             }
         }
-        for r in 0..R {
-            for t in 0..T {
-                out.put(token + t, row + r, acc[r][t].sum());
+        let flat = |n: usize| if n < R * T { acc[n / T][n % T] } else { L::splat(0.0) };
+        for first in (0..R * T).step_by(4) {
+            let sums = L::sums(std::array::from_fn(|n| flat(first + n)));
+            for (n, &sum) in (first..(R * T).min(first + 4)).zip(&sums) {
+                out.put(token + n % T, row + n / T, sum);
             }
         }
     }

@@ -72,7 +72,8 @@ mod tests {
                 if x < OVERFLOW && x > -87.0 {
                     let exact = (x as f64).exp();
                     let got = exp(x);
-                    let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+                    let ulp =
+                        f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
                     worst = worst.max((f64::from(got) - exact).abs() / ulp);
                 }
             }

@@ -16,7 +16,12 @@ pub enum Activation {
 }
 
 /// Runs `each` on the rows of `to` with those of `from`.
-fn zip_rows(stream: &Stream, from: View<'_>, mut to: ViewMut<'_>, each: impl Fn(usize, &mut [f32], &[f32]) + Sync) {
+fn zip_rows(
+    stream: &Stream,
+    from: View<'_>,
+    mut to: ViewMut<'_>,
+    each: impl Fn(usize, &mut [f32], &[f32]) + Sync,
+) {
     let (fs, ts) = (from.layout(), to.layout());
     assert_eq!((fs.rows, fs.heads, fs.width), (ts.rows, ts.heads, ts.width), "row-wise operation: shapes");
     let pool = &stream.cpu().pool;

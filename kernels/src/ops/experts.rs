@@ -185,7 +185,8 @@ fn jobs<'a>(args: &ExpertsArgs<'a>, rows: usize) -> Vec<Job<'a>> {
 /// `a = activation(gate, up)` of every job, `[rows, f]` each.
 fn gate_up(cpu: &CpuDevice, args: &ExpertsArgs<'_>, jobs: &[Job<'_>]) -> Vec<Vec<f32>> {
     const RUN: usize = 32;
-    let mut gates: Vec<Vec<f32>> = jobs.iter().map(|job| vec![0.0; job.rows.len() * job.piece.gate.rows()]).collect();
+    let mut gates: Vec<Vec<f32>> =
+        jobs.iter().map(|job| vec![0.0; job.rows.len() * job.piece.gate.rows()]).collect();
     let mut ups = gates.clone();
     let shared: Vec<_> =
         gates.iter_mut().zip(&mut ups).map(|(g, u)| (SharedSlice::new(g), SharedSlice::new(u))).collect();
@@ -222,7 +223,8 @@ fn gate_up_run(
     }
     for (row, &weight) in job.weights.iter().enumerate() {
         // SAFETY: as above.
-        let (g, u) = unsafe { (gate.range(row * f + run.start, run.len()), up.range(row * f + run.start, run.len())) };
+        let (g, u) =
+            unsafe { (gate.range(row * f + run.start, run.len()), up.range(row * f + run.start, run.len())) };
         if args.weight_on == WeightOn::Input {
             g.iter_mut().chain(u.iter_mut()).for_each(|v| *v *= weight);
         }
@@ -237,7 +239,13 @@ fn gate_up_run(
 }
 
 /// Adds all units' terms to the sums, a run of output columns per part.
-fn down(cpu: &CpuDevice, args: &ExpertsArgs<'_>, jobs: &[Job<'_>], hidden: &[Vec<f32>], sums: &mut PartialSums) {
+fn down(
+    cpu: &CpuDevice,
+    args: &ExpertsArgs<'_>,
+    jobs: &[Job<'_>],
+    hidden: &[Vec<f32>],
+    sums: &mut PartialSums,
+) {
     const RUN: usize = 32;
     let width = sums.width;
     let work: usize = hidden.iter().map(|a| a.len() * width / 4).sum();

@@ -54,14 +54,23 @@ pub struct GateOutput<'a> {
     pub top_k: usize,
 }
 
-pub fn select(stream: &Stream, gate: &Gate, logits: View<'_>, correction: Option<&Buffer<f32>>, out: GateOutput<'_>) {
+pub fn select(
+    stream: &Stream,
+    gate: &Gate,
+    logits: View<'_>,
+    correction: Option<&Buffer<f32>>,
+    out: GateOutput<'_>,
+) {
     let at = logits.layout();
     let (experts, top_k) = (at.width, out.top_k);
     assert!(top_k >= 1 && top_k <= experts, "select: {top_k} of {experts}");
     assert!(at.rows * top_k <= out.ids.len() && at.rows * top_k <= out.weights.len(), "select: out");
     if let Some(groups) = gate.groups {
         assert!(groups.count <= MAX_GROUPS && experts.is_multiple_of(groups.count), "select: groups");
-        assert!(groups.taken >= 1 && groups.taken * (experts / groups.count) >= top_k, "select: taken groups");
+        assert!(
+            groups.taken >= 1 && groups.taken * (experts / groups.count) >= top_k,
+            "select: taken groups"
+        );
     }
     let correction = correction.map(|bias| bias.host());
     assert!(correction.is_none_or(|bias| bias.len() == experts), "select: correction bias");

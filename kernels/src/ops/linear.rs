@@ -85,7 +85,16 @@ pub(crate) fn rows_dot(isa: Isa, tokens: Tokens<'_>, w: &Matrix, out: Out) {
     fn plain<'a, E: crate::buffer::Plain>(tokens: Tokens<'a>, w: &'a Matrix) -> Dots<'a, E> {
         let (elements, w_start, w_stride) = w.plain_elements::<E>();
         let Tokens { x, stride, count } = tokens;
-        Dots { x, x_stride: stride, tokens: count, w: elements, w_start, w_stride, rows: w.rows(), k: w.cols() }
+        Dots {
+            x,
+            x_stride: stride,
+            tokens: count,
+            w: elements,
+            w_start,
+            w_stride,
+            rows: w.rows(),
+            k: w.cols(),
+        }
     }
     match w.plain() {
         Some(ElementType::F32) => dots_f32(isa, plain(tokens, w), out),
@@ -105,8 +114,7 @@ fn coded_rows_dot(isa: Isa, tokens: Tokens<'_>, w: &Matrix, out: Out) {
             w.dequantize_row(row + r, &mut decoded[r * k..][..k]);
         }
         let Tokens { x, stride, count } = tokens;
-        let dots =
-            Dots { x, x_stride: stride, tokens: count, w: &decoded, w_start: 0, w_stride: k, rows, k };
+        let dots = Dots { x, x_stride: stride, tokens: count, w: &decoded, w_start: 0, w_stride: k, rows, k };
         // SAFETY: `row` is below the rows that `out` is valid for.
         let pointer = unsafe { out.pointer.add(row * out.row_stride) };
         dots_f32(isa, dots, Out { pointer, ..out });

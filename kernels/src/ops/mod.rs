@@ -9,13 +9,16 @@ mod linear;
 mod norm;
 mod rope;
 
-pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS, attention, kv_write};
+pub use attention::{
+    ATTENTION_CHUNK, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS, attention, kv_write,
+};
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{
-    ExpertPiece, ExpertsArgs, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts, partial_sums, unit_length,
+    ExpertPiece, ExpertsArgs, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts, partial_sums,
+    unit_length,
 };
-pub use gate::{Gate, GateOutput, Groups, GroupScore, Score, select};
+pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
 pub use rope::{RopeStyle, rope};

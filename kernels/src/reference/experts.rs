@@ -27,8 +27,9 @@ pub fn add_expert_row(e: &ExpertRow<'_>, sums: &mut [i64]) -> bool {
         let y = if e.weight_on == WeightOn::Input { e.weight * y } else { y };
         bias.map_or(y, |bias| y + bias[row])
     };
-    let a: Vec<f32> =
-        (0..f).map(|i| activate(e.activation, inner(e.gate, i, e.gate_bias), inner(e.up, i, e.up_bias))).collect();
+    let a: Vec<f32> = (0..f)
+        .map(|i| activate(e.activation, inner(e.gate, i, e.gate_bias), inner(e.up, i, e.up_bias)))
+        .collect();
     let mut poisoned = false;
     let mut add = |sum: &mut i64, y: f32| {
         let y = if e.weight_on == WeightOn::Output { e.weight * y } else { y };

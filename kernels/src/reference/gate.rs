@@ -20,7 +20,12 @@ fn largest(scores: &[f32], count: usize) -> Vec<usize> {
 }
 
 /// The experts of a row and their weights, in order of selection. Logits must be numbers.
-pub fn gate_row(gate: &Gate, top_k: usize, logits: &[f32], correction: Option<&[f32]>) -> (Vec<u32>, Vec<f32>) {
+pub fn gate_row(
+    gate: &Gate,
+    top_k: usize,
+    logits: &[f32],
+    correction: Option<&[f32]>,
+) -> (Vec<u32>, Vec<f32>) {
     let scores: Vec<f32> = match gate.score {
         Score::Softmax => softmax(logits),
         Score::Sigmoid => logits.iter().map(|&x| sigmoid(x)).collect(),

@@ -6,11 +6,14 @@ use gaterail_kernels::ops::{Activation, Gate, GroupScore, Groups, RopeStyle, Sco
 use super::Names;
 use super::grouped::{Defaults, Trunk, expert_counts};
 use crate::config::{ConfigError, Fields, Rope};
-use crate::spec::{AttentionSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, RopeUse, SharedSpec, SparseSpec};
+use crate::spec::{
+    AttentionSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, RopeUse, SharedSpec, SparseSpec,
+};
 
 const NAMES: Names = Names { shared: "shared_experts", ..Names::COMMON };
 
-const DEFAULTS: Defaults = Defaults { theta: 1e4, norm_eps: 1e-6, context: 4096, kv_heads: None, head_dim: None };
+const DEFAULTS: Defaults =
+    Defaults { theta: 1e4, norm_eps: 1e-6, context: 4096, kv_heads: None, head_dim: None };
 
 /// What normalising adds to the sum of the weights.
 const NORMALISE_EPSILON: f32 = 1e-20;
@@ -24,7 +27,8 @@ pub(super) fn read_v2(config: &Fields) -> Result<ModelSpec, ConfigError> {
             score: GroupScore::Largest,
         }),
         Some(other) => {
-            let detail = format!("{other:?} is not supported; this version has greedy and group_limited_greedy");
+            let detail =
+                format!("{other:?} is not supported; this version has greedy and group_limited_greedy");
             return Err(config.invalid("topk_method", detail));
         }
     };
@@ -46,8 +50,7 @@ pub(super) fn read_v3(config: &Fields) -> Result<ModelSpec, ConfigError> {
         normalise: config.flag_or("norm_topk_prob", true)?.then_some(NORMALISE_EPSILON),
         scale: config.number_or("routed_scaling_factor", 2.5)? as f32,
     };
-    let style =
-        if config.flag_or("rope_interleave", true)? { RopeStyle::Pairs } else { RopeStyle::Halves };
+    let style = if config.flag_or("rope_interleave", true)? { RopeStyle::Pairs } else { RopeStyle::Halves };
     read(config, gate, true, style, 3)
 }
 
@@ -62,8 +65,7 @@ fn read(
     let attention = latent(config, &trunk)?;
     let rope = Rope::read(config, attention.rope_dim, trunk.context, DEFAULTS.theta)?;
     let scale = (attention.query_dim() as f64).powf(-0.5) * rope.softmax_factor();
-    let attention =
-        LatentSpec { scale: scale as f32, rope: RopeUse { index: 0, style }, ..attention };
+    let attention = LatentSpec { scale: scale as f32, rope: RopeUse { index: 0, style }, ..attention };
     let (experts, top_k) = expert_counts(config, &["n_routed_experts", "num_experts"], 8)?;
     let width = config.need("moe_intermediate_size")?;
     let shared = config.count_from("n_shared_experts", 0)?.unwrap_or(0);
@@ -94,7 +96,8 @@ fn read(
 
 fn latent(config: &Fields, trunk: &Trunk) -> Result<LatentSpec, ConfigError> {
     // An explicit null means no low rank for the query; absent means the published default.
-    let q_rank = if config.is_null("q_lora_rank") { None } else { Some(config.count_or("q_lora_rank", 1536)?) };
+    let q_rank =
+        if config.is_null("q_lora_rank") { None } else { Some(config.count_or("q_lora_rank", 1536)?) };
     let rope_dim = config.count_or("qk_rope_head_dim", 64)?;
     if !rope_dim.is_multiple_of(2) {
         return Err(config.invalid("qk_rope_head_dim", "is odd"));

@@ -11,8 +11,13 @@ const NAMES: Names =
     Names { router: "router", experts: ExpertNames::Fused { take_turns: true }, ..Names::COMMON };
 
 pub(super) fn read(config: &Fields) -> Result<ModelSpec, ConfigError> {
-    let defaults =
-        Defaults { theta: 150_000.0, norm_eps: 1e-5, context: 131_072, kv_heads: Some(8), head_dim: Some(64) };
+    let defaults = Defaults {
+        theta: 150_000.0,
+        norm_eps: 1e-5,
+        context: 131_072,
+        kv_heads: Some(8),
+        head_dim: Some(64),
+    };
     let trunk = Trunk::read(config, defaults)?;
     let head_dim = trunk.head_dim(config)?;
     let unscaled = RopeScaling::Yarn(Yarn::GPT_OSS);

@@ -38,7 +38,9 @@ impl Trunk {
             return Err(config.invalid("num_hidden_layers", format!("{layers} is more than {LAYERS_MAX}")));
         }
         if let Some(other) = config.text("hidden_act")?.filter(|act| *act != "silu") {
-            return Err(config.invalid("hidden_act", format!("{other:?} is not supported; this version has silu")));
+            return Err(
+                config.invalid("hidden_act", format!("{other:?} is not supported; this version has silu"))
+            );
         }
         Ok(Trunk {
             hidden: config.need("hidden_size")?,
@@ -69,7 +71,8 @@ impl Trunk {
     }
 
     pub fn attention_with(&self, config: &Fields, head_dim: usize) -> Result<GroupedSpec, ConfigError> {
-        let kv_heads = config.count_or("num_key_value_heads", self.defaults.kv_heads.unwrap_or(self.heads))?;
+        let kv_heads =
+            config.count_or("num_key_value_heads", self.defaults.kv_heads.unwrap_or(self.heads))?;
         if !self.heads.is_multiple_of(kv_heads) {
             let detail = format!("{} heads are no multiple of {kv_heads}", self.heads);
             return Err(config.invalid("num_key_value_heads", detail));
@@ -99,14 +102,16 @@ impl Trunk {
         ropes: Vec<Rope>,
         layers: Vec<LayerSpec>,
     ) -> Result<ModelSpec, ConfigError> {
-        let architecture = top.texts("architectures")?.and_then(|names| names.first().map(|name| name.to_string()));
+        let architecture =
+            top.texts("architectures")?.and_then(|names| names.first().map(|name| name.to_string()));
         Ok(ModelSpec {
             architecture: architecture.unwrap_or_default(),
             vocab: config.need("vocab_size")?,
             hidden: self.hidden,
             context: self.context,
             norm_eps: config.positive_or("rms_norm_eps", self.defaults.norm_eps)? as f32,
-            tied_embeddings: config.flag_or("tie_word_embeddings", top.flag_or("tie_word_embeddings", false)?)?,
+            tied_embeddings: config
+                .flag_or("tie_word_embeddings", top.flag_or("tie_word_embeddings", false)?)?,
             ropes,
             layers,
             names,
@@ -128,7 +133,9 @@ fn declared_type(config: &Fields) -> Result<Option<ElementType>, ConfigError> {
         Some("float32") => Ok(Some(ElementType::F32)),
         Some("float16") => Ok(Some(ElementType::F16)),
         Some("bfloat16") => Ok(Some(ElementType::Bf16)),
-        Some(other) => Err(config.invalid("dtype", format!("{other:?} is none of float32, float16, bfloat16"))),
+        Some(other) => {
+            Err(config.invalid("dtype", format!("{other:?} is none of float32, float16, bfloat16")))
+        }
     }
 }
 
@@ -138,7 +145,11 @@ pub(super) fn softmax_gate(normalise: bool) -> Gate {
 }
 
 /// `(experts, top_k)`, checked against each other.
-pub(super) fn expert_counts(config: &Fields, experts: &[&str], top_k_default: usize) -> Result<(usize, usize), ConfigError> {
+pub(super) fn expert_counts(
+    config: &Fields,
+    experts: &[&str],
+    top_k_default: usize,
+) -> Result<(usize, usize), ConfigError> {
     let count = config.need_any(experts)?;
     let top_k = config.count_or("num_experts_per_tok", top_k_default)?;
     if top_k > count {
@@ -148,7 +159,12 @@ pub(super) fn expert_counts(config: &Fields, experts: &[&str], top_k_default: us
 }
 
 /// `layer_types` as masks, if the configuration lists them.
-pub(super) fn layer_masks(config: &Fields, layers: usize, special: &str, mask: Mask) -> Result<Option<Vec<Mask>>, ConfigError> {
+pub(super) fn layer_masks(
+    config: &Fields,
+    layers: usize,
+    special: &str,
+    mask: Mask,
+) -> Result<Option<Vec<Mask>>, ConfigError> {
     let Some(types) = config.texts("layer_types")? else { return Ok(None) };
     if types.len() != layers {
         let detail = format!("{} entries for {layers} layers", types.len());
@@ -176,7 +192,8 @@ impl ModelSpec {
             let MlpSpec::Sparse(sparse) = &layer.mlp else { continue };
             let Some(groups) = sparse.gate.groups else { continue };
             if groups.count > MAX_GROUPS || !sparse.experts.is_multiple_of(groups.count) {
-                let detail = format!("{} experts in {} groups (at most {MAX_GROUPS})", sparse.experts, groups.count);
+                let detail =
+                    format!("{} experts in {} groups (at most {MAX_GROUPS})", sparse.experts, groups.count);
                 return Err(config.invalid("n_group", detail));
             }
             if groups.taken > groups.count || groups.taken * (sparse.experts / groups.count) < sparse.top_k {

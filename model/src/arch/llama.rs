@@ -11,10 +11,8 @@ pub(super) fn read(config: &Fields) -> Result<ModelSpec, ConfigError> {
     let (mut attention, rope) = trunk.attention(config)?;
     attention.qkv_bias = config.flag_or("attention_bias", false)?;
     attention.out_bias = attention.qkv_bias;
-    let mlp = MlpSpec::Dense {
-        width: config.need("intermediate_size")?,
-        bias: config.flag_or("mlp_bias", false)?,
-    };
+    let mlp =
+        MlpSpec::Dense { width: config.need("intermediate_size")?, bias: config.flag_or("mlp_bias", false)? };
     let layer = LayerSpec { attention: AttentionSpec::Grouped(attention), mlp };
     trunk.spec(config, config, Names::COMMON, vec![rope], vec![layer; trunk.layers])
 }

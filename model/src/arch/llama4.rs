@@ -8,7 +8,8 @@ use super::grouped::{Defaults, Trunk, expert_counts, layer_masks};
 use super::{ExpertNames, Names};
 use crate::config::{ConfigError, Fields};
 use crate::spec::{
-    AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse, SharedSpec, SparseSpec, Temperature,
+    AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse, SharedSpec, SparseSpec,
+    Temperature,
 };
 
 const TEXT: Names = Names {

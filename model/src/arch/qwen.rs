@@ -6,10 +6,13 @@ use gaterail_kernels::ops::{Activation, Mask, WeightOn};
 use super::Names;
 use super::grouped::{Defaults, Trunk, expert_counts, layer_masks, softmax_gate};
 use crate::config::{ConfigError, Fields};
-use crate::spec::{AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, SharedSpec, SparseSpec};
+use crate::spec::{
+    AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, SharedSpec, SparseSpec,
+};
 
 pub(super) fn read_qwen2_moe(config: &Fields) -> Result<ModelSpec, ConfigError> {
-    let defaults = Defaults { theta: 1e4, norm_eps: 1e-6, context: 32_768, kv_heads: Some(16), head_dim: None };
+    let defaults =
+        Defaults { theta: 1e4, norm_eps: 1e-6, context: 32_768, kv_heads: Some(16), head_dim: None };
     let trunk = Trunk::read(config, defaults)?;
     let (mut attention, rope) = trunk.attention(config)?;
     attention.qkv_bias = config.flag_or("qkv_bias", true)?;
@@ -21,10 +24,14 @@ pub(super) fn read_qwen2_moe(config: &Fields) -> Result<ModelSpec, ConfigError> 
 }
 
 pub(super) fn read_qwen3_moe(config: &Fields) -> Result<ModelSpec, ConfigError> {
-    let defaults = Defaults { theta: 1e4, norm_eps: 1e-6, context: 32_768, kv_heads: Some(4), head_dim: None };
+    let defaults =
+        Defaults { theta: 1e4, norm_eps: 1e-6, context: 32_768, kv_heads: Some(4), head_dim: None };
     let trunk = Trunk::read(config, defaults)?;
     let (attention, rope) = qwen3_attention(&trunk, config)?;
-    let mask = match config.count("sliding_window")?.filter(|_| config.value("use_sliding_window") == Some(&true.into())) {
+    let mask = match config
+        .count("sliding_window")?
+        .filter(|_| config.value("use_sliding_window") == Some(&true.into()))
+    {
         Some(window) => Mask::Sliding { window },
         None => Mask::Full,
     };
@@ -47,7 +54,10 @@ pub(super) fn read_qwen3(config: &Fields) -> Result<ModelSpec, ConfigError> {
     trunk.spec(config, config, Names::COMMON, vec![rope], layers.collect())
 }
 
-fn qwen3_attention(trunk: &Trunk, config: &Fields) -> Result<(GroupedSpec, crate::config::Rope), ConfigError> {
+fn qwen3_attention(
+    trunk: &Trunk,
+    config: &Fields,
+) -> Result<(GroupedSpec, crate::config::Rope), ConfigError> {
     let (mut attention, rope) = trunk.attention(config)?;
     attention.qk_norm = QkNorm::PerHead;
     attention.qkv_bias = config.flag_or("attention_bias", false)?;
@@ -97,7 +107,8 @@ fn layers(
 ) -> Result<Vec<LayerSpec>, ConfigError> {
     let dense = config.counts("mlp_only_layers")?.unwrap_or_default();
     let step = config.count_or("decoder_sparse_step", 1)?;
-    let any_dense = masks.iter().enumerate().any(|(layer, _)| dense.contains(&layer) || (layer + 1) % step != 0);
+    let any_dense =
+        masks.iter().enumerate().any(|(layer, _)| dense.contains(&layer) || (layer + 1) % step != 0);
     let width = if any_dense { config.need("intermediate_size")? } else { 0 };
     let layer = |(layer, &mask): (usize, &Mask)| LayerSpec {
         attention: AttentionSpec::Grouped(GroupedSpec { mask, ..attention.clone() }),

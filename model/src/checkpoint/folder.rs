@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use gaterail_kernels::Bytes;
 use serde::Deserialize;
 
+use super::CheckpointError;
 use super::header::{StoredType, TensorEntry, parse_header};
 use super::map::map_file;
-use super::CheckpointError;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -50,7 +50,8 @@ impl Checkpoint {
         if index.is_file() {
             Checkpoint::open_shards(folder, &index)
         } else if single.is_file() {
-            let mut checkpoint = Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+            let mut checkpoint =
+                Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
             checkpoint.add_file(single)?;
             Ok(checkpoint)
         } else {
@@ -71,7 +72,8 @@ impl Checkpoint {
         if shards.is_empty() || shards.len() > SHARDS_MAX {
             return Err(invalid(format!("names {} files; 1 to {SHARDS_MAX} are read", shards.len())));
         }
-        let mut checkpoint = Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+        let mut checkpoint =
+            Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
         for shard in shards {
             if !is_plain_name(shard) {
                 return Err(invalid(format!("{shard:?} points outside the folder")));
@@ -166,7 +168,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> 
         return Err(invalid(format!("{length} bytes; an index has at most {INDEX_BYTES_MAX}")));
     }
     let text = std::fs::read(path).map_err(read)?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(format!("malformed: {error}")))?;
+    let index: Index =
+        serde_json::from_slice(&text).map_err(|error| invalid(format!("malformed: {error}")))?;
     Ok(index.weight_map)
 }
 

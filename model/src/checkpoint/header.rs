@@ -71,7 +71,8 @@ pub fn parse_header(file: &[u8]) -> Result<Vec<TensorEntry>, String> {
     if names > TENSORS_MAX {
         return Err(format!("{names} tensors; at most {TENSORS_MAX} are read"));
     }
-    let (header_length, metadata) = SafeTensors::read_metadata(file).map_err(|error| explain(&error, file.len()))?;
+    let (header_length, metadata) =
+        SafeTensors::read_metadata(file).map_err(|error| explain(&error, file.len()))?;
     let data = 8 + header_length;
     let mut entries: Vec<TensorEntry> = Vec::with_capacity(names);
     for (name, info) in metadata.tensors() {
@@ -100,7 +101,10 @@ fn header_text(file: &[u8]) -> Result<&[u8], String> {
         return Err(format!("the header claims {length} bytes; the format allows {HEADER_BYTES_MAX}"));
     }
     rest.get(..length as usize).ok_or_else(|| {
-        format!("the header claims {length} bytes, but only {} follow: not a safetensors file, or truncated", rest.len())
+        format!(
+            "the header claims {length} bytes, but only {} follow: not a safetensors file, or truncated",
+            rest.len()
+        )
     })
 }
 

@@ -108,7 +108,10 @@ impl Fields {
         let Some(value) = self.value(field) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if (least..=DIMENSION_MAX).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(self.invalid(field, format!("{value} is not a whole number from {least} to {DIMENSION_MAX}"))),
+            _ => {
+                Err(self
+                    .invalid(field, format!("{value} is not a whole number from {least} to {DIMENSION_MAX}")))
+            }
         }
     }
 

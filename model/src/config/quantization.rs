@@ -29,7 +29,11 @@ impl Quantization {
                         let detail = format!("{other:?} is not supported; {SUPPORTED}");
                         return Err(quantization.invalid("weight_block_size", detail));
                     }
-                    None => return Err(quantization.invalid("weight_block_size", format!("missing; {SUPPORTED}"))),
+                    None => {
+                        return Err(
+                            quantization.invalid("weight_block_size", format!("missing; {SUPPORTED}"))
+                        );
+                    }
                 }
                 match quantization.text("fmt")? {
                     None | Some("e4m3") => Ok(Quantization::Fp8Blocks),

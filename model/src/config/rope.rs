@@ -42,7 +42,12 @@ const SUPPORTED: [&str; 4] = ["default", "linear", "llama3", "yarn"];
 
 impl Rope {
     /// The rotation of `rotated` columns per head. `default_theta` is the architecture's own.
-    pub fn read(config: &Fields, rotated: usize, context: usize, default_theta: f64) -> Result<Rope, ConfigError> {
+    pub fn read(
+        config: &Fields,
+        rotated: usize,
+        context: usize,
+        default_theta: f64,
+    ) -> Result<Rope, ConfigError> {
         Rope::read_or(config, rotated, context, default_theta, RopeScaling::Default)
     }
 
@@ -81,9 +86,10 @@ impl Rope {
         let inv_freq = match scaling {
             RopeScaling::Default => plain,
             RopeScaling::Linear { factor } => plain.into_iter().map(|f| f / factor as f32).collect(),
-            RopeScaling::Llama3 { factor, low, high, original } => {
-                plain.into_iter().map(|f| llama3(f, factor as f32, low as f32, high as f32, original as f32)).collect()
-            }
+            RopeScaling::Llama3 { factor, low, high, original } => plain
+                .into_iter()
+                .map(|f| llama3(f, factor as f32, low as f32, high as f32, original as f32))
+                .collect(),
             RopeScaling::Yarn(yarn) => yarn.inv_freq(theta, rotated),
         };
         let attention_factor = match scaling {
@@ -123,7 +129,8 @@ fn read_scaling(config: &Fields, fields: &Fields, context: usize) -> Result<Rope
     };
     let original = |default: usize| -> Result<f64, ConfigError> {
         let given = fields.count("original_max_position_embeddings")?;
-        let given = given.map_or_else(|| config.count("original_max_position_embeddings"), |n| Ok(Some(n)))?;
+        let given =
+            given.map_or_else(|| config.count("original_max_position_embeddings"), |n| Ok(Some(n)))?;
         Ok(given.unwrap_or(default) as f64)
     };
     let factor = || match fields.number("factor")? {
@@ -210,7 +217,8 @@ impl Yarn {
 
     fn inv_freq(&self, theta: f64, rotated: usize) -> Vec<f32> {
         let dimension = |rotations: f64| {
-            rotated as f64 * (self.original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+            rotated as f64 * (self.original / (rotations * 2.0 * std::f64::consts::PI)).ln()
+                / (2.0 * theta.ln())
         };
         let (mut low, mut high) = (dimension(self.beta_fast), dimension(self.beta_slow));
         if self.truncate {

@@ -28,7 +28,9 @@ impl Cursor {
         let call = Call { stream: &stream, rows, hidden: spec.hidden, eps: spec.norm_eps };
         match (&spec.layers[layer].attention, &at.attention) {
             (AttentionSpec::Grouped(spec), weights) => call.grouped(spec, weights, work, kv),
-            (AttentionSpec::Latent(spec), AttentionWeights::Latent(weights)) => call.latent(spec, weights, work, kv),
+            (AttentionSpec::Latent(spec), AttentionWeights::Latent(weights)) => {
+                call.latent(spec, weights, work, kv)
+            }
             (AttentionSpec::Latent(_), _) => panic!("weights of another attention"),
         }
         let projected = View::rows(&work.projected, rows, spec.hidden);
@@ -46,8 +48,15 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// normed -> projected
-    fn grouped(&self, spec: &GroupedSpec, weights: &AttentionWeights, work: &mut Workspace, kv: &mut LayerKv) {
-        let AttentionWeights::Grouped { query, key, value, output, query_norm, key_norm, sinks } = weights else {
+    fn grouped(
+        &self,
+        spec: &GroupedSpec,
+        weights: &AttentionWeights,
+        work: &mut Workspace,
+        kv: &mut LayerKv,
+    ) {
+        let AttentionWeights::Grouped { query, key, value, output, query_norm, key_norm, sinks } = weights
+        else {
             panic!("weights of another attention");
         };
         let (rows, stream) = (self.rows, self.stream);
@@ -57,7 +66,12 @@ impl Call<'_> {
         self.linear(&work.normed, self.hidden, value, &mut work.value);
         let per_head = spec.qk_norm == QkNorm::PerHead;
         if matches!(spec.qk_norm, QkNorm::PerHead | QkNorm::AllHeads) {
-            self.norm(&mut work.query, &mut work.query_normed, query_norm.as_ref(), shape(heads, dim, per_head));
+            self.norm(
+                &mut work.query,
+                &mut work.query_normed,
+                query_norm.as_ref(),
+                shape(heads, dim, per_head),
+            );
             self.norm(&mut work.key, &mut work.key_normed, key_norm.as_ref(), shape(kv_heads, dim, per_head));
         }
         if let Some(limit) = spec.clip {
@@ -105,13 +119,21 @@ impl Call<'_> {
         ops::linear_heads(stream, raw.columns(0, nope), &weights.key_up, absorbed);
         let turned = ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated);
         ops::copy_rows(stream, raw.columns(nope, rotated), turned);
-        self.rope(spec.rope, &work.inputs, ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated));
+        self.rope(
+            spec.rope,
+            &work.inputs,
+            ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated),
+        );
 
         self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.key);
         let latent = View::rows(&work.key, rows, stored).columns(0, rank);
         let normed = ViewMut::rows(&mut work.key_normed, rows, rank);
         ops::rms_norm(stream, latent, Some(&weights.kv_norm), LATENT_EPS, normed);
-        self.rope(spec.rope, &work.inputs, ViewMut::heads(&mut work.key, rows, 1, stored).columns(rank, rotated));
+        self.rope(
+            spec.rope,
+            &work.inputs,
+            ViewMut::heads(&mut work.key, rows, 1, stored).columns(rank, rotated),
+        );
         self.store(View::rows(&work.key_normed, rows, rank), &work.inputs, (stored, 0), &mut kv.keys);
         let turned = View::rows(&work.key, rows, stored).columns(rank, rotated);
         self.store(turned, &work.inputs, (stored, rank), &mut kv.keys);
@@ -142,7 +164,13 @@ impl Call<'_> {
             (Some((down, norm)), Some(rank)) => {
                 self.linear(&work.normed, self.hidden, down, &mut work.latent);
                 let low = View::rows(&work.latent, rows, rank);
-                ops::rms_norm(stream, low, Some(norm), LATENT_EPS, ViewMut::rows(&mut work.query_normed, rows, rank));
+                ops::rms_norm(
+                    stream,
+                    low,
+                    Some(norm),
+                    LATENT_EPS,
+                    ViewMut::rows(&mut work.query_normed, rows, rank),
+                );
                 let low = View::rows(&work.query_normed, rows, rank);
                 ops::linear(stream, low, &weights.query, None, ViewMut::rows(&mut work.attended, rows, raw));
             }
@@ -159,7 +187,13 @@ impl Call<'_> {
     }
 
     /// Norms `x` by way of `scratch`, which takes its place.
-    fn norm(&self, x: &mut Buffer<f32>, scratch: &mut Buffer<f32>, weight: Option<&Buffer<f32>>, shape: (usize, usize)) {
+    fn norm(
+        &self,
+        x: &mut Buffer<f32>,
+        scratch: &mut Buffer<f32>,
+        weight: Option<&Buffer<f32>>,
+        shape: (usize, usize),
+    ) {
         let (heads, width) = shape;
         let from = View::heads(x, self.rows, heads, width);
         ops::rms_norm(self.stream, from, weight, self.eps, ViewMut::heads(scratch, self.rows, heads, width));

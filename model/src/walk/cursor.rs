@@ -48,7 +48,12 @@ impl Cursor {
     /// Puts a batch before the first layer. Panics when it has more rows than the cursor has room for.
     pub fn begin(&mut self, lane: &Lane, batch: &Batch) -> Result<(), StepError> {
         let spec = &lane.spec;
-        assert!(batch.rows.len() <= self.work.rows_max, "{} rows in a cursor for {}", batch.rows.len(), self.work.rows_max);
+        assert!(
+            batch.rows.len() <= self.work.rows_max,
+            "{} rows in a cursor for {}",
+            batch.rows.len(),
+            self.work.rows_max
+        );
         if let Some(row) = batch.rows.iter().find(|row| row.token as usize >= spec.vocab) {
             return Err(StepError::Token { token: row.token, vocab: spec.vocab });
         }

@@ -94,7 +94,12 @@ impl ExpertLayer for LocalExperts {
         Ok(LocalTicket { rows: rows.rows, sums: total })
     }
 
-    fn combine(&mut self, ticket: LocalTicket, out: &mut Buffer<f32>, stream: &Stream) -> Result<(), StepError> {
+    fn combine(
+        &mut self,
+        ticket: LocalTicket,
+        out: &mut Buffer<f32>,
+        stream: &Stream,
+    ) -> Result<(), StepError> {
         let out = ViewMut::rows(out, ticket.rows, self.spec.hidden);
         partial_sums::finish(stream, &ticket.sums, self.spec.fraction_bits, out);
         self.spare.push(ticket.sums);

@@ -58,7 +58,12 @@ pub trait ExpertLayer {
     ) -> Result<Self::Ticket, StepError>;
 
     /// Writes the weighted sums `[T, H]` to the front of `out`.
-    fn combine(&mut self, ticket: Self::Ticket, out: &mut Buffer<f32>, stream: &Stream) -> Result<(), StepError>;
+    fn combine(
+        &mut self,
+        ticket: Self::Ticket,
+        out: &mut Buffer<f32>,
+        stream: &Stream,
+    ) -> Result<(), StepError>;
 
     /// Waits for all that is queued; failures of queued work come to light here.
     fn finish(&mut self, deadline: Instant) -> Result<(), StepError>;

@@ -97,9 +97,8 @@ impl Workspace {
         let w = Widths::of(spec);
         let values = |width: usize| Buffer::<f32>::zeros(device, rows_max * width);
         let numbers = |width: usize| Buffer::<u32>::zeros(device, rows_max * width);
-        let angles = |rope: &crate::config::Rope| {
-            Ok((values(rope.inv_freq.len())?, values(rope.inv_freq.len())?))
-        };
+        let angles =
+            |rope: &crate::config::Rope| Ok((values(rope.inv_freq.len())?, values(rope.inv_freq.len())?));
         let inputs = Inputs {
             tokens: numbers(1)?,
             positions: numbers(1)?,

@@ -29,7 +29,9 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
     for expected in expected_tensors(spec) {
         let parameters: u64 = expected.shape.iter().map(|&n| n as u64).product();
         let (bytes, precision) = match checkpoint {
-            Some(checkpoint) => (stored_bytes(checkpoint, &expected.name), stored_precision(checkpoint, &expected)),
+            Some(checkpoint) => {
+                (stored_bytes(checkpoint, &expected.name), stored_precision(checkpoint, &expected))
+            }
             None => declared(spec, &expected, parameters),
         };
         let (touched, of) = touched(spec, expected.role);
@@ -43,7 +45,13 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
     if spec.tied_embeddings {
         // The head reads the whole embedding for every token; nothing is stored twice.
         let embedding = shares.get(&Role::Embedding).cloned().unwrap_or_default();
-        let active = Share { parameters: 0, bytes: 0, active_parameters: 0, active_bytes: embedding.bytes, ..embedding };
+        let active = Share {
+            parameters: 0,
+            bytes: 0,
+            active_parameters: 0,
+            active_bytes: embedding.bytes,
+            ..embedding
+        };
         let precisions = active.precisions.keys().map(|&precision| (precision, 0)).collect();
         shares.insert(Role::Head, Share { precisions, ..active });
     }
@@ -94,7 +102,9 @@ pub fn copied_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
         })
         .map(|row| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
             // Coded matrices are kept decoded.
-            Some(crate::checkpoint::StoredType::F8E4m3) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
+            Some(crate::checkpoint::StoredType::F8E4m3) => {
+                row.shape.iter().map(|&n| n as u64).product::<u64>() * 4
+            }
             _ => stored_bytes(checkpoint, &row.name),
         })
         .sum()

@@ -111,7 +111,13 @@ pub fn expected_tensors(spec: &ModelSpec) -> Vec<Expected> {
     let mut table = Table { rows: Vec::new() };
     let model = spec.names.model;
     let width = [spec.vocab, spec.hidden];
-    table.put(Slot::Embedding, format!("{model}embed_tokens.weight"), &width, Form::PlainMatrix, Role::Embedding);
+    table.put(
+        Slot::Embedding,
+        format!("{model}embed_tokens.weight"),
+        &width,
+        Form::PlainMatrix,
+        Role::Embedding,
+    );
     for (layer, at) in spec.layers.iter().enumerate() {
         let path = format!("{model}layers.{layer}");
         let mut rows = LayerTable { table: &mut table, layer, path: &path, hidden: spec.hidden };
@@ -253,7 +259,13 @@ impl LayerTable<'_> {
             for (part, name) in parts.into_iter().zip(names) {
                 let shape = if part == Part::Down { [self.hidden, s.width] } else { [s.width, self.hidden] };
                 let name = format!("{}.{mlp}.experts.{expert}.{name}.weight", self.path);
-                self.table.put(Slot::Expert(self.layer, expert, part), name, &shape, Form::Matrix, Role::Experts);
+                self.table.put(
+                    Slot::Expert(self.layer, expert, part),
+                    name,
+                    &shape,
+                    Form::Matrix,
+                    Role::Experts,
+                );
             }
         }
     }

@@ -71,13 +71,19 @@ pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) 
     let mut layers: Vec<Vec<ExpertPiece>> = spec.layers.iter().map(|_| Vec::new()).collect();
     for slice in &shard.slices {
         let layer = slice.layer.0 as usize;
-        let sparse = spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
+        let sparse =
+            spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
         layers[layer].push(load_piece(spec, sparse, slice, loader));
     }
     ExpertShard { layers }
 }
 
-fn load_piece(spec: &ModelSpec, sparse: &SparseSpec, slice: &ExpertSlice, loader: &mut Loader<'_>) -> ExpertPiece {
+fn load_piece(
+    spec: &ModelSpec,
+    sparse: &SparseSpec,
+    slice: &ExpertSlice,
+    loader: &mut Loader<'_>,
+) -> ExpertPiece {
     let unit = unit_length(spec);
     let first = slice.units.start as usize * unit;
     let end = (slice.units.end as usize * unit).min(sparse.width);
@@ -123,13 +129,21 @@ struct Biases {
     down: Vec<f32>,
 }
 
-fn load_biases(spec: &ModelSpec, sparse: &SparseSpec, layer: usize, expert: usize, loader: &mut Loader<'_>) -> Biases {
+fn load_biases(
+    spec: &ModelSpec,
+    sparse: &SparseSpec,
+    layer: usize,
+    expert: usize,
+    loader: &mut Loader<'_>,
+) -> Biases {
     let f = sparse.width;
     let both = loader.stacked_values(Slot::Layer(layer, Part::FusedGateUpBias), expert);
     let down = loader.stacked_values(Slot::Layer(layer, Part::FusedDownBias), expert);
     let take_turns = spec.names.experts == ExpertNames::Fused { take_turns: true };
     let (gate, up) = match take_turns {
-        true => (both.iter().step_by(2).copied().collect(), both.iter().skip(1).step_by(2).copied().collect()),
+        true => {
+            (both.iter().step_by(2).copied().collect(), both.iter().skip(1).step_by(2).copied().collect())
+        }
         false => (both[..f].to_vec(), both[f..].to_vec()),
     };
     Biases { gate, up, down }

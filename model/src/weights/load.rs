@@ -40,7 +40,8 @@ pub fn check_tensors(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), Ch
         return Ok(());
     }
     let count = problems.len();
-    let mut list: Vec<String> = problems.into_iter().take(PROBLEMS_MAX).map(|line| format!("  {line}")).collect();
+    let mut list: Vec<String> =
+        problems.into_iter().take(PROBLEMS_MAX).map(|line| format!("  {line}")).collect();
     if count > PROBLEMS_MAX {
         list.push(format!("  … and {} more", count - PROBLEMS_MAX));
     }
@@ -60,7 +61,12 @@ fn is_ignored(spec: &ModelSpec, name: &str) -> bool {
         || spec.names.ignored.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn check_one(checkpoint: &Checkpoint, expected: &Expected, used: &mut HashSet<String>, problems: &mut Vec<String>) {
+fn check_one(
+    checkpoint: &Checkpoint,
+    expected: &Expected,
+    used: &mut HashSet<String>,
+    problems: &mut Vec<String>,
+) {
     let Expected { name, shape, form, .. } = expected;
     if *form == Form::Stack && checkpoint.tensor(name).is_none() {
         let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
@@ -89,7 +95,13 @@ fn check_one(checkpoint: &Checkpoint, expected: &Expected, used: &mut HashSet<St
     used.insert(name.clone());
 }
 
-fn check_tensor(checkpoint: &Checkpoint, name: &str, shape: &[usize], types: &[StoredType], problems: &mut Vec<String>) {
+fn check_tensor(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: &[usize],
+    types: &[StoredType],
+    problems: &mut Vec<String>,
+) {
     let Some(tensor) = checkpoint.tensor(name) else {
         problems.push(format!("{name}: missing, {shape:?} expected"));
         return;
@@ -100,7 +112,11 @@ fn check_tensor(checkpoint: &Checkpoint, name: &str, shape: &[usize], types: &[S
     }
     if !types.contains(&tensor.stored) {
         let types: Vec<String> = types.iter().map(StoredType::to_string).collect();
-        problems.push(format!("{name} in {file}: stored as {}, {} expected", tensor.stored, types.join(" or ")));
+        problems.push(format!(
+            "{name} in {file}: stored as {}, {} expected",
+            tensor.stored,
+            types.join(" or ")
+        ));
     }
 }
 
@@ -119,7 +135,12 @@ pub struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     /// The checkpoint must have passed `check_tensors` with this specification.
-    pub fn new(spec: &ModelSpec, checkpoint: &'a Checkpoint, device: &'a Device, loading: Loading<'a>) -> Loader<'a> {
+    pub fn new(
+        spec: &ModelSpec,
+        checkpoint: &'a Checkpoint,
+        device: &'a Device,
+        loading: Loading<'a>,
+    ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
         Loader { checkpoint, table, device, loading }
     }
@@ -209,7 +230,8 @@ impl<'a> Loader<'a> {
 
     /// The `index`-th of `count` equal parts of a tensor.
     fn part_of(&mut self, name: &str, index: usize, count: usize) -> Tensor<'a> {
-        let mut tensor = self.checkpoint.tensor(name).unwrap_or_else(|| panic!("{name} was checked to be there"));
+        let mut tensor =
+            self.checkpoint.tensor(name).unwrap_or_else(|| panic!("{name} was checked to be there"));
         let size = tensor.bytes.len() / count;
         tensor.bytes = tensor.bytes.slice(index * size..(index + 1) * size);
         read_pages(tensor.bytes.as_slice(), self.loading);

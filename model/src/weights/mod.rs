@@ -10,4 +10,6 @@ pub use account::{Share, account, copied_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{ExpertShard, inventory, load_shard, unit_length};
 pub use load::{LoadError, Loader, Loading, check_tensors};
-pub use trunk::{AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights};
+pub use trunk::{
+    AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,
+};

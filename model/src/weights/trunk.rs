@@ -62,6 +62,7 @@ pub struct Latent {
     pub output: Linear,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one value per layer, never moved")]
 pub enum MlpWeights {
     Dense(Mlp),
     Sparse(SparseWeights),
@@ -88,7 +89,8 @@ impl TrunkWeights {
     /// Takes the trunk's tensors out of a checked checkpoint.
     pub fn load(spec: &ModelSpec, loader: &mut Loader<'_>) -> Result<TrunkWeights, LoadError> {
         let embedding = loader.matrix(Slot::Embedding);
-        let layers = (0..spec.layers.len()).map(|layer| load_layer(spec, layer, loader)).collect::<Result<_, _>>()?;
+        let layers =
+            (0..spec.layers.len()).map(|layer| load_layer(spec, layer, loader)).collect::<Result<_, _>>()?;
         let head = if spec.tied_embeddings { embedding.clone() } else { loader.matrix(Slot::Head) };
         Ok(TrunkWeights { embedding, norm: loader.vector(Slot::FinalNorm)?, head, layers })
     }
@@ -117,10 +119,7 @@ fn load_layer(spec: &ModelSpec, layer: usize, loader: &mut Loader<'_>) -> Result
         MlpSpec::Sparse(sparse) => MlpWeights::Sparse(SparseWeights {
             router: linear(loader, layer, Part::Router, Part::RouterBias)?,
             correction: loader.vector_if(slot(Part::CorrectionBias))?,
-            shared: match sparse.shared {
-                Some(_) => Some(load_shared(layer, loader)),
-                None => None,
-            },
+            shared: sparse.shared.map(|_| load_shared(layer, loader)),
             shared_logit: loader.has(slot(Part::SharedLogit)).then(|| loader.matrix(slot(Part::SharedLogit))),
         }),
     };

@@ -133,7 +133,7 @@ def snippets(text):
     """Every line of the text as a template of its own."""
     option = {"extra": LANGUAGE}
     lines = [line for line in text.splitlines() if not line.startswith("{#")]
-    rendered = [{"template": line, "expected": expected(line, SPECIAL, [], option)} for line in lines]
+    rendered = [{"template": line, "now": NOW, "expected": expected(line, SPECIAL, [], option)} for line in lines]
     return {"special": SPECIAL, "extra": LANGUAGE, "cases": rendered}
 
 

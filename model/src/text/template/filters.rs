@@ -149,6 +149,12 @@ fn join(
 
 fn add_sequence_filters(env: &mut Environment<'static>) {
     env.add_filter("list", |state: &mut State<'_, '_>, value: Value| listed(&value, Budget::of(state)));
+    env.add_filter("first", |state: &mut State<'_, '_>, value: Value| {
+        Ok::<_, Error>(listed(&value, Budget::of(state))?.try_iter()?.next().unwrap_or_default())
+    });
+    env.add_filter("last", |state: &mut State<'_, '_>, value: Value| {
+        Ok::<_, Error>(listed(&value, Budget::of(state))?.try_iter()?.last().unwrap_or_default())
+    });
     env.add_filter("length", length);
     env.add_filter("count", length);
     env.add_filter("items", |state: &mut State<'_, '_>, value: Value| match value.kind() {
@@ -211,8 +217,6 @@ fn add_native_filters(env: &mut Environment<'static>) {
         ("float", Shallow, Value::from_function(filters::float)),
         ("round", Shallow, Value::from_function(filters::round)),
         ("attr", Shallow, Value::from_function(filters::attr)),
-        ("first", Shallow, Value::from_function(filters::first)),
-        ("last", Shallow, Value::from_function(filters::last)),
         ("indent", Shallow, Value::from_function(filters::indent)),
         ("batch", Once, Value::from_function(filters::batch)),
         ("slice", Once, Value::from_function(filters::slice)),
@@ -257,6 +261,9 @@ fn charge_inputs(name: &str, reach: Reach, args: &[Value], budget: &mut Budget) 
     }
     let Some((input, options)) = args.split_first() else { return Ok(()) };
     options.iter().for_each(|option| budget.watch_item(option));
+    if input.is_undefined() && matches!(name, "int" | "float" | "abs" | "round") {
+        return Err(Error::new(ErrorKind::UndefinedError, format!("{name} of an undefined value")));
+    }
     if matches!(name, "indent" | "batch" | "slice" | "round") {
         let largest = largest_number(options);
         if largest > FILTER_NUMBER_MAX {
@@ -298,13 +305,14 @@ fn add_tests(env: &mut Environment<'static>) {
     env.add_test("test", tests::is_test);
     env.add_test("mapping", |value: &Value| value.kind() == ValueKind::Map && !show::holds_state(value));
     env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
-            && !show::holds_state(value)
+        // Jinja2's undefined value has a length and a subscript.
+        let kinds = [ValueKind::String, ValueKind::Seq, ValueKind::Map, ValueKind::Undefined];
+        kinds.contains(&value.kind()) && !show::holds_state(value)
     });
     env.add_test("iterable", |value: &Value| {
         value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
     });
-    env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
+    env.add_test("callable", |value: &Value| matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined));
     let operators = [
         ("eq", &["eq", "equalto", "=="][..]),
         ("ne", &["ne", "!="]),
