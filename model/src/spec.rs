@@ -23,6 +23,8 @@ pub struct ModelSpec {
     pub ropes: Vec<Rope>,
     /// L
     pub layers: Vec<LayerSpec>,
+    /// Layers behind these that a checkpoint may hold for multi-token prediction; they are not run.
+    pub prediction_layers: usize,
     pub names: Names,
     pub quantization: Quantization,
     /// The element type that the configuration declares.

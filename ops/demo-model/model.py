@@ -1,7 +1,7 @@
 """Qwen3-MoE and Qwen3 (dense) in plain PyTorch, made to train fast on a CPU.
 
-In: token ids [B, S], positions [B, S], documents [B, S] or None (one document per row). Out: hidden states
-[B, S, H]; `logits` of chosen positions. Equal to the reference of the same name in `transformers`
+In: token ids [B, S], positions [B, S], documents [B, S] or None (one document per row), and which positions of
+the B*S are wanted. Out: their hidden states [N, H]; `logits` of them. Equal to the reference of the same name in `transformers`
 (evaluate.py compares the logits).
 """
 
@@ -112,16 +112,18 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.zeros(s.experts, s.hidden, s.width))
         self.balance, self.use = torch.tensor(0.0), None
 
-    def forward(self, x):
-        s, shape = self.s, x.shape
-        x = x.reshape(-1, s.hidden)
+    def forward(self, x, keep=None):
+        """x [T, H] -> [T, H], or [len(keep), H]: the gate sees every token, the experts only those that are kept."""
+        s = self.s
         p = F.linear(x, self.gate).float().softmax(-1)  # [T, E]
         weight, chosen = p.topk(s.top_k, -1)  # [T, K]
         weight = weight / weight.sum(-1, keepdim=True)
+        self.use = torch.bincount(chosen.reshape(-1), minlength=s.experts).float() / chosen.numel()  # share per expert [E]
+        self.balance = s.experts * (self.use * p.mean(0)).sum()
+        if keep is not None:
+            x, weight, chosen = x[keep], weight[keep], chosen[keep]
         flat = chosen.reshape(-1)
         counts = torch.bincount(flat, minlength=s.experts)
-        self.use = counts.detach().float() / flat.numel()  # share per expert [E]
-        self.balance = s.experts * (self.use * p.mean(0)).sum()
         order = flat.argsort(stable=True)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
@@ -132,7 +134,7 @@ class Experts(nn.Module):
             g, u = gate_up.chunk(2, -1)
             parts.append(F.linear(F.silu(g) * u, self.down[e]))
         y = Unsort.apply(torch.cat(parts), order, inverse).view(-1, s.top_k, s.hidden)
-        return (y * weight[..., None].to(y.dtype)).sum(1).view(shape)
+        return (y * weight[..., None].to(y.dtype)).sum(1)
 
 
 class Dense(nn.Module):
@@ -141,7 +143,8 @@ class Dense(nn.Module):
         self.gate_up = nn.Parameter(torch.randn(2, s.width, s.hidden) * s.hidden**-0.5)
         self.down = nn.Parameter(torch.zeros(s.hidden, s.width))
 
-    def forward(self, x):
+    def forward(self, x, keep=None):
+        x = x if keep is None else x[keep]
         return F.linear(F.silu(F.linear(x, self.gate_up[0])) * F.linear(x, self.gate_up[1]), self.down)
 
 
@@ -151,9 +154,11 @@ class Layer(nn.Module):
         self.norm1, self.attention = Norm(s.hidden, s.eps), Attention(s)
         self.norm2, self.mlp = Norm(s.hidden, s.eps), Experts(s) if s.experts else Dense(s)
 
-    def forward(self, x, rope, mask):
-        x = x + self.attention(self.norm1(x), rope, mask)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x, rope, mask, keep=None):
+        shape = x.shape
+        x = (x + self.attention(self.norm1(x), rope, mask)).view(-1, shape[-1])
+        y = self.mlp(self.norm2(x), keep)
+        return (x + y).view(shape) if keep is None else x[keep] + y
 
 
 class Model(nn.Module):
@@ -165,7 +170,7 @@ class Model(nn.Module):
         self.norm = Norm(s.hidden, s.eps)
         self.head = nn.Parameter(torch.randn(s.vocab, s.hidden) * 0.01)
 
-    def forward(self, ids, position, document=None):
+    def forward(self, ids, position, document, keep):
         x = F.embedding(ids, self.embed)
         freq = self.s.theta ** (-torch.arange(0, self.s.head_dim, 2, device=ids.device).float() / self.s.head_dim)
         angle = position[..., None].float() * freq  # [B, S, D/2]
@@ -175,9 +180,9 @@ class Model(nn.Module):
             n = ids.shape[1]
             causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
             mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, rope, mask)
-        return self.norm(x)
+        return self.norm(self.layers[-1](x, rope, mask, keep))
 
     def logits(self, hidden):
         return F.linear(hidden, self.head)

@@ -28,37 +28,54 @@ def uses_adam(name: str) -> bool:
 
 
 class Optimizer:
-    """`rate` multiplies both learning rates: the schedule is the caller's."""
+    """Muon and AdamW over gradients that several processes hold; `rate` multiplies both learning rates.
 
-    def __init__(self, model, muon=0.02, adam=3e-3, momentum=0.95, decay=0.01, steps=4):
-        self.matrices = [p for n, p in model.named_parameters() if not uses_adam(n)]
-        rest = [p for n, p in model.named_parameters() if uses_adam(n)]
-        self.muon, self.adam_rate, self.momentum, self.decay, self.steps = muon, adam, momentum, decay, steps
-        self.velocity = [torch.zeros_like(p) for p in self.matrices]
-        self.adam = torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.95), weight_decay=0.0)
+    Work is cut into units (one parameter each), so that the processes share it. All state lies in shared
+    memory. Unit 0 is everything that AdamW updates.
+    """
+
+    def __init__(self, model, workers: int, muon=0.02, adam=3e-3, momentum=0.95, decay=0.01, steps=4):
+        named = list(model.named_parameters())
+        self.grads = [{n: torch.zeros_like(p).share_memory_() for n, p in named} for _ in range(workers)]
+        self.parameters = dict(named)
+        self.velocity = {n: torch.zeros_like(p).share_memory_() for n, p in named}  # first moment
+        self.second = {n: torch.zeros_like(p).share_memory_() for n, p in named if uses_adam(n)}
+        self.muon, self.adam, self.momentum, self.decay, self.steps = muon, adam, momentum, decay, steps
+        matrices = sorted((n for n, p in named if not uses_adam(n)), key=lambda n: -self.parameters[n].numel())
+        self.units = [list(self.second)] + [[n] for n in matrices]
+
+    def attach(self, worker: int):
+        """Lets the backward pass of this process add into its own gradients, from zero."""
+        for n, p in self.parameters.items():
+            p.grad = self.grads[worker][n].zero_()
 
     @torch.no_grad()
-    def step(self, rate: float):
-        for group in self.adam.param_groups:
-            group["lr"] = self.adam_rate * rate
-        self.adam.step()
-        by_size = {}
-        for p, v in zip(self.matrices, self.velocity):
-            v.lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(v, self.momentum).reshape(-1, *p.shape[-2:])
-            tall = update.shape[-2] > update.shape[-1]
-            update = update.mT if tall else update
-            by_size.setdefault(update.shape[-2:], []).append((p, update, tall))
-        for items in by_size.values():
-            done = orthogonal(torch.cat([u for _, u, _ in items]), self.steps).split([len(u) for _, u, _ in items])
-            for (p, _, tall), u in zip(items, done):
-                u = (u.mT if tall else u).reshape(p.shape)
-                scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-                p.mul_(1 - self.muon * rate * self.decay).add_(u, alpha=-self.muon * rate * scale)
+    def update(self, unit: int, step: int, rate: float):
+        for n in self.units[unit]:
+            grad = sum(g[n] for g in self.grads[1:]) + self.grads[0][n] if len(self.grads) > 1 else self.grads[0][n]
+            (self.update_adam if uses_adam(n) else self.update_muon)(n, grad, step, rate)
+
+    def update_adam(self, n, grad, step, rate):
+        first, second = self.velocity[n], self.second[n]
+        first.lerp_(grad, 0.1)
+        second.lerp_(grad * grad, 0.05)
+        size = (second / (1 - 0.95 ** (step + 1))).sqrt_().add_(1e-8)
+        self.parameters[n].data.addcdiv_(first, size, value=-self.adam * rate / (1 - 0.9 ** (step + 1)))
+
+    def update_muon(self, n, grad, step, rate):
+        p, v = self.parameters[n].data, self.velocity[n]
+        v.lerp_(grad, 1 - self.momentum)
+        update = grad.lerp(v, self.momentum).reshape(-1, *p.shape[-2:])
+        tall = p.shape[-2] > p.shape[-1]
+        update = orthogonal(update.mT if tall else update, self.steps)
+        update = (update.mT if tall else update).reshape(p.shape)
+        scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
+        p.mul_(1 - self.muon * rate * self.decay).add_(update, alpha=-self.muon * rate * scale)
 
     def state_dict(self):
-        return {"velocity": self.velocity, "adam": self.adam.state_dict()}
+        return {"velocity": self.velocity, "second": self.second}
 
     def load_state_dict(self, state):
-        self.velocity = state["velocity"]
-        self.adam.load_state_dict(state["adam"])
+        for kind in ("velocity", "second"):
+            for n, t in getattr(self, kind).items():
+                t.copy_(state[kind][n])

@@ -48,7 +48,7 @@ def write_tokenizer(tok: Tokenizer, folder: str):
               "pad_token": "<|endoftext|>", "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer", "unk_token": None}
     write_json(f"{folder}/tokenizer_config.json", config)
     with open(f"{folder}/chat_template.jinja", "w") as f:
-        f.write(TEMPLATE + "\n")
+        f.write(TEMPLATE)
     write_json(f"{folder}/generation_config.json", {
         "bos_token_id": None, "eos_token_id": [IM_END, END_OF_TEXT], "pad_token_id": END_OF_TEXT, "do_sample": False, "max_new_tokens": 256})
 

@@ -13,15 +13,16 @@ import os
 import time
 
 import torch
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from data import SCORED, Rows, held_out, long_rows, packed_rows
+from data import LENGTHS, SCORED, TASKS, Rows, held_out, long_rows, packed_rows
 from model import DRAFT, MODEL, Model
 from optim import Optimizer
 from text import Chat
 
-MICRO_TOKENS = 4096
+MICRO_TOKENS = 2048
 BALANCE = 0.02
 WARMUP_STEPS = 60
 SAVE_EVERY_S = 240
@@ -38,36 +39,41 @@ def arguments():
     p.add_argument("--decay-from", type=float, default=15e6, help="tokens at which the linear decay of the rates begins")
     p.add_argument("--long-from", type=float, default=0.25, help="share of --tokens after which rows of 1,024 and 2,048 are mixed in")
     p.add_argument("--longest-from", type=float, default=0.6, help="the same for rows of 4,096")
-    p.add_argument("--micro", type=int, default=3, help="parts of 4,096 tokens per step")
+    p.add_argument("--micro", type=int, default=4, help="parts of 2,048 tokens per step")
     p.add_argument("--muon", type=float, default=0.02)
     p.add_argument("--adam", type=float, default=3e-3)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--workers", type=int, default=2, help="processes of one thread each that share the parts of a step")
     p.add_argument("--eval-every", type=float, default=2e6)
     return p.parse_args()
+
+
+NAMES = [*TASKS, "lookup"] + [f"lookup_{n}" for n in LENGTHS]
 
 
 class Scores:
     """Running accuracy per task, from the training batches themselves: every prompt there is new."""
 
     def __init__(self):
-        self.of = {}
+        self.values = torch.zeros(len(NAMES)).share_memory_()
+
+    def of(self):
+        return dict(zip(NAMES, self.values.tolist()))
 
     def add(self, owners, wrong):
         for name, bad in zip(owners, wrong):
-            self.of[name] = 0.985 * self.of.get(name, 0.0) + 0.015 * (not bad)
+            i = NAMES.index(name)
+            self.values[i] = 0.985 * self.values[i] + 0.015 * (not bad)
 
 
-def micro_batches(a, chat, step, progress, scores):
-    """The parts of one step; every second step one of them holds long rows."""
-    for part in range(a.micro):
-        seed = f"{a.seed} {step} {part}"
-        if part == 0 and step % 2 == 0 and progress >= a.long_from:
-            lengths = [512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 2048, 4096, 4096]
-            length = lengths[step // 2 % len(lengths)]
-            yield long_rows(seed, chat, length, MICRO_TOKENS // length)
-        else:
-            yield packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
+def part_rows(a, chat, step, part, progress, scores) -> Rows:
+    """One part of a step; in every second step the first one holds long rows."""
+    seed = f"{a.seed} {step} {part}"
+    if part == 0 and step % 2 == 0 and progress >= a.long_from:
+        lengths = [512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 2048, 4096, 4096]
+        length = lengths[step // 2 % len(lengths)]
+        return long_rows(seed, chat, length, max(1, MICRO_TOKENS // length))
+    return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
 
 
 def run_part(model, rows: Rows, device, teacher=None):
@@ -78,14 +84,12 @@ def run_part(model, rows: Rows, device, teacher=None):
     at = (answer.view(-1) >= 0).nonzero()[:, 0]
     target, owner = ids.view(-1)[at], answer.view(-1)[at]
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        hidden = model(ids, position, document)
-        logits = model.logits(hidden.view(-1, hidden.shape[-1])[at - 1]).float()
+        logits = model.logits(model(ids, position, document, at - 1)).float()
         if teacher is None:
             loss = F.cross_entropy(logits, target, reduction="sum")
         else:
             with torch.no_grad():
-                h = teacher(ids, position, document)
-                wanted = teacher.logits(h.view(-1, h.shape[-1])[at - 1]).float()
+                wanted = teacher.logits(teacher(ids, position, document, at - 1)).float()
             loss = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
     wrong = torch.zeros(len(rows.owners), device=device)
     wrong.index_add_(0, owner, (logits.argmax(-1) != target).float())
@@ -130,55 +134,115 @@ def save(path, **state):
     os.replace(path + ".new", path)
 
 
+class Shared:
+    """What the workers have in common besides the weights: whose turn it is, and the sums of the step."""
+
+    def __init__(self, workers):
+        self.barrier, self.next_part, self.next_unit = mp.Barrier(workers), mp.Value("i", 0), mp.Value("i", 0)
+        self.sums = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # loss, answer tokens, tokens
+        self.use = torch.ones(MODEL.layers, MODEL.experts).share_memory_()
+
+
+def taken(counter, end):
+    """Takes numbers from a shared counter until `end`: a worker on a busy core takes fewer."""
+    while True:
+        with counter.get_lock():
+            i = counter.value
+            counter.value += 1
+        if i >= end:
+            return
+        yield i
+
+
+def work(worker, a, model, optimizer, shared, scores, start):
+    """One worker's loop; worker 0 also writes the log, the checkpoints and the held-out accuracy."""
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chat = Chat(Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json"))
+    teacher = load_teacher(a.teacher, device) if a.teacher else None
+    step, tokens, spent_before = start
+    book = Book(a, model, optimizer, shared, scores, chat, tokens, spent_before) if worker == 0 else None
+    while tokens < a.tokens:
+        optimizer.attach(worker)
+        shared.sums[worker] = 0
+        for part in taken(shared.next_part, a.micro):
+            rows = part_rows(a, chat, step, part, tokens / a.tokens, scores.of())
+            loss, count, wrong, balance = run_part(model, rows, device, teacher)
+            # a fixed divisor, about the answer tokens of a part, keeps long rows from weighing more per answer
+            (loss / (600 * a.micro) + BALANCE / a.micro * balance).backward()
+            scores.add(rows.owners, wrong)
+            shared.sums[worker] += torch.tensor([loss.item(), count, rows.ids.size])
+            if model.s.experts:
+                shared.use.lerp_(model.use() * model.s.experts, 0.02)
+        shared.barrier.wait()
+        now = rate(a, step, tokens)
+        tokens += int(shared.sums[:, 2].sum())
+        loss = float(shared.sums[:, 0].sum() / shared.sums[:, 1].sum())
+        shared.next_part.value = 0
+        for unit in taken(shared.next_unit, len(optimizer.units)):
+            optimizer.update(unit, step, now)
+        shared.barrier.wait()
+        shared.next_unit.value = 0
+        step += 1
+        if book:
+            book.step_done(step, tokens, loss, now)
+        shared.barrier.wait()
+
+
+class Book:
+    """The log, the checkpoints and the held-out accuracy of a run."""
+
+    def __init__(self, a, model, optimizer, shared, scores, chat, tokens, spent_before):
+        self.a, self.model, self.optimizer, self.shared, self.scores, self.chat = a, model, optimizer, shared, scores, chat
+        self.log = open(f"{a.out}/log.jsonl", "a", buffering=1)
+        self.started, self.saved, self.window_at = time.time() - spent_before, time.time(), (time.time(), tokens)
+        self.next_eval = (tokens // a.eval_every + 1) * a.eval_every
+        self.losses = []
+
+    def write(self, **entry):
+        self.log.write(json.dumps(entry) + "\n")
+
+    def step_done(self, step, tokens, loss, now):
+        a, spent = self.a, time.time() - self.started
+        self.losses.append(loss)
+        if step % 30 == 0:
+            speed = (tokens - self.window_at[1]) / (time.time() - self.window_at[0])
+            self.write(step=step, tokens=tokens, seconds=round(spent), loss=round(sum(self.losses) / len(self.losses), 4),
+                       rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3))
+            self.losses, self.window_at = [], (time.time(), tokens)
+        if time.time() - self.saved > SAVE_EVERY_S or tokens >= a.tokens:
+            save(f"{a.out}/last.pt", model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=step, tokens=tokens,
+                 seconds=spent, scores=self.scores.values)
+            self.saved = time.time()
+        if tokens >= self.next_eval:
+            self.next_eval += a.eval_every
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device),
+                       training={k: round(v, 3) for k, v in self.scores.of().items()})
+
+
 def main():
     a = arguments()
-    torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = torch.cuda.is_available()
+    workers = 1 if on_gpu else a.workers
     os.makedirs(a.out, exist_ok=True)
-    chat = Chat(Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json"))
-    model = Model(DRAFT if a.draft else MODEL).to(device)
-    optimizer = Optimizer(model, muon=a.muon, adam=a.adam)
-    teacher = load_teacher(a.teacher, device) if a.teacher else None
-    step, tokens, spent, scores, last = 0, 0, 0.0, Scores(), f"{a.out}/last.pt"
-    if a.resume and os.path.exists(last):
-        state = torch.load(last, map_location=device, weights_only=False)
+    model = Model(DRAFT if a.draft else MODEL).to("cuda" if on_gpu else "cpu")
+    if not on_gpu:
+        model.share_memory()
+    optimizer, shared, scores = Optimizer(model, workers, muon=a.muon, adam=a.adam), Shared(workers), Scores()
+    start = (0, 0, 0.0)
+    if a.resume and os.path.exists(f"{a.out}/last.pt"):
+        state = torch.load(f"{a.out}/last.pt", map_location="cpu", weights_only=False)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        step, tokens, spent, scores.of = state["step"], state["tokens"], state["seconds"], state["scores"]
-    log = open(f"{a.out}/log.jsonl", "a", buffering=1)
-    started, saved, spent_before, window = time.time(), time.time(), spent, []
-    next_eval = (tokens // a.eval_every + 1) * a.eval_every
-    use = torch.zeros(())
-    while tokens < a.tokens:
-        begun, loss_sum, loss_tokens, fresh = time.time(), 0.0, 0, 0
-        for p in model.parameters():
-            p.grad = None
-        for rows in micro_batches(a, chat, step, tokens / a.tokens, scores.of):
-            loss, count, wrong, balance = run_part(model, rows, device, teacher)
-            # about 1,200 answer tokens per part: a fixed divisor keeps long rows from weighing more per answer
-            (loss / (1200 * a.micro) + BALANCE / a.micro * balance).backward()
-            scores.add(rows.owners, wrong)
-            loss_sum, loss_tokens, fresh = loss_sum + loss.item(), loss_tokens + count, fresh + rows.ids.size
-            use = model.use() if a.draft is False and rows.ids.shape[1] == 256 else use
-        now = rate(a, step, tokens)
-        optimizer.step(now)
-        step, tokens, spent = step + 1, tokens + fresh, spent_before + time.time() - started
-        window.append((loss_sum / loss_tokens, fresh, time.time() - begun))
-        if step % 20 == 0:
-            speed = sum(w[1] for w in window) / sum(w[2] for w in window)
-            entry = {"step": step, "tokens": tokens, "seconds": round(spent), "loss": round(sum(w[0] for w in window) / len(window), 4),
-                     "rate": round(now, 3), "tokens_per_s": round(speed), "least_expert": round(float(use.min() * model.s.experts), 3)}
-            log.write(json.dumps(entry) + "\n")
-            window = []
-        if time.time() - saved > SAVE_EVERY_S or tokens >= a.tokens:
-            save(last, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, tokens=tokens, seconds=spent, scores=scores.of)
-            saved = time.time()
-        if tokens >= next_eval:
-            next_eval += a.eval_every
-            held = accuracy(model, chat, device)
-            log.write(json.dumps({"step": step, "tokens": tokens, "seconds": round(spent), "held_out": held,
-                                  "training": {k: round(v, 3) for k, v in scores.of.items()}}) + "\n")
+        scores.values.copy_(state["scores"])
+        start = state["step"], state["tokens"], state["seconds"]
+    given = (a, model, optimizer, shared, scores, start)
+    if workers == 1:
+        work(0, *given)
+    else:
+        mp.start_processes(work, given, nprocs=workers, start_method="fork")
 
 
 if __name__ == "__main__":

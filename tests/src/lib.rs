@@ -1,7 +1,9 @@
 //! Shared pieces of the whole-system tests: the fixtures, and ways to run a model over them.
 #![forbid(unsafe_code)]
 
+pub mod broken;
 pub mod cuts;
+pub mod fuzzing;
 
 use std::path::{Path, PathBuf};
 

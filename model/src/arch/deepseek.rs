@@ -32,6 +32,7 @@ pub(super) fn read_v2(config: &Fields) -> Result<ModelSpec, ConfigError> {
             return Err(config.invalid("topk_method", detail));
         }
     };
+    only(config, "scoring_func", "softmax")?;
     let gate = Gate {
         score: Score::Softmax,
         groups,
@@ -42,6 +43,8 @@ pub(super) fn read_v2(config: &Fields) -> Result<ModelSpec, ConfigError> {
 }
 
 pub(super) fn read_v3(config: &Fields) -> Result<ModelSpec, ConfigError> {
+    only(config, "topk_method", "noaux_tc")?;
+    only(config, "scoring_func", "sigmoid")?;
     let count = config.count_or("n_group", 8)?;
     let groups = Groups { count, taken: config.count_or("topk_group", 4)?, score: GroupScore::TwoLargest };
     let gate = Gate {
@@ -92,6 +95,16 @@ fn read(
         },
     });
     trunk.spec(config, config, NAMES, vec![rope], layers.collect())
+}
+
+/// A field that may only say what this architecture does anyway.
+fn only(config: &Fields, field: &str, value: &str) -> Result<(), ConfigError> {
+    match config.text(field)? {
+        Some(other) if other != value => {
+            Err(config.invalid(field, format!("{other:?} is not supported; this architecture has {value:?}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn latent(config: &Fields, trunk: &Trunk) -> Result<LatentSpec, ConfigError> {

@@ -114,6 +114,7 @@ impl Trunk {
                 .flag_or("tie_word_embeddings", top.flag_or("tie_word_embeddings", false)?)?,
             ropes,
             layers,
+            prediction_layers: config.count_from("num_nextn_predict_layers", 0)?.unwrap_or(0),
             names,
             quantization: Quantization::read(top)?,
             declared: declared_type(top)?.or(declared_type(config)?),

@@ -54,7 +54,9 @@ fn is_ignored(spec: &ModelSpec, name: &str) -> bool {
     let beyond = name
         .strip_prefix(&layers)
         .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok())
-        .is_some_and(|layer| layer >= spec.layers.len());
+        .is_some_and(|layer| {
+            (spec.layers.len()..spec.layers.len() + spec.prediction_layers).contains(&layer)
+        });
     beyond
         || name.ends_with(".rotary_emb.inv_freq")
         || (spec.tied_embeddings && name == spec.names.head)

@@ -1,0 +1,30 @@
+# What is done often. `just` alone lists it.
+
+default:
+    @just --list
+
+# Formatting, lints, licences: what CI checks before it tests.
+check:
+    cargo fmt --all --check
+    cargo clippy --release --workspace --all-targets -- -D warnings
+    cargo deny --offline check bans licenses sources
+
+test:
+    cargo test --release --workspace
+
+# Measurements of a model folder, for instance one that `gaterail synth` wrote.
+bench MODEL:
+    cargo bench -p gaterail-benches --bench forward -- {{MODEL}}
+
+# A random model that looks like the real one, and text (noise) from it.
+run-local SHAPE="mini":
+    cargo run --release -- synth --shape {{SHAPE}} target/models/{{SHAPE}}
+    cargo run --release -- generate target/models/{{SHAPE}} "Hello" -n 40
+
+# Coverage-guided fuzzing of a reader: header, config or template.
+fuzz TARGET SECONDS="60":
+    cd tests && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
+
+# Makes the fixtures again with transformers (needs the packages of requirements.txt).
+fixtures:
+    python3 ops/reference/make_fixtures.py

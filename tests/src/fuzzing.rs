@@ -1,0 +1,54 @@
+//! What the fuzz targets do with bytes from anywhere; also replayed with mutated seeds by an ordinary test.
+//!
+//! A reader may refuse, in bounded time and memory; it may not panic, and what it accepts must hold together.
+
+use std::path::Path;
+
+use gaterail_model::arch::parse_spec;
+use gaterail_model::checkpoint::parse_header;
+use gaterail_model::config::Fields;
+use gaterail_model::spec::ModelSpec;
+use gaterail_model::text::{ChatInput, ChatTemplate};
+use gaterail_model::weights::{account, expected_tensors};
+use serde_json::json;
+
+/// A specification with more tensors than this is not expanded.
+const EXPANDED_MAX: usize = 1 << 16;
+
+/// A safetensors file: accepted tensors lie in the file, in order, without overlap.
+pub fn header(data: &[u8]) {
+    let Ok(tensors) = parse_header(data) else { return };
+    let mut end = 8;
+    for tensor in &tensors {
+        assert!(tensor.bytes.start >= end && tensor.bytes.end <= data.len(), "{tensor:?}");
+        end = tensor.bytes.end;
+    }
+    assert!(tensors.is_empty() || end == data.len(), "bytes that belong to no tensor");
+}
+
+/// A config.json: an accepted one has a table of tensors whose sizes can be counted.
+pub fn config(data: &[u8]) {
+    let Ok(fields) = Fields::parse(Path::new("config.json"), data) else { return };
+    let Ok(spec) = parse_spec(&fields) else { return };
+    assert!(spec.hidden > 0 && spec.vocab > 0 && !spec.layers.is_empty());
+    if tensors_of(&spec) <= EXPANDED_MAX {
+        assert!(!expected_tensors(&spec).is_empty());
+        assert!(account(&spec, None).values().any(|share| share.parameters > 0));
+    }
+}
+
+fn tensors_of(spec: &ModelSpec) -> usize {
+    spec.layers.iter().map(|layer| 20 + layer.mlp.sparse().map_or(0, |sparse| 3 * sparse.experts)).sum()
+}
+
+/// A chat template, rendered over a conversation.
+pub fn template(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    let Ok(template) = ChatTemplate::from_source("fuzzed", source, serde_json::Map::new()) else { return };
+    let messages = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 27 + 58?"},
+    ]);
+    let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
+    let _ = template.render(&input);
+}

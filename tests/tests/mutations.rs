@@ -1,0 +1,95 @@
+//! The fuzz targets over mutated seeds, on stable Rust and with a fixed seed: a quick net under the real fuzzing.
+
+use gaterail_tests::cuts::hash;
+use gaterail_tests::{fixtures, fuzzing};
+
+/// Bytes that mean something in JSON and templates, and two that mean nothing anywhere.
+const LETTERS: &[u8] = b"0123456789{}[]\",:-.eE%|\x00\xff";
+
+/// Flips, cuts, doubles or splices bytes; a few at a time.
+fn mutate(seed: &[u8], other: &[u8], round: u64) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    let mut state = hash(round);
+    let mut below = |n: usize| {
+        state = hash(state);
+        (state % n.max(1) as u64) as usize
+    };
+    for _ in 0..1 + below(4) {
+        if bytes.is_empty() {
+            break;
+        }
+        let at = below(bytes.len());
+        match below(6) {
+            0 => bytes[at] ^= 1 << below(8),
+            1 => bytes[at] = LETTERS[below(LETTERS.len())],
+            2 => bytes.truncate(at),
+            3 => {
+                let end = (at + 1 + below(40)).min(bytes.len());
+                bytes.drain(at..end);
+            }
+            4 => {
+                let end = (at + 1 + below(40)).min(bytes.len());
+                let run = bytes[at..end].to_vec();
+                bytes.splice(at..at, run);
+            }
+            _ => {
+                let from = below(other.len());
+                let run = other[from..(from + 1 + below(40)).min(other.len())].to_vec();
+                bytes.splice(at..at, run);
+            }
+        }
+    }
+    bytes
+}
+
+/// Runs `target` over mutations of `seeds`; a panic names the round.
+fn replay(seeds: &[Vec<u8>], rounds: u64, target: fn(&[u8])) {
+    for seed in seeds {
+        target(seed);
+    }
+    for round in 0..rounds {
+        let seed = &seeds[(hash(round ^ 1) % seeds.len() as u64) as usize];
+        let other = &seeds[(hash(round ^ 2) % seeds.len() as u64) as usize];
+        let bytes = mutate(seed, other, round);
+        let result = std::panic::catch_unwind(|| target(&bytes));
+        assert!(result.is_ok(), "round {round} panics on {:?}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[test]
+fn headers() {
+    // The header and a little of the data are enough; whole files would only be slow.
+    let seeds: Vec<Vec<u8>> = fixtures()
+        .iter()
+        .filter_map(|folder| std::fs::read(folder.join("model.safetensors")).ok())
+        .map(|file| {
+            let header = u64::from_le_bytes(file[..8].try_into().expect("eight bytes")) as usize;
+            file[..(8 + header + 64).min(file.len())].to_vec()
+        })
+        .chain([gaterail_tests::broken::safetensors(
+            r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}}"#,
+            &[0; 14],
+        )])
+        .collect();
+    replay(&seeds, 6_000, fuzzing::header);
+}
+
+#[test]
+fn configurations() {
+    let seeds: Vec<Vec<u8>> =
+        fixtures().iter().filter_map(|folder| std::fs::read(folder.join("config.json")).ok()).collect();
+    replay(&seeds, 20_000, fuzzing::config);
+}
+
+#[test]
+fn templates() {
+    let seeds: Vec<Vec<u8>> = [
+        "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}",
+        "{%- macro show(x, n=2) -%}{{ x ~ n }}{%- endmacro -%}{%- set ns = namespace(a=0) -%}{%- for i in range(3) -%}{%- set ns.a = ns.a + i -%}{{ show(ns.a) }}{%- endfor -%}",
+        "{{ messages[::-1][0].content.split(' ')[-1].upper() }}{{ messages | tojson(indent=2) }}{{ raise_exception('no') if false }}",
+        "{% set x = [1, 2, {'a': none}] %}{{ x }}{{ x[2].a is none }}{{ 'abc'[1:] * 3 }}{{ 7 // 2 ** 2 % 3 }}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec();
+    replay(&seeds, 1_500, fuzzing::template);
+}
