@@ -26,7 +26,7 @@ fn main() {
         return;
     };
     let rounds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(5);
-    let device = Device::cpu(CpuOptions { pin: true, ..CpuOptions::default() });
+    let device = Device::cpu(CpuOptions { pin: true, ..CpuOptions::default() }).expect("threads");
     let positions = STREAMS[STREAMS.len() - 1] * (CONTEXTS[CONTEXTS.len() - 1] + 64 * DECODE_STEPS);
     let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new() };
     let mut runner = match Runner::load(Path::new(folder), &device, &options, &mut |_| {}) {

@@ -53,7 +53,7 @@ pub fn free_disk_bytes(path: &Path) -> Option<u64> {
 }
 
 /// This machine's CPU with `threads` threads, or one for each core.
-pub fn cpu(threads: Option<usize>) -> Device {
+pub fn cpu(threads: Option<usize>) -> Result<Device, KernelError> {
     let options = CpuOptions::default();
     let threads = threads.unwrap_or(options.threads);
     // Binding threads to cores is right only where every core has one of ours.

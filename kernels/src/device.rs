@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::KernelError;
 use crate::pool::Pool;
 
 /// The vector instructions that the CPU's kernels use. All give the same bits.
@@ -63,12 +64,15 @@ pub struct CpuOptions {
     /// Whether thread i is bound to core i. Right for a server that owns its cores, wrong for tests.
     pub pin: bool,
     pub isa: Isa,
+    /// The work, in steps of an inner loop, that is worth waking a thread for. Tests make it small, so that small
+    /// shapes are shared out too; no result depends on it.
+    pub grain: usize,
 }
 
 impl Default for CpuOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        CpuOptions { threads, pin: false, isa: Isa::detect() }
+        CpuOptions { threads, pin: false, isa: Isa::detect(), grain: 32 * 1024 }
     }
 }
 
@@ -82,14 +86,31 @@ pub enum Device {
 pub struct CpuDevice {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    grain: usize,
+}
+
+impl CpuDevice {
+    /// How many parts an operation of `items` items and `work` elementary steps is worth: one for what is done before
+    /// another thread wakes.
+    pub(crate) fn parts_for(&self, items: usize, work: usize) -> usize {
+        let threads = self.pool.threads();
+        if threads <= 1 || work < 2 * self.grain {
+            return items.min(1);
+        }
+        items.min((work / self.grain).clamp(1, threads * 4))
+    }
 }
 
 impl Device {
-    /// A CPU device; panics if `options.isa` is not available here.
-    pub fn cpu(options: CpuOptions) -> Device {
+    /// A CPU device; fails where its threads cannot be started. Panics if `options.isa` is not available here.
+    pub fn cpu(options: CpuOptions) -> Result<Device, KernelError> {
         assert!(options.isa.is_available(), "{} is not available on this machine", options.isa);
-        let pool = Pool::new(options.threads, options.pin);
-        Device::Cpu(Arc::new(CpuDevice { pool, isa: options.isa }))
+        assert!(options.grain > 0, "a grain of work");
+        let pool = Pool::new(options.threads, options.pin).map_err(|error| KernelError::Device {
+            op: "starting threads",
+            detail: format!("{error} (of {} threads)", options.threads),
+        })?;
+        Ok(Device::Cpu(Arc::new(CpuDevice { pool, isa: options.isa, grain: options.grain })))
     }
 
     /// Threads (CPU) that work on one operation.

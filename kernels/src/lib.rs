@@ -21,7 +21,7 @@ pub use bytes::Bytes;
 pub use cpu::math::{exp, sigmoid};
 pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
-pub use matrix::{ElementType, Matrix, MatrixData};
+pub use matrix::{ElementType, FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData};
 pub use pool::Pool;
 pub use stream::{Event, Stream};
 pub use view::{View, ViewMut};

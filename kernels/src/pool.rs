@@ -51,9 +51,13 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// Starts `threads - 1` workers; with `pin`, thread i is bound to the i-th core this process may use.
-    pub fn new(threads: usize, pin: bool) -> Pool {
+    /// Starts `threads - 1` workers; with `pin`, thread i is bound to the i-th core this process may use, the caller
+    /// included.
+    pub fn new(threads: usize, pin: bool) -> std::io::Result<Pool> {
         assert!(threads >= 1, "a pool needs a thread");
+        // A thread inherits its parent's binding, so that the cores are listed before anything is bound.
+        let cores = if pin { allowed_cores() } else { Vec::new() };
+        let core_of = |index: usize| cores.get(index % cores.len().max(1)).copied();
         let shared = Arc::new(Shared {
             job: std::cell::UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
@@ -64,32 +68,30 @@ impl Pool {
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
         });
-        if pin {
-            bind_to_core(0);
+        let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
+        for index in 1..threads {
+            let (shared, core) = (pool.shared.clone(), core_of(index));
+            let worker = move || {
+                if let Some(core) = core {
+                    bind_to_core(core);
+                }
+                shared.work();
+            };
+            // Workers that have been started stop when the pool is dropped.
+            pool.workers.push(std::thread::Builder::new().name(format!("kernel-{index}")).spawn(worker)?);
         }
-        let workers = (1..threads)
-            .map(|index| {
-                let shared = shared.clone();
-                std::thread::Builder::new()
-                    .name(format!("kernel-{index}"))
-                    .spawn(move || {
-                        if pin {
-                            bind_to_core(index);
-                        }
-                        shared.work();
-                    })
-                    // Failing to start a thread at start-up leaves nothing to go on with.
-                    .unwrap_or_else(|error| panic!("cannot start a kernel thread: {error}"))
-            })
-            .collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        if let Some(core) = core_of(0) {
+            bind_to_core(core);
+        }
+        Ok(pool)
     }
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Calls `task(part)` once for every part below `parts`, on all threads, and returns when all are done.
+    /// Calls `task(part)` once for every part below `parts`, on all threads, and returns when all are done. A task must
+    /// not run another operation on the same pool: that would wait for itself.
     pub fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
         if parts <= 1 || self.workers.is_empty() {
             (0..parts).for_each(task);
@@ -192,17 +194,22 @@ impl Shared {
     }
 }
 
-/// Binds the calling thread to the `index`-th core that this process may use (modulo their number).
-fn bind_to_core(index: usize) {
-    // SAFETY: cpu_set_t is plain data, and both calls get its true size.
+/// The cores that the calling thread may use.
+fn allowed_cores() -> Vec<usize> {
+    // SAFETY: cpu_set_t is plain data, and the call gets its true size.
     unsafe {
         let mut allowed: libc::cpu_set_t = std::mem::zeroed();
         if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut allowed) != 0 {
-            return;
+            return Vec::new();
         }
-        let cores: Vec<usize> =
-            (0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &allowed)).collect();
-        let Some(&core) = cores.get(index % cores.len().max(1)) else { return };
+        (0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &allowed)).collect()
+    }
+}
+
+/// Binds the calling thread to a core. Where that fails the thread stays where the system puts it.
+fn bind_to_core(core: usize) {
+    // SAFETY: cpu_set_t is plain data, `core` is below its size, and the call gets its true size.
+    unsafe {
         let mut one: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(core, &mut one);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one);
@@ -215,7 +222,7 @@ mod tests {
 
     #[test]
     fn every_part_runs_once() {
-        let pool = Pool::new(3, false);
+        let pool = Pool::new(3, false).unwrap();
         for round in 0..200 {
             let parts = round % 17;
             let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
@@ -230,8 +237,32 @@ mod tests {
     }
 
     #[test]
+    fn pinned_threads_have_cores_of_their_own() {
+        // In a thread of its own, which keeps the binding.
+        std::thread::spawn(|| {
+            let cores = allowed_cores();
+            let pool = Pool::new(cores.len(), true).unwrap();
+            let seen = Mutex::new(std::collections::BTreeSet::new());
+            let arrived = AtomicUsize::new(0);
+            pool.run(cores.len(), &|_| {
+                seen.lock().unwrap().insert(allowed_cores());
+                // Nobody takes a second part before everybody has one.
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < cores.len() {
+                    std::thread::yield_now();
+                }
+            });
+            let expected: std::collections::BTreeSet<Vec<usize>> =
+                cores.iter().map(|&core| vec![core]).collect();
+            assert_eq!(*seen.lock().unwrap(), expected);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = Pool::new(2, false);
+        let pool = Pool::new(2, false).unwrap();
         let run = |bad: usize| {
             catch_unwind(AssertUnwindSafe(|| {
                 pool.run(8, &|part| assert!(part != bad, "part {bad} fails on purpose"));

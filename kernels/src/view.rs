@@ -121,6 +121,14 @@ unsafe impl Send for SharedRows {}
 unsafe impl Sync for SharedRows {}
 
 impl SharedRows {
+    /// The address of a column of (row, head), good for the whole view: no reference narrows it.
+    #[inline(always)]
+    pub(crate) fn pointer(&self, row: usize, head: usize, column: usize) -> *mut f32 {
+        assert!(row < self.at.rows && head < self.at.heads && column < self.at.width, "outside the view");
+        // SAFETY: inside the view, which was checked against its buffer.
+        unsafe { self.pointer.add(self.at.at(row, head) + column) }
+    }
+
     /// The columns `start..start+width` of (row, head).
     ///
     /// # Safety
@@ -165,6 +173,14 @@ unsafe impl<T: Send> Sync for SharedSlice<T> {}
 impl<T> SharedSlice<T> {
     pub(crate) fn new(slice: &mut [T]) -> SharedSlice<T> {
         SharedSlice { pointer: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// The address of an element, good for the whole slice.
+    #[inline(always)]
+    pub(crate) fn pointer(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: inside the slice.
+        unsafe { self.pointer.add(index) }
     }
 
     /// # Safety

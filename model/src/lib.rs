@@ -8,6 +8,7 @@ pub mod arch;
 pub mod checkpoint;
 pub mod config;
 mod error;
+mod file;
 pub mod kv;
 pub mod sampler;
 pub mod spec;

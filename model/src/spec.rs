@@ -79,6 +79,8 @@ pub struct LatentSpec {
     pub bias: bool,
     pub rope: RopeUse,
     pub scale: f32,
+    /// Of the norms of the latents, which is not the layers' own.
+    pub norm_eps: f32,
 }
 
 impl LatentSpec {
@@ -191,10 +193,14 @@ impl AttentionSpec {
         }
     }
 
-    pub fn heads(&self) -> usize {
+    /// The longest side of its matrices but the hidden size; saturates.
+    pub fn widest(&self) -> usize {
         match self {
-            AttentionSpec::Grouped(grouped) => grouped.heads,
-            AttentionSpec::Latent(latent) => latent.heads,
+            AttentionSpec::Grouped(a) => a.heads.saturating_mul(a.head_dim),
+            AttentionSpec::Latent(a) => {
+                let head = a.query_dim().max(a.stored_dim()).max(a.nope_dim + a.value_dim);
+                a.heads.saturating_mul(head).max(a.q_rank.unwrap_or(0))
+            }
         }
     }
 }

@@ -31,10 +31,10 @@ VARIANTS = {}
 
 
 def variant(name, arch, config, *, rope, dtype="float32", spelling="old", shards=1,
-            quant=None, gains=None, same_weights_as=None):
+            quant=None, gains=None, same_weights_as=None, long=False):
     VARIANTS[name] = dict(
         arch=arch, config={**COMMON, **config}, rope=rope, dtype=dtype, spelling=spelling,
-        shards=shards, quant=quant, gains=gains or {}, same_weights_as=same_weights_as,
+        shards=shards, quant=quant, gains=gains or {}, same_weights_as=same_weights_as, long=long,
     )
 
 
@@ -56,10 +56,10 @@ variant("mixtral_a", "mixtral", dict(
 
 variant("mixtral_b", "mixtral", dict(
     vocab_size=112, hidden_size=32, intermediate_size=160, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
+    num_attention_heads=4, num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
     num_local_experts=4, num_experts_per_tok=3, sliding_window=7, rms_norm_eps=0.01,
     tie_word_embeddings=True, router_aux_loss_coef=0.001, output_router_logits=False,
-), rope=rope(10000.0), dtype="bfloat16", spelling="new", shards=3)
+), rope=rope(10000.0), dtype="bfloat16", spelling="new", shards=3, long=True)
 
 # ---------------------------------------------------------------- Qwen2-MoE
 variant("qwen2_moe_a", "qwen2_moe", dict(
@@ -102,11 +102,11 @@ variant("qwen3_moe_b", "qwen3_moe", dict(
 # ---------------------------------------------------------------- OLMoE
 variant("olmoe_a", "olmoe", dict(
     vocab_size=96, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
     attention_bias=False, clip_qkv=None, num_experts=8, num_experts_per_tok=4,
     norm_topk_prob=False, pad_token_id=1, rms_norm_eps=1e-5, rope_scaling=None,
     tie_word_embeddings=False, router_aux_loss_coef=0.01, output_router_logits=False,
-), rope=rope(10000.0))
+), rope=rope(10000.0), long=True)
 
 variant("olmoe_b", "olmoe", dict(
     vocab_size=104, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
@@ -150,11 +150,11 @@ variant("deepseek_v3_a", "deepseek_v3", dict(
     **{**V3, "rms_norm_eps": 0.01},
     vocab_size=96, hidden_size=32, intermediate_size=64, moe_intermediate_size=16,
     num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-    max_position_embeddings=256, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12,
+    max_position_embeddings=512, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12,
     qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=12, n_shared_experts=1,
     num_experts_per_tok=4, first_k_dense_replace=1, n_group=4, topk_group=2,
     norm_topk_prob=True, routed_scaling_factor=2.5,
-), rope=rope(10000.0), spelling="new")
+), rope=rope(10000.0), spelling="new", long=True)
 
 variant("deepseek_v3_b", "deepseek_v3", dict(
     **V3, vocab_size=128, hidden_size=48, intermediate_size=80, moe_intermediate_size=28,
@@ -168,10 +168,10 @@ variant("deepseek_v3_b", "deepseek_v3", dict(
     dtype="bfloat16", spelling="old-type", shards=2)
 
 variant("deepseek_v3_c", "deepseek_v3", dict(
-    **V3, vocab_size=96, hidden_size=160, intermediate_size=144, moe_intermediate_size=40,
+    **V3, vocab_size=96, hidden_size=160, intermediate_size=144, moe_intermediate_size=160,
     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
     max_position_embeddings=256, q_lora_rank=48, kv_lora_rank=32, qk_nope_head_dim=24,
-    qk_rope_head_dim=16, v_head_dim=24, n_routed_experts=8, n_shared_experts=1,
+    qk_rope_head_dim=16, v_head_dim=24, n_routed_experts=6, n_shared_experts=1,
     num_experts_per_tok=3, first_k_dense_replace=1, n_group=2, topk_group=1,
     norm_topk_prob=True, routed_scaling_factor=2.5,
 ), rope=rope(10000.0, rope_type="yarn", factor=40, original_max_position_embeddings=64,
@@ -180,15 +180,15 @@ variant("deepseek_v3_c", "deepseek_v3", dict(
 
 # ---------------------------------------------------------------- Llama-4
 variant("llama4_a", "llama4_text", dict(
-    vocab_size=96, hidden_size=32, intermediate_size=24, intermediate_size_mlp=56,
+    vocab_size=96, hidden_size=32, intermediate_size=160, intermediate_size_mlp=56,
     num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=1,
+    max_position_embeddings=512, num_local_experts=4, num_experts_per_tok=1,
     interleave_moe_layer_step=2, no_rope_layers=[1, 1, 0, 1], attention_chunk_size=16,
     attn_temperature_tuning=True, floor_scale=8, attn_scale=0.5, use_qk_norm=True,
     attention_bias=False, rms_norm_eps=0.01, tie_word_embeddings=False,
     output_router_logits=False, router_aux_loss_coef=0.001, router_jitter_noise=0.0,
     rope_scaling=None,
-), rope=rope(500000.0), spelling="old")
+), rope=rope(500000.0), spelling="old", long=True)
 
 variant("llama4_b", "llama4", dict(
     vocab_size=128, hidden_size=48, intermediate_size=24, intermediate_size_mlp=64,
@@ -202,7 +202,7 @@ variant("llama4_b", "llama4", dict(
 
 # ---------------------------------------------------------------- gpt-oss
 variant("gpt_oss_a", "gpt_oss", dict(
-    vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
+    vocab_size=128, hidden_size=64, intermediate_size=160, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=1024,
     initial_context_length=32, attention_bias=True, num_local_experts=6, num_experts_per_tok=3,
     experts_per_token=3, sliding_window=8, swiglu_limit=7.0, rms_norm_eps=1e-5,
@@ -210,10 +210,10 @@ variant("gpt_oss_a", "gpt_oss", dict(
     output_router_logits=False, router_aux_loss_coef=0.9, pad_token_id=0,
 ), rope=rope(150000.0, rope_type="yarn", factor=32.0, original_max_position_embeddings=32,
              beta_fast=32.0, beta_slow=1.0, truncate=False),
-    dtype="bfloat16", quant="mxfp4", gains=dict(gate_up_bias=4.0, expert=0.5, down_bias=1.0))
+    dtype="bfloat16", quant="mxfp4", gains=dict(gate_up_bias=4.0, expert=0.5, down_bias=1.0), long=True)
 
 variant("gpt_oss_b", "gpt_oss", dict(
-    vocab_size=104, hidden_size=40, intermediate_size=24, num_hidden_layers=3,
+    vocab_size=104, hidden_size=40, intermediate_size=160, num_hidden_layers=3,
     num_attention_heads=6, num_key_value_heads=3, head_dim=16, max_position_embeddings=256,
     attention_bias=True, num_local_experts=5, num_experts_per_tok=2, sliding_window=5,
     swiglu_limit=5.0, rms_norm_eps=0.01,

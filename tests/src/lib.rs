@@ -62,7 +62,8 @@ pub fn expected(folder: &Path) -> Expected {
 
 /// A CPU device with two threads.
 pub fn device(isa: Isa) -> Device {
-    Device::cpu(CpuOptions { threads: 2, pin: false, isa })
+    // Small fixtures are shared out between the threads too.
+    Device::cpu(CpuOptions { threads: 2, pin: false, isa, grain: 512 }).expect("threads")
 }
 
 /// A fixture's model, its experts in one shard or in those given.

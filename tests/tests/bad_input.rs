@@ -233,7 +233,7 @@ fn pickles_are_not_read() {
 
 #[test]
 fn numbers_of_a_configuration_that_no_kernel_could_run() {
-    let cases: [(&str, &str, Value, &str); 12] = [
+    let cases: [(&str, &str, Value, &str); 18] = [
         ("deepseek_v3_a", "n_group", json!(5), "n_group"),
         ("deepseek_v3_a", "topk_group", json!(1000), "topk_group"),
         ("deepseek_v3_a", "num_experts_per_tok", json!(1000), "num_experts_per_tok"),
@@ -246,6 +246,12 @@ fn numbers_of_a_configuration_that_no_kernel_could_run() {
         ("llama_a", "num_hidden_layers", json!(1_000_000), "num_hidden_layers"),
         ("gpt_oss_a", "layer_types", json!(["full_attention"]), "layer_types"),
         ("gpt_oss_a", "swiglu_limit", json!("seven"), "swiglu_limit"),
+        ("deepseek_v3_a", "n_group", json!(12), "n_group"),
+        ("deepseek_v3_a", "topk_method", json!("greedy"), "noaux_tc"),
+        ("olmoe_a", "num_experts", json!(16_777_216), "num_experts"),
+        ("olmoe_a", "intermediate_size", json!(1 << 20), "cannot be added exactly"),
+        ("gpt_oss_a", "hidden_size", json!(65), "65 is no multiple"),
+        ("llama_a", "hidden_size", json!(1 << 24), "hidden_size"),
     ];
     for (fixture, field, value, expected) in cases {
         let copy = Copy::of(fixture);

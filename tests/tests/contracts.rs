@@ -4,7 +4,7 @@ use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::arch::read_spec;
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner};
-use gaterail_model::weights::inventory;
+use gaterail_model::weights::{check_cover, inventory};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
 use gaterail_tests::{bits, device, expected, fixtures, load, logits_in_chunks};
@@ -27,7 +27,9 @@ fn chunking_changes_no_bit() {
     for folder in fixtures() {
         let mut runner = load(&folder, &device, Vec::new());
         let tokens = tokens(runner.spec().vocab, LONG, 1);
-        let whole = some(logits_in_chunks(&mut runner, &tokens, std::iter::repeat(LONG)));
+        let whole = logits_in_chunks(&mut runner, &tokens, std::iter::repeat(LONG));
+        assert!(whole.iter().flatten().all(|x| x.is_finite()), "{}: not finite", folder.display());
+        let whole = some(whole);
         for sizes in [vec![1], vec![64], vec![255, 2], vec![100, 1, 1, 300]] {
             let chunked = some(logits_in_chunks(&mut runner, &tokens, sizes.iter().copied().cycle()));
             assert!(whole == chunked, "{}: chunks of {sizes:?}", folder.display());
@@ -99,12 +101,14 @@ fn company_in_the_batch_changes_no_bit() {
 #[test]
 fn cutting_the_experts_changes_no_bit() {
     let device = device(Isa::detect());
-    let mut units_max = 0;
+    let mut cut_into_units = Vec::new();
     for folder in fixtures() {
         let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
         let inventory = inventory(&spec, None);
         let Some(at) = inventory.layers.first() else { continue };
-        units_max = units_max.max(at.units);
+        if at.units >= 2 {
+            cut_into_units.push(folder.file_name().expect("a folder").to_string_lossy().into_owned());
+        }
         let case = &expected(&folder).cases[1];
         let tokens = case.tokens();
         let run = |shards: Vec<ShardSpec>| {
@@ -122,7 +126,10 @@ fn cutting_the_experts_changes_no_bit() {
             assert!(whole == run(scrambled(&inventory, n, 7)), "{}: {n} scrambled shards", folder.display());
         }
     }
-    assert!(units_max >= 2, "no fixture has an expert of several units");
+    // Every layout: plain, FP8, MXFP4, inputs first in halves and taking turns, with biases, with the gate on the input.
+    for name in ["mixtral_b", "deepseek_v3_c", "gpt_oss_a", "gpt_oss_b", "llama4_a"] {
+        assert!(cut_into_units.iter().any(|cut| cut == name), "{name} has no expert of several units");
+    }
 }
 
 #[test]
@@ -130,7 +137,7 @@ fn threads_and_instructions_change_no_bit() {
     for folder in fixtures() {
         let case = &expected(&folder).cases[1];
         let run = |threads: usize, isa: Isa| {
-            let device = Device::cpu(CpuOptions { threads, pin: false, isa });
+            let device = Device::cpu(CpuOptions { threads, pin: false, isa, grain: 256 }).expect("threads");
             let mut runner = load(&folder, &device, Vec::new());
             bits(&logits_in_chunks(&mut runner, &case.tokens(), [29, 1].into_iter().cycle()))
         };
@@ -140,5 +147,32 @@ fn threads_and_instructions_change_no_bit() {
                 assert!(reference == run(threads, isa), "{}: {isa}, {threads} threads", folder.display());
             }
         }
+    }
+}
+
+/// Breaks a cover.
+type Break<'a> = &'a dyn Fn(&mut ShardSpec);
+
+#[test]
+fn shards_that_leave_gaps_or_overlap_are_refused() {
+    let folder = gaterail_tests::fixtures_folder().join("mixtral_b");
+    let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
+    let whole = ShardSpec::whole(&inventory(&spec, None));
+    let change = |change: Break| {
+        let mut shard = whole.clone();
+        change(&mut shard);
+        check_cover(&inventory(&spec, None), &[shard]).expect_err("a broken cover")
+    };
+    let cases: [(&str, Break); 6] = [
+        ("held nowhere", &|shard| shard.slices.truncate(shard.slices.len() - 1)),
+        ("held nowhere", &|shard| shard.slices[0].units.end -= 1),
+        ("held twice", &|shard| shard.slices.push(shard.slices[3])),
+        ("units 0..9", &|shard| shard.slices[0].units.end = 9),
+        ("units 2..2", &|shard| shard.slices[0].units.start = 2),
+        ("no expert 99", &|shard| shard.slices[0].expert.0 = 99),
+    ];
+    for (expected, broken) in cases {
+        let error = change(broken);
+        assert!(error.contains(expected), "{expected:?} is not in: {error}");
     }
 }

@@ -82,6 +82,16 @@ fn configurations() {
 }
 
 #[test]
+fn indices() {
+    let seeds: Vec<Vec<u8>> = fixtures()
+        .iter()
+        .filter_map(|folder| std::fs::read(folder.join("model.safetensors.index.json")).ok())
+        .chain([br#"{"weight_map": {"a": "b.safetensors", "c": "../d", "e": "/f", "g": "."}}"#.to_vec()])
+        .collect();
+    replay(&seeds, 6_000, fuzzing::index);
+}
+
+#[test]
 fn templates() {
     let seeds: Vec<Vec<u8>> = [
         "{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}",

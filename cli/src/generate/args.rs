@@ -38,11 +38,11 @@ pub struct GenerateArgs {
     pub max_tokens: usize,
 
     /// 0 is greedy
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
 
     /// Sample from the most likely tokens that together have this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
 
     /// Sample from so many of the most likely tokens; 0 is all
@@ -50,7 +50,7 @@ pub struct GenerateArgs {
     pub top_k: Option<u32>,
 
     /// Sample from tokens with at least this share of the best one's probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
 
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]

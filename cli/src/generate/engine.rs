@@ -16,6 +16,8 @@ use crate::error::CliError;
 pub struct Request<'a> {
     pub prompt: &'a [u32],
     pub tokenizer: Option<&'a Tokenizer>,
+    /// The model's own tokens that end an answer.
+    pub stop_ids: Vec<u32>,
     pub params: SamplingParams,
     pub max_tokens: usize,
 }
@@ -48,13 +50,12 @@ pub fn generate(
     let mut logits = prefill(&mut runner, request.prompt, &mut table)?;
     let mut text = TextSide::new(request, skip_special)?;
     let mut counts = TokenCounts::new(request.prompt);
-    let stop_ids = request.tokenizer.map(|tokenizer| tokenizer.stop_ids().to_vec()).unwrap_or_default();
+    let stop_ids = &request.stop_ids;
     let mut pieces: Vec<Piece> = Vec::new();
     let mut first_token = Duration::ZERO;
     loop {
         let position = request.prompt.len() + pieces.len();
-        let step =
-            Step { counts: &counts, position: position as u64, generated: pieces.len(), stop_ids: &stop_ids };
+        let step = Step { counts: &counts, position: position as u64, generated: pieces.len(), stop_ids };
         let sampled = sample(&mut logits, &request.params, &step)?;
         let token = sampled.token;
         if pieces.is_empty() {
@@ -64,7 +65,7 @@ pub fn generate(
         let generated = pieces.len() + 1;
         let ends_by_token = |stop_string| {
             let progress = Progress { generated, max_generated: request.max_tokens, stop_string };
-            finish(&request.params, &stop_ids, token, progress)
+            finish(&request.params, stop_ids, token, progress)
         };
         // A token that ends the answer is no part of its text.
         let shown = match ends_by_token(None) {

@@ -42,7 +42,8 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         let detail = format!("token {token} lies outside the vocabulary of {}", spec.vocab);
         return Err(CliError::Refused(detail));
     }
-    let params = args.sampling(&GenerationDefaults::from_folder(&folder)?);
+    let defaults = GenerationDefaults::from_folder(&folder)?;
+    let params = args.sampling(&defaults);
     params.validate(spec.vocab)?;
     let max_tokens = plan::max_tokens(&spec, prompt.tokens.len(), args.max_tokens)?;
     let positions = prompt.tokens.len() + max_tokens;
@@ -50,13 +51,19 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     if !args.no_memory_check {
         plan::check_memory(&spec, &checkpoint, prompt.tokens.len(), positions, rows_max)?;
     }
-    let device = machine::cpu(args.threads);
+    let device = machine::cpu(args.threads)?;
     let options = RunnerOptions { rows_max, positions, shards: Vec::new() };
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &params);
-    let request =
-        engine::Request { prompt: &prompt.tokens, tokenizer: prompt.tokenizer.as_ref(), params, max_tokens };
+    let own = prompt.tokenizer.as_ref().map(|tokenizer| tokenizer.stop_ids().to_vec());
+    let request = engine::Request {
+        prompt: &prompt.tokens,
+        tokenizer: prompt.tokenizer.as_ref(),
+        stop_ids: own.unwrap_or(defaults.stop_ids),
+        params,
+        max_tokens,
+    };
     let answer = engine::generate(runner, &request, args.skip_special(), &mut |piece| output.piece(piece))?;
     output.finish(&args.model, &prompt.tokens, &answer, loaded)
 }

@@ -5,7 +5,7 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::Cursor;
-use gaterail_model::weights::copied_bytes;
+use gaterail_model::weights::resident_bytes;
 
 use crate::error::CliError;
 use crate::machine;
@@ -35,7 +35,7 @@ pub fn check_memory(
     rows_max: usize,
 ) -> Result<(), CliError> {
     let Some(available) = machine::available_memory_bytes() else { return Ok(()) };
-    let weights = checkpoint.data_bytes() + copied_bytes(spec, checkpoint);
+    let weights = resident_bytes(spec, checkpoint);
     let work = Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES;
     let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
     if weights + work + kv <= available {

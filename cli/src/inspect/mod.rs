@@ -40,7 +40,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     if let Some(checkpoint) = &checkpoint {
         check_tensors(&spec, checkpoint)?;
     }
-    let device = machine::cpu(None);
+    let device = machine::cpu(None)?;
     let bandwidth = if args.no_measure { None } else { Some(machine::read_bandwidth(&device)?) };
     let report = report::Report::new(&args.model, &spec, checkpoint.as_ref(), &device, bandwidth);
     let text = if args.json { format!("{:#}\n", report.json()) } else { report.text() };

@@ -7,7 +7,7 @@ use gaterail_kernels::ops::PAGE_POSITIONS;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
-use gaterail_model::weights::{Role, Share, account, copied_bytes};
+use gaterail_model::weights::{Role, Share, account, resident_bytes};
 use serde_json::{Value, json};
 
 use super::describe;
@@ -23,7 +23,7 @@ pub struct Report {
     estimated: bool,
     kv_bytes_per_token: u64,
     context: u64,
-    /// Weights in memory: the mapped files, and what loading copies.
+    /// Weights that a running model keeps in memory.
     resident_bytes: u64,
     machine: Machine,
 }
@@ -44,7 +44,7 @@ impl Report {
         bandwidth: Option<f64>,
     ) -> Report {
         let shares = account(spec, checkpoint);
-        let stored: u64 = shares.values().map(|share| share.bytes).sum();
+        let declared: u64 = shares.values().map(|share| share.bytes).sum();
         Report {
             model: model.to_string(),
             architecture: spec.architecture.clone(),
@@ -52,7 +52,7 @@ impl Report {
             estimated: checkpoint.is_none(),
             kv_bytes_per_token: page_bytes(spec) / PAGE_POSITIONS as u64,
             context: spec.context as u64,
-            resident_bytes: stored + checkpoint.map_or(0, |checkpoint| copied_bytes(spec, checkpoint)),
+            resident_bytes: checkpoint.map_or(declared, |checkpoint| resident_bytes(spec, checkpoint)),
             shares,
             machine: Machine {
                 device: device.to_string(),

@@ -116,10 +116,8 @@ fn cut_layers(config: &mut Map<String, Value>, layers: u64) -> Result<(), String
     if layers == 0 || layers > count {
         return Err(format!("--layers {layers}: the shape has 1 to {count}"));
     }
-    for value in config.values_mut() {
-        if let Value::Array(list) = value
-            && list.len() as u64 == count
-        {
+    for name in ["layer_types", "no_rope_layers"] {
+        if let Some(Value::Array(list)) = config.get_mut(name) {
             list.truncate(layers as usize);
         }
     }

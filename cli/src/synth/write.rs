@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use gaterail_kernels::ElementType;
+use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 use gaterail_model::config::Quantization;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Form, Role, expected_tensors, stored_form};
@@ -89,7 +89,7 @@ fn stored(spec: &ModelSpec, row: &gaterail_model::weights::Expected) -> Vec<Stor
     };
     match stored_form(spec.quantization, row.form) {
         Quantization::Fp8Blocks => {
-            let blocks: Vec<usize> = row.shape.iter().map(|n| n.div_ceil(128)).collect();
+            let blocks: Vec<usize> = row.shape.iter().map(|n| n.div_ceil(FP8_BLOCK)).collect();
             let scale = Kind::Constant((row.shape[1] as f32).powf(-0.5) / 128.0);
             vec![
                 make("", "F8_E4M3", row.shape.clone(), 1, Kind::Fp8),
@@ -100,8 +100,14 @@ fn stored(spec: &ModelSpec, row: &gaterail_model::weights::Expected) -> Vec<Stor
             let [experts, inputs, outputs] = [row.shape[0], row.shape[1], row.shape[2]];
             let exponent = 127 - ((inputs as f32).log2() / 2.0).round() as u8 - 1;
             vec![
-                make("_blocks", "U8", vec![experts, outputs, inputs / 32, 16], 1, Kind::Bytes),
-                make("_scales", "U8", vec![experts, outputs, inputs / 32], 1, Kind::ConstantByte(exponent)),
+                make("_blocks", "U8", vec![experts, outputs, inputs / MXFP4_GROUP, 16], 1, Kind::Bytes),
+                make(
+                    "_scales",
+                    "U8",
+                    vec![experts, outputs, inputs / MXFP4_GROUP],
+                    1,
+                    Kind::ConstantByte(exponent),
+                ),
             ]
         }
         Quantization::None => {
@@ -117,8 +123,7 @@ fn stored(spec: &ModelSpec, row: &gaterail_model::weights::Expected) -> Vec<Stor
             let scale = match row.form {
                 _ if row.role == Role::Embedding => 1.0,
                 Form::Vector => 0.1,
-                Form::Stack => (row.shape[1] as f32).powf(-0.5),
-                Form::Matrix | Form::PlainMatrix => (row.shape[1] as f32).powf(-0.5),
+                Form::Stack | Form::Matrix | Form::PlainMatrix => (row.shape[1] as f32).powf(-0.5),
             };
             let mean = if row.role == Role::Norms { 1.0 } else { 0.0 };
             vec![make("", dtype, row.shape.clone(), width, Kind::Values { element, mean, scale })]

@@ -104,7 +104,8 @@ fn chunk_scores(isa: Isa, h: &Heads<'_>, chunk: usize, from: usize, to: usize, s
         };
         let into = &mut scores[position - chunk..];
         assert!((h.heads - 1) * ATTENTION_CHUNK + count <= into.len());
-        dots_f32(isa, dots, Out { pointer: into.as_mut_ptr(), token_stride: ATTENTION_CHUNK, row_stride: 1 });
+        // SAFETY: `heads` rows of scores, `count` of each, lie in `into`, which is ours alone.
+        dots_f32(isa, dots, unsafe { Out::new(into.as_mut_ptr(), ATTENTION_CHUNK) });
         position += count;
     }
 }
@@ -202,13 +203,12 @@ by_isa! {
 
 #[inline(always)]
 fn finish<L: Lanes>(out: &mut [f32], max: f32, sum: f32, sink: Option<f32>) {
-    let (mut a, mut total) = (1.0, sum);
+    let mut total = sum;
     if let Some(sink) = sink {
         let new = if sink > max { sink } else { max };
-        a = exp(max - new);
+        let a = exp(max - new);
         total = sum.mul_add(a, exp(sink - new));
+        out.iter_mut().for_each(|o| *o = o.mul_add(a, 0.0));
     }
-    for o in out {
-        *o = (*o * a) / total;
-    }
+    out.iter_mut().for_each(|o| *o /= total);
 }

@@ -9,11 +9,12 @@ pub(crate) struct Scratch {
     scores: Vec<f32>,
     choice: Vec<f32>,
     groups: Vec<f32>,
+    taken: Vec<bool>,
 }
 
 impl Scratch {
     pub fn new() -> Scratch {
-        Scratch { scores: Vec::new(), choice: Vec::new(), groups: Vec::new() }
+        Scratch { scores: Vec::new(), choice: Vec::new(), groups: Vec::new(), taken: Vec::new() }
     }
 }
 
@@ -44,24 +45,24 @@ fn select<L: Lanes>(
         Some(bias) => scratch.choice.extend(scratch.scores.iter().zip(bias).map(|(s, b)| s + b)),
         None => scratch.choice.extend_from_slice(&scratch.scores),
     }
+    scratch.taken.clear();
+    scratch.taken.resize(logits.len(), false);
     if let Some(groups) = &gate.groups {
         let size = logits.len() / groups.count;
         scratch.groups.clear();
         scratch
             .groups
             .extend(scratch.choice.chunks_exact(size).map(|group| group_score(groups.score, group)));
-        let mut taken = [false; MAX_GROUPS];
+        let mut chosen = [false; MAX_GROUPS];
         for _ in 0..groups.taken {
-            taken[take_best(&mut scratch.groups)] = true;
+            take_best(&scratch.groups, &mut chosen[..groups.count]);
         }
-        for (group, scores) in scratch.choice.chunks_exact_mut(size).enumerate() {
-            if !taken[group] {
-                scores.fill(OUT);
-            }
+        for (group, taken) in scratch.taken.chunks_exact_mut(size).enumerate() {
+            taken.fill(!chosen[group]);
         }
     }
     for (id, weight) in ids.iter_mut().zip(weights.iter_mut()) {
-        let best = take_best(&mut scratch.choice);
+        let best = take_best(&scratch.choice, &mut scratch.taken);
         *id = best as u32;
         *weight = scratch.scores[best];
     }
@@ -70,8 +71,6 @@ fn select<L: Lanes>(
 
 /// The most groups a gate may have; configurations are checked against it.
 pub const MAX_GROUPS: usize = 64;
-/// Below every score, NaN included: out of the selection.
-const OUT: f32 = f32::NEG_INFINITY;
 
 fn finish(gate: &Gate, weights: &mut [f32]) {
     match gate.score {
@@ -88,29 +87,34 @@ fn finish(gate: &Gate, weights: &mut [f32]) {
     }
 }
 
-/// The index of the largest entry, the lowest of equals, and takes it out. NaN counts as the smallest number.
+/// Takes the largest entry that is not taken yet, the lowest of equals. NaN sorts below everything. The caller takes no
+/// more than there are.
 #[inline(always)]
-fn take_best(scores: &mut [f32]) -> usize {
-    let mut best = None;
+fn take_best(scores: &[f32], taken: &mut [bool]) -> usize {
+    let mut best: Option<usize> = None;
     for (i, &score) in scores.iter().enumerate() {
-        let score = if score.is_nan() { f32::MIN } else { score };
-        if score > OUT && best.is_none_or(|(_, top)| score > top) {
-            best = Some((i, score));
+        if !taken[i] && best.is_none_or(|top| better(score, scores[top])) {
+            best = Some(i);
         }
     }
-    // A gate selects at most as many as there are; with -inf logits the lowest ids are left.
-    let index = best.map_or_else(|| scores.iter().position(|&s| s == OUT).unwrap_or(0), |(i, _)| i);
-    scores[index] = OUT;
-    index
+    // `select` asserts that top_k and the taken groups leave enough.
+    let best = best.expect("an expert that is not taken");
+    taken[best] = true;
+    best
+}
+
+/// Whether `a` sorts above `b`; NaN sorts below everything.
+#[inline(always)]
+fn better(a: f32, b: f32) -> bool {
+    a > b || (b.is_nan() && !a.is_nan())
 }
 
 fn group_score(kind: GroupScore, group: &[f32]) -> f32 {
-    let mut first = f32::NEG_INFINITY;
-    let mut second = f32::NEG_INFINITY;
+    let (mut first, mut second) = (f32::NAN, f32::NAN);
     for &score in group {
-        if score > first {
+        if better(score, first) {
             (first, second) = (score, first);
-        } else if score > second {
+        } else if better(score, second) {
             second = score;
         }
     }

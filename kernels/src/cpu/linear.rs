@@ -3,6 +3,11 @@
 //! A tile only shares loads; each (token, row) pair has an accumulator of its own, so the tile's size changes no bit.
 
 use crate::cpu::lanes::{Element, LANES, Lanes, by_isa};
+use crate::device::Isa;
+use crate::matrix::{ElementType, Matrix};
+
+/// Rows of a coded matrix that are decoded at a time.
+const DECODED_ROWS: usize = 4;
 
 /// Rows of f32 on one side, rows of stored elements on the other; all lengths in elements.
 #[derive(Clone, Copy)]
@@ -33,22 +38,78 @@ impl<E> Dots<'_, E> {
     }
 }
 
-/// Where the results go: `(token, row) -> out[token * token_stride + row * row_stride]`.
-///
-/// # Safety
-/// The pointer must be valid for all tokens and rows of the call, and nobody else may write them meanwhile.
+/// Where the results go: `(token, row) -> out[token * token_stride + row]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Out {
-    pub pointer: *mut f32,
-    pub token_stride: usize,
-    pub row_stride: usize,
+    pointer: *mut f32,
+    token_stride: usize,
 }
 
 impl Out {
+    /// # Safety
+    /// The pointer must be good for all tokens and rows of the products it is given to, and nobody else may use these
+    /// elements meanwhile.
+    pub unsafe fn new(pointer: *mut f32, token_stride: usize) -> Out {
+        Out { pointer, token_stride }
+    }
+
+    /// The results from a row on.
+    pub fn at_row(self, row: usize) -> Out {
+        Out { pointer: self.pointer.wrapping_add(row), ..self }
+    }
+
     #[inline(always)]
     unsafe fn put(&self, token: usize, row: usize, value: f32) {
-        // SAFETY: the caller stays inside what `Out` promises.
-        unsafe { *self.pointer.add(token * self.token_stride + row * self.row_stride) = value }
+        // SAFETY: the caller stays inside what `new` was promised.
+        unsafe { *self.pointer.add(token * self.token_stride + row) = value }
+    }
+}
+
+/// Rows of activations: token t at `x[t * stride]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    pub x: &'a [f32],
+    pub stride: usize,
+    pub count: usize,
+}
+
+/// All dots of `tokens` with the rows of `w`; coded matrices are decoded a few rows at a time.
+pub(crate) fn rows_dot(isa: Isa, tokens: Tokens<'_>, w: &Matrix, out: Out) {
+    fn plain<'a, E: crate::buffer::Plain>(tokens: Tokens<'a>, w: &'a Matrix) -> Dots<'a, E> {
+        let (elements, w_start, w_stride) = w.plain_elements::<E>();
+        let Tokens { x, stride, count } = tokens;
+        Dots {
+            x,
+            x_stride: stride,
+            tokens: count,
+            w: elements,
+            w_start,
+            w_stride,
+            rows: w.rows(),
+            k: w.cols(),
+        }
+    }
+    match w.plain() {
+        Some(ElementType::F32) => dots_f32(isa, plain(tokens, w), out),
+        Some(ElementType::Bf16) => dots_bf16(isa, plain(tokens, w), out),
+        Some(ElementType::F16) => dots_f16(isa, plain(tokens, w), out),
+        None => coded_rows_dot(isa, tokens, w, out),
+    }
+}
+
+fn coded_rows_dot(isa: Isa, tokens: Tokens<'_>, w: &Matrix, out: Out) {
+    let k = w.cols();
+    let mut decoded = vec![0.0f32; DECODED_ROWS * k];
+    let mut row = 0;
+    while row < w.rows() {
+        let rows = DECODED_ROWS.min(w.rows() - row);
+        for r in 0..rows {
+            w.dequantize_row(row + r, &mut decoded[r * k..][..k]);
+        }
+        let Tokens { x, stride, count } = tokens;
+        let dots = Dots { x, x_stride: stride, tokens: count, w: &decoded, w_start: 0, w_stride: k, rows, k };
+        dots_f32(isa, dots, out.at_row(row));
+        row += rows;
     }
 }
 

@@ -4,7 +4,7 @@
 //! `p % 64`. q `[T, heads, key_width]`, out `[T, heads, value_width]`; heads / kv_heads query heads share a KV head.
 //! Threads share out (row, up to eight heads of one KV head).
 
-use super::{parts_for, run_of};
+use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::attention::{Heads, Paged, Scratch, TASK_HEADS, attend};
 use crate::stream::Stream;
@@ -80,7 +80,7 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>
     let positions = &args.positions.host()[..qs.rows];
     let seen: usize = positions.iter().map(|&p| p as usize + 1 - args.mask.first(p as usize)).sum();
     let items = qs.rows * tasks_per_row;
-    let parts = parts_for(cpu.pool.threads(), items, seen * qs.heads * (kv.key_width + kv.value_width) / 8);
+    let parts = cpu.parts_for(items, seen * qs.heads * (kv.key_width + kv.value_width) / 8);
     let shared = out.shared();
     cpu.pool.run(parts, &|part| {
         let mut scratch = Scratch::new();

@@ -1,6 +1,6 @@
 //! Small row-wise operations: activation, residual sums, clamping, scaling, gathering of rows. All `[T, n]` f32.
 
-use super::{parts_for, run_of};
+use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::rows::{activation_row, add_gated_row, add_row};
 use crate::stream::Stream;
@@ -24,10 +24,10 @@ fn zip_rows(
 ) {
     let (fs, ts) = (from.layout(), to.layout());
     assert_eq!((fs.rows, fs.heads, fs.width), (ts.rows, ts.heads, ts.width), "row-wise operation: shapes");
-    let pool = &stream.cpu().pool;
-    let parts = parts_for(pool.threads(), ts.rows, ts.rows * ts.heads * ts.width);
+    let cpu = stream.cpu();
+    let parts = cpu.parts_for(ts.rows, ts.rows * ts.heads * ts.width);
     let shared = to.shared();
-    pool.run(parts, &|part| {
+    cpu.pool.run(parts, &|part| {
         for row in run_of(ts.rows, parts, part) {
             for head in 0..ts.heads {
                 // SAFETY: every row belongs to one part.

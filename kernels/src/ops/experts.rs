@@ -4,19 +4,14 @@
 //! `[f, H]`, down `[H, f]`. Sums `[T, H]` i64 and a poison flag per row. Partial sums of any shards add up to the same
 //! integers (ARITHMETIC.md, 6). Threads share out rows of gate and up first, output columns then: no atomics but flags.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use super::linear::{Tokens, rows_dot};
-use super::{Activation, parts_for, run_of};
+use super::Activation;
 use crate::buffer::Buffer;
-use crate::cpu::experts::{Terms, add_terms};
-use crate::cpu::linear::Out;
-use crate::cpu::rows::{activation_row, add_row};
-use crate::device::{CpuDevice, Device};
+use crate::cpu;
+use crate::device::Device;
 use crate::error::KernelError;
 use crate::matrix::Matrix;
 use crate::stream::Stream;
-use crate::view::{SharedSlice, View, ViewMut};
+use crate::view::{View, ViewMut};
 
 /// The least length of a canonical unit along F.
 pub const UNIT_MIN: usize = 128;
@@ -53,6 +48,20 @@ pub struct ExpertPiece {
     pub up_bias: Option<Vec<f32>>,
     /// `[H]`, in the piece that holds unit 0 and in no other.
     pub down_bias: Option<Vec<f32>>,
+}
+
+impl ExpertPiece {
+    /// Whether its matrices and biases belong together and to rows of `width`.
+    fn fits(&self, width: usize) -> bool {
+        let f = self.gate.rows();
+        let bias =
+            |bias: &Option<Vec<f32>>, length: usize| bias.as_ref().is_none_or(|bias| bias.len() == length);
+        (self.gate.cols(), self.up.rows(), self.up.cols()) == (width, f, width)
+            && (self.down.rows(), self.down.cols()) == (width, f)
+            && bias(&self.gate_bias, f)
+            && bias(&self.up_bias, f)
+            && bias(&self.down_bias, width)
+    }
 }
 
 /// The work of one layer on one shard.
@@ -144,163 +153,8 @@ pub mod partial_sums {
 pub fn experts(stream: &Stream, args: &ExpertsArgs<'_>, sums: &mut PartialSums) {
     let at = args.x.layout();
     assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "experts: x");
-    assert!(at.rows * args.top_k <= args.ids.len(), "experts: routing");
-    let cpu = stream.cpu();
-    let jobs = jobs(args, at.rows);
-    let hidden: Vec<Vec<f32>> = gate_up(cpu, args, &jobs);
-    down(cpu, args, &jobs, &hidden, sums);
-}
-
-/// A piece with the rows that chose its expert.
-struct Job<'a> {
-    piece: &'a ExpertPiece,
-    rows: Vec<u32>,
-    weights: Vec<f32>,
-    /// `[rows, H]`, gathered.
-    x: Vec<f32>,
-}
-
-fn jobs<'a>(args: &ExpertsArgs<'a>, rows: usize) -> Vec<Job<'a>> {
-    let (ids, weights) = (args.ids.host(), args.weights.host());
-    let mut jobs = Vec::new();
-    for piece in args.pieces {
-        assert_eq!(piece.gate.cols(), args.x.layout().width, "experts: a piece's width");
-        let mut job = Job { piece, rows: Vec::new(), weights: Vec::new(), x: Vec::new() };
-        for row in 0..rows {
-            for k in 0..args.top_k {
-                if ids[row * args.top_k + k] == piece.expert {
-                    job.rows.push(row as u32);
-                    job.weights.push(weights[row * args.top_k + k]);
-                    job.x.extend_from_slice(args.x.slice(row, 0));
-                }
-            }
-        }
-        if !job.rows.is_empty() {
-            jobs.push(job);
-        }
-    }
-    jobs
-}
-
-/// `a = activation(gate, up)` of every job, `[rows, f]` each.
-fn gate_up(cpu: &CpuDevice, args: &ExpertsArgs<'_>, jobs: &[Job<'_>]) -> Vec<Vec<f32>> {
-    const RUN: usize = 32;
-    let mut gates: Vec<Vec<f32>> =
-        jobs.iter().map(|job| vec![0.0; job.rows.len() * job.piece.gate.rows()]).collect();
-    let mut ups = gates.clone();
-    let shared: Vec<_> =
-        gates.iter_mut().zip(&mut ups).map(|(g, u)| (SharedSlice::new(g), SharedSlice::new(u))).collect();
-    let runs: Vec<(usize, usize)> = (0..jobs.len())
-        .flat_map(|job| (0..jobs[job].piece.gate.rows()).step_by(RUN).map(move |start| (job, start)))
-        .collect();
-    let work: usize = jobs.iter().map(|job| job.x.len() * job.piece.gate.rows() / 2).sum();
-    let parts = parts_for(cpu.pool.threads(), runs.len(), work);
-    cpu.pool.run(parts, &|part| {
-        for &(index, start) in &runs[run_of(runs.len(), parts, part)] {
-            let (job, (gate, up)) = (&jobs[index], &shared[index]);
-            let count = RUN.min(job.piece.gate.rows() - start);
-            gate_up_run(cpu, args, job, start..start + count, gate, up);
-        }
-    });
-    gates
-}
-
-fn gate_up_run(
-    cpu: &CpuDevice,
-    args: &ExpertsArgs<'_>,
-    job: &Job<'_>,
-    run: std::ops::Range<usize>,
-    gate: &SharedSlice<f32>,
-    up: &SharedSlice<f32>,
-) {
-    let (f, h) = (job.piece.gate.rows(), job.piece.gate.cols());
-    let tokens = Tokens { x: &job.x, stride: h, count: job.rows.len() };
-    for (matrix, out) in [(&job.piece.gate, gate), (&job.piece.up, up)] {
-        // SAFETY: this run of columns belongs to this call alone.
-        let pointer = unsafe { out.range(run.start, run.len()) }.as_mut_ptr();
-        let part = matrix.row_slice(run.start, 1, run.len());
-        rows_dot(cpu.isa, tokens, &part, Out { pointer, token_stride: f, row_stride: 1 });
-    }
-    for (row, &weight) in job.weights.iter().enumerate() {
-        // SAFETY: as above.
-        let (g, u) =
-            unsafe { (gate.range(row * f + run.start, run.len()), up.range(row * f + run.start, run.len())) };
-        if args.weight_on == WeightOn::Input {
-            g.iter_mut().chain(u.iter_mut()).for_each(|v| *v *= weight);
-        }
-        if let Some(bias) = &job.piece.gate_bias {
-            add_row(cpu.isa, g, &bias[run.clone()]);
-        }
-        if let Some(bias) = &job.piece.up_bias {
-            add_row(cpu.isa, u, &bias[run.clone()]);
-        }
-        activation_row(cpu.isa, args.activation, g, u);
-    }
-}
-
-/// Adds all units' terms to the sums, a run of output columns per part.
-fn down(
-    cpu: &CpuDevice,
-    args: &ExpertsArgs<'_>,
-    jobs: &[Job<'_>],
-    hidden: &[Vec<f32>],
-    sums: &mut PartialSums,
-) {
-    const RUN: usize = 32;
-    let width = sums.width;
-    let work: usize = hidden.iter().map(|a| a.len() * width / 4).sum();
-    let runs = width.div_ceil(RUN);
-    let parts = parts_for(cpu.pool.threads(), runs, work);
-    let poison: Vec<AtomicU32> = (0..sums.rows).map(|_| AtomicU32::new(0)).collect();
-    let shared = SharedSlice::new(sums.sums.host_mut());
-    cpu.pool.run(parts, &|part| {
-        let mut y = Vec::new();
-        for run in run_of(runs, parts, part) {
-            let columns = run * RUN..((run + 1) * RUN).min(width);
-            for (job, hidden) in jobs.iter().zip(hidden) {
-                down_run(cpu, args, job, hidden, columns.clone(), width, &mut y, &shared, &poison);
-            }
-        }
-    });
-    for (flag, poison) in sums.poison.host_mut().iter_mut().zip(&poison) {
-        *flag |= poison.load(Ordering::Relaxed);
-    }
-}
-
-#[allow(clippy::too_many_arguments)]
-fn down_run(
-    cpu: &CpuDevice,
-    args: &ExpertsArgs<'_>,
-    job: &Job<'_>,
-    hidden: &[f32],
-    columns: std::ops::Range<usize>,
-    width: usize,
-    y: &mut Vec<f32>,
-    sums: &SharedSlice<i64>,
-    poison: &[AtomicU32],
-) {
-    let f = job.piece.gate.rows();
-    let n = columns.len();
-    y.resize(job.rows.len() * n, 0.0);
-    let add = |token: usize, y: &[f32]| {
-        let row = job.rows[token] as usize;
-        let weight = (args.weight_on == WeightOn::Output).then_some(job.weights[token]);
-        // SAFETY: these columns belong to this part alone.
-        let sums = unsafe { sums.range(row * width + columns.start, n) };
-        let mut poisoned = false;
-        add_terms(cpu.isa, Terms { y, weight, fraction_bits: args.fraction_bits }, sums, &mut poisoned);
-        if poisoned {
-            poison[row].store(1, Ordering::Relaxed);
-        }
-    };
-    for unit in (0..f).step_by(args.unit) {
-        let length = args.unit.min(f - unit);
-        let tokens = Tokens { x: &hidden[unit..], stride: f, count: job.rows.len() };
-        let part = job.piece.down.row_slice(columns.start, 1, n).col_slice(unit, length);
-        rows_dot(cpu.isa, tokens, &part, Out { pointer: y.as_mut_ptr(), token_stride: n, row_stride: 1 });
-        y.chunks_exact(n).enumerate().for_each(|(token, y)| add(token, y));
-    }
-    if let Some(bias) = &job.piece.down_bias {
-        (0..job.rows.len()).for_each(|token| add(token, &bias[columns.clone()]));
-    }
+    assert!(at.rows * args.top_k <= args.ids.len().min(args.weights.len()), "experts: routing");
+    assert!(args.pieces.iter().all(|piece| piece.fits(at.width)), "experts: a piece's shape");
+    let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
+    cpu::experts::add_pieces(stream.cpu(), args, values, poison);
 }

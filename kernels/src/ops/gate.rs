@@ -1,6 +1,6 @@
 //! `select`: logits `[T, E]` -> the K experts of every row and their weights, `[T, K]` each, in order of selection.
 
-use super::{parts_for, run_of};
+use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::gate::{MAX_GROUPS, Scratch, select_row};
 use crate::stream::Stream;
@@ -75,7 +75,7 @@ pub fn select(
     let correction = correction.map(|bias| bias.host());
     assert!(correction.is_none_or(|bias| bias.len() == experts), "select: correction bias");
     let cpu = stream.cpu();
-    let parts = parts_for(cpu.pool.threads(), at.rows, at.rows * experts * 8);
+    let parts = cpu.parts_for(at.rows, at.rows * experts * 8);
     let ids = SharedSlice::new(out.ids.host_mut());
     let weights = SharedSlice::new(out.weights.host_mut());
     cpu.pool.run(parts, &|part| {

@@ -25,16 +25,7 @@ pub use rope::{RopeStyle, rope};
 
 pub use crate::cpu::gate::MAX_GROUPS;
 
-/// How many parts an operation of `work` elementary steps is worth: one for what is done before a thread wakes.
-fn parts_for(threads: usize, items: usize, work: usize) -> usize {
-    const WORK_PER_PART: usize = 32 * 1024;
-    if threads <= 1 || work < 2 * WORK_PER_PART {
-        return items.min(1);
-    }
-    items.min((work / WORK_PER_PART).clamp(1, threads * 4))
-}
-
 /// The `part`-th of `parts` even runs of `items`.
-fn run_of(items: usize, parts: usize, part: usize) -> std::ops::Range<usize> {
+pub(crate) fn run_of(items: usize, parts: usize, part: usize) -> std::ops::Range<usize> {
     items * part / parts..items * (part + 1) / parts
 }

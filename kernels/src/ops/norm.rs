@@ -2,7 +2,7 @@
 //!
 //! x `[T, heads, n]`, w `[n]`, out like x.
 
-use super::{parts_for, run_of};
+use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::rows::rms_norm_row;
 use crate::stream::Stream;
@@ -15,7 +15,7 @@ pub fn rms_norm(stream: &Stream, x: View<'_>, weight: Option<&Buffer<f32>>, eps:
     assert!(weight.is_none_or(|weight| weight.len() == xs.width), "rms_norm: weight");
     let cpu = stream.cpu();
     let items = xs.rows * xs.heads;
-    let parts = parts_for(cpu.pool.threads(), items, items * xs.width);
+    let parts = cpu.parts_for(items, items * xs.width);
     let shared = out.shared();
     cpu.pool.run(parts, &|part| {
         for item in run_of(items, parts, part) {

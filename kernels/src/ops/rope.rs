@@ -2,7 +2,7 @@
 //!
 //! x `[T, heads, 2R]`, cos and sin `[T, R]`.
 
-use super::{parts_for, run_of};
+use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::rows::{rope_halves, rope_pairs};
 use crate::stream::Stream;
@@ -23,7 +23,7 @@ pub fn rope(stream: &Stream, style: RopeStyle, cos: &Buffer<f32>, sin: &Buffer<f
     assert!(xs.width.is_multiple_of(2), "rope: pairs");
     assert!(xs.rows * half <= cos.len() && cos.len() == sin.len(), "rope: angles");
     let cpu = stream.cpu();
-    let parts = parts_for(cpu.pool.threads(), xs.rows, xs.rows * xs.heads * xs.width);
+    let parts = cpu.parts_for(xs.rows, xs.rows * xs.heads * xs.width);
     let shared = x.shared();
     cpu.pool.run(parts, &|part| {
         for row in run_of(xs.rows, parts, part) {

@@ -33,7 +33,7 @@ pub fn add_expert_row(e: &ExpertRow<'_>, sums: &mut [i64]) -> bool {
     let mut poisoned = false;
     let mut add = |sum: &mut i64, y: f32| {
         let y = if e.weight_on == WeightOn::Output { e.weight * y } else { y };
-        if y.abs() < 2f32.powi(52 - e.fraction_bits as i32) {
+        if y.abs() < 2f32.powi(51 - e.fraction_bits as i32) {
             *sum += (f64::from(y) * 2f64.powi(e.fraction_bits as i32)).round_ties_even() as i64;
         } else {
             poisoned = true;

@@ -1,5 +1,7 @@
 //! ARITHMETIC.md, 5, for one row.
 
+use std::cmp::Ordering;
+
 use super::sum;
 use crate::cpu::math::{exp, sigmoid};
 use crate::ops::{Gate, GroupScore, Score};
@@ -11,15 +13,20 @@ fn softmax(x: &[f32]) -> Vec<f32> {
     e.iter().map(|e| e / total).collect()
 }
 
-/// The indices of the `count` largest, ties to the lowest index.
-fn largest(scores: &[f32], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).expect("numbers").then(a.cmp(&b)));
-    order.truncate(count);
-    order
+/// Numbers in their order, NaN below all of them.
+fn order(a: f32, b: f32) -> Ordering {
+    a.partial_cmp(&b).unwrap_or_else(|| b.is_nan().cmp(&a.is_nan()))
 }
 
-/// The experts of a row and their weights, in order of selection. Logits must be numbers.
+/// The indices of the `count` largest among those allowed, ties to the lowest index.
+fn largest(scores: &[f32], allowed: impl Fn(usize) -> bool, count: usize) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..scores.len()).filter(|&i| allowed(i)).collect();
+    indices.sort_by(|&a, &b| order(scores[b], scores[a]).then(a.cmp(&b)));
+    indices.truncate(count);
+    indices
+}
+
+/// The experts of a row and their weights, in order of selection.
 pub fn gate_row(
     gate: &Gate,
     top_k: usize,
@@ -31,31 +38,27 @@ pub fn gate_row(
         Score::Sigmoid => logits.iter().map(|&x| sigmoid(x)).collect(),
         Score::SoftmaxOfSelected | Score::SigmoidOfSelected => logits.to_vec(),
     };
-    let mut choice: Vec<f32> = match correction {
+    let choice: Vec<f32> = match correction {
         Some(bias) => scores.iter().zip(bias).map(|(s, b)| s + b).collect(),
         None => scores.clone(),
     };
-    if let Some(groups) = gate.groups {
-        let size = logits.len() / groups.count;
-        let group_scores: Vec<f32> = choice
-            .chunks(size)
-            .map(|group| {
+    let ids = match gate.groups {
+        None => largest(&choice, |_| true, top_k),
+        Some(groups) => {
+            let size = logits.len() / groups.count;
+            let group_score = |group: &[f32]| {
                 let mut group = group.to_vec();
-                group.sort_by(|a, b| b.partial_cmp(a).expect("numbers"));
+                group.sort_by(|&a, &b| order(b, a));
                 match groups.score {
                     GroupScore::Largest => group[0],
-                    GroupScore::TwoLargest => group[0] + group.get(1).copied().unwrap_or(f32::NEG_INFINITY),
+                    GroupScore::TwoLargest => group[0] + group[1],
                 }
-            })
-            .collect();
-        let taken = largest(&group_scores, groups.taken);
-        for (i, c) in choice.iter_mut().enumerate() {
-            if !taken.contains(&(i / size)) {
-                *c = f32::NEG_INFINITY;
-            }
+            };
+            let scores: Vec<f32> = choice.chunks(size).map(group_score).collect();
+            let taken = largest(&scores, |_| true, groups.taken);
+            largest(&choice, |i| taken.contains(&(i / size)), top_k)
         }
-    }
-    let ids = largest(&choice, top_k);
+    };
     let selected: Vec<f32> = ids.iter().map(|&id| scores[id]).collect();
     let mut weights = match gate.score {
         Score::SoftmaxOfSelected => softmax(&selected),

@@ -15,6 +15,9 @@ const NAMES: Names = Names { shared: "shared_experts", ..Names::COMMON };
 const DEFAULTS: Defaults =
     Defaults { theta: 1e4, norm_eps: 1e-6, context: 4096, kv_heads: None, head_dim: None };
 
+/// The published code norms latents with its default epsilon, whatever the configuration says of the other norms.
+const LATENT_EPS: f32 = 1e-6;
+
 /// What normalising adds to the sum of the weights.
 const NORMALISE_EPSILON: f32 = 1e-20;
 
@@ -125,5 +128,6 @@ fn latent(config: &Fields, trunk: &Trunk) -> Result<LatentSpec, ConfigError> {
         bias: config.flag_or("attention_bias", false)?,
         rope: RopeUse { index: 0, style: RopeStyle::Pairs },
         scale: 0.0,
+        norm_eps: LATENT_EPS,
     })
 }

@@ -1,14 +1,23 @@
 //! What the architectures share: the trunk's sizes, grouped-query attention, a plain gate, and the last check.
 
-use gaterail_kernels::ElementType;
-use gaterail_kernels::ops::{FRACTION_BITS, Gate, MAX_GROUPS, Mask, RopeStyle, Score};
+use gaterail_kernels::ops::{
+    FRACTION_BITS, Gate, GroupScore, Groups, MAX_GROUPS, Mask, RopeStyle, Score, UNIT_MIN,
+};
+use gaterail_kernels::{ElementType, MXFP4_GROUP};
 
 use crate::arch::Names;
 use crate::config::{ConfigError, Fields, Quantization, Rope};
-use crate::spec::{AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse};
+use crate::spec::{AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse, SparseSpec};
 
 /// More layers than any model has.
 const LAYERS_MAX: usize = 4096;
+/// More experts than any layer, and any model, has.
+const EXPERTS_MAX: usize = 4096;
+const ALL_EXPERTS_MAX: usize = 1 << 17;
+/// No matrix of a published model has a longer side.
+const SIDE_MAX: usize = 1 << 20;
+/// Terms that 64-bit fixed point adds without overflow (ARITHMETIC.md, 6).
+const TERMS_MAX: usize = 4095;
 
 /// What an architecture assumes where its configuration is silent.
 #[derive(Clone, Copy)]
@@ -59,7 +68,9 @@ impl Trunk {
     }
 
     pub fn head_dim(&self, config: &Fields) -> Result<usize, ConfigError> {
-        let head_dim = match config.count("head_dim")?.or(self.defaults.head_dim) {
+        // An explicit null means hidden / heads, whatever the default.
+        let default = self.defaults.head_dim.filter(|_| !config.is_null("head_dim"));
+        let head_dim = match config.count("head_dim")?.or(default) {
             Some(head_dim) => head_dim,
             None if self.hidden.is_multiple_of(self.heads) => self.hidden / self.heads,
             None => {
@@ -71,8 +82,9 @@ impl Trunk {
     }
 
     pub fn attention_with(&self, config: &Fields, head_dim: usize) -> Result<GroupedSpec, ConfigError> {
-        let kv_heads =
-            config.count_or("num_key_value_heads", self.defaults.kv_heads.unwrap_or(self.heads))?;
+        // An explicit null means as many as query heads, whatever the default.
+        let default = self.defaults.kv_heads.filter(|_| !config.is_null("num_key_value_heads"));
+        let kv_heads = config.count_or("num_key_value_heads", default.unwrap_or(self.heads))?;
         if !self.heads.is_multiple_of(kv_heads) {
             let detail = format!("{} heads are no multiple of {kv_heads}", self.heads);
             return Err(config.invalid("num_key_value_heads", detail));
@@ -182,26 +194,77 @@ pub(super) fn layer_masks(
 impl ModelSpec {
     /// What no kernel could run, and no single field's limit catches.
     pub(super) fn check(&self, config: &Fields) -> Result<(), ConfigError> {
+        let side = |name: &str, side: usize| match side {
+            0..=SIDE_MAX => Ok(()),
+            _ => Err(config.invalid(name, format!("a side of {side} is more than {SIDE_MAX}"))),
+        };
+        side("vocab_size", self.vocab)?;
+        side("hidden_size", self.hidden)?;
         for layer in &self.layers {
-            if let AttentionSpec::Grouped(attention) = &layer.attention {
-                match attention.mask {
-                    Mask::Sliding { window: 0 } => return Err(config.invalid("sliding_window", "is 0")),
-                    Mask::Chunked { size: 0 } => return Err(config.invalid("attention_chunk_size", "is 0")),
-                    _ => {}
+            side("num_attention_heads (times head size)", layer.attention.widest())?;
+            check_mask(&layer.attention, config)?;
+            match &layer.mlp {
+                MlpSpec::Dense { width, .. } => side("intermediate_size", *width)?,
+                MlpSpec::Sparse(sparse) => {
+                    let shared = sparse.shared.map_or(0, |shared| shared.width);
+                    side("intermediate_size", sparse.width.max(shared))?;
+                    self.check_sparse(sparse, config)?;
                 }
             }
-            let MlpSpec::Sparse(sparse) = &layer.mlp else { continue };
-            let Some(groups) = sparse.gate.groups else { continue };
-            if groups.count > MAX_GROUPS || !sparse.experts.is_multiple_of(groups.count) {
-                let detail =
-                    format!("{} experts in {} groups (at most {MAX_GROUPS})", sparse.experts, groups.count);
-                return Err(config.invalid("n_group", detail));
-            }
-            if groups.taken > groups.count || groups.taken * (sparse.experts / groups.count) < sparse.top_k {
-                let detail = format!("{} groups do not hold {} experts", groups.taken, sparse.top_k);
-                return Err(config.invalid("topk_group", detail));
-            }
+        }
+        let experts: usize = self.layers.iter().filter_map(|layer| Some(layer.mlp.sparse()?.experts)).sum();
+        if experts > ALL_EXPERTS_MAX {
+            let detail = format!("{experts} experts in all; at most {ALL_EXPERTS_MAX} are run");
+            return Err(config.invalid("num_hidden_layers", detail));
         }
         Ok(())
     }
+
+    fn check_sparse(&self, sparse: &SparseSpec, config: &Fields) -> Result<(), ConfigError> {
+        if sparse.experts > EXPERTS_MAX {
+            let detail = format!("{} experts; at most {EXPERTS_MAX} are run", sparse.experts);
+            return Err(config.invalid("num_experts", detail));
+        }
+        let terms = sparse.top_k * (sparse.width.div_ceil(UNIT_MIN) + 1);
+        if terms > TERMS_MAX {
+            let detail =
+                format!("{} experts of width {} cannot be added exactly", sparse.top_k, sparse.width);
+            return Err(config.invalid("num_experts_per_tok", detail));
+        }
+        let odd = [self.hidden, sparse.width].into_iter().find(|side| !side.is_multiple_of(MXFP4_GROUP));
+        if let (Quantization::Mxfp4Experts, Some(odd)) = (self.quantization, odd) {
+            let detail = format!("mxfp4 has groups of {MXFP4_GROUP}, and {odd} is no multiple of that");
+            return Err(config.invalid("quantization_config", detail));
+        }
+        sparse.gate.groups.map_or(Ok(()), |groups| check_groups(sparse, groups, config))
+    }
+}
+
+fn check_mask(attention: &AttentionSpec, config: &Fields) -> Result<(), ConfigError> {
+    match attention {
+        AttentionSpec::Grouped(GroupedSpec { mask: Mask::Sliding { window: 0 }, .. }) => {
+            Err(config.invalid("sliding_window", "is 0"))
+        }
+        AttentionSpec::Grouped(GroupedSpec { mask: Mask::Chunked { size: 0 }, .. }) => {
+            Err(config.invalid("attention_chunk_size", "is 0"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_groups(sparse: &SparseSpec, groups: Groups, config: &Fields) -> Result<(), ConfigError> {
+    let size = sparse.experts / groups.count;
+    let least = if groups.score == GroupScore::TwoLargest { 2 } else { 1 };
+    if groups.count > MAX_GROUPS || !sparse.experts.is_multiple_of(groups.count) || size < least {
+        let detail = format!(
+            "{} experts in {} groups (at most {MAX_GROUPS}, each of {least} or more)",
+            sparse.experts, groups.count
+        );
+        return Err(config.invalid("n_group", detail));
+    }
+    if groups.taken > groups.count || groups.taken * size < sparse.top_k {
+        let detail = format!("{} groups do not hold {} experts", groups.taken, sparse.top_k);
+        return Err(config.invalid("topk_group", detail));
+    }
+    Ok(())
 }

@@ -50,7 +50,9 @@ pub fn parse_spec(fields: &Fields) -> Result<ModelSpec, ConfigError> {
     let list = || supported().collect::<Vec<_>>().join(", ");
     let names = fields.texts("architectures")?.unwrap_or_default();
     let Some(name) = names.first() else {
-        return Err(fields.invalid("architectures", format!("missing; this version runs {}", list())));
+        let model =
+            fields.text("model_type")?.map_or(String::new(), |model| format!(" (model_type is {model:?})"));
+        return Err(fields.invalid("architectures", format!("missing{model}; this version runs {}", list())));
     };
     let Some((_, reader)) = ARCHITECTURES.iter().find(|(known, _)| known == name) else {
         let detail = format!("{name:?} is not supported; this version runs {}", list());

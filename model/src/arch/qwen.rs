@@ -28,13 +28,7 @@ pub(super) fn read_qwen3_moe(config: &Fields) -> Result<ModelSpec, ConfigError> 
         Defaults { theta: 1e4, norm_eps: 1e-6, context: 32_768, kv_heads: Some(4), head_dim: None };
     let trunk = Trunk::read(config, defaults)?;
     let (attention, rope) = qwen3_attention(&trunk, config)?;
-    let mask = match config
-        .count("sliding_window")?
-        .filter(|_| config.value("use_sliding_window") == Some(&true.into()))
-    {
-        Some(window) => Mask::Sliding { window },
-        None => Mask::Full,
-    };
+    let mask = window(config)?.unwrap_or(Mask::Full);
     let sparse = sparse(config, None, 8)?;
     let layers = layers(config, &attention, &vec![mask; trunk.layers], &sparse)?;
     trunk.spec(config, config, Names::COMMON, vec![rope], layers)
@@ -65,16 +59,21 @@ fn qwen3_attention(
     Ok((attention, rope))
 }
 
+/// The window, if it is used; an explicit null is none.
+fn window(config: &Fields) -> Result<Option<Mask>, ConfigError> {
+    if !config.flag_or("use_sliding_window", false)? || config.is_null("sliding_window") {
+        return Ok(None);
+    }
+    Ok(Some(Mask::Sliding { window: config.count_or("sliding_window", 4096)? }))
+}
+
 /// The masks of all layers: as `layer_types` lists them, else a window where `windowed(layer, max_window_layers)`.
 fn window_masks(
     config: &Fields,
     layers: usize,
     windowed: fn(usize, usize) -> bool,
 ) -> Result<Vec<Mask>, ConfigError> {
-    if !config.flag_or("use_sliding_window", false)? {
-        return Ok(vec![Mask::Full; layers]);
-    }
-    let window = Mask::Sliding { window: config.count_or("sliding_window", 4096)? };
+    let Some(window) = window(config)? else { return Ok(vec![Mask::Full; layers]) };
     if let Some(masks) = layer_masks(config, layers, "sliding_attention", window)? {
         return Ok(masks);
     }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::CheckpointError;
 use super::header::{StoredType, TensorEntry, parse_header};
 use super::map::map_file;
+use crate::file::read_limited;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -39,7 +40,7 @@ pub struct Tensor<'a> {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards that the index names.
+    /// Opens `model.safetensors` if it is there, as transformers does, else the shards that the index names.
     pub fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
         if !folder.is_dir() {
             let detail = "not a folder".to_string();
@@ -47,13 +48,12 @@ impl Checkpoint {
         }
         let index = folder.join(INDEX);
         let single = folder.join(SINGLE);
-        if index.is_file() {
-            Checkpoint::open_shards(folder, &index)
-        } else if single.is_file() {
-            let mut checkpoint =
-                Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+        if single.is_file() {
+            let mut checkpoint = Checkpoint::empty(folder);
             checkpoint.add_file(single)?;
             Ok(checkpoint)
+        } else if index.is_file() {
+            Checkpoint::open_shards(folder, &index)
         } else {
             let detail = match pickles(folder) {
                 Some(pickle) => format!(
@@ -65,19 +65,16 @@ impl Checkpoint {
         }
     }
 
+    fn empty(folder: &Path) -> Checkpoint {
+        Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() }
+    }
+
     fn open_shards(folder: &Path, index: &Path) -> Result<Checkpoint, CheckpointError> {
         let places = read_index(index)?;
         let invalid = |detail| CheckpointError::Invalid { path: index.to_path_buf(), detail };
         let shards: BTreeSet<&str> = places.values().map(String::as_str).collect();
-        if shards.is_empty() || shards.len() > SHARDS_MAX {
-            return Err(invalid(format!("names {} files; 1 to {SHARDS_MAX} are read", shards.len())));
-        }
-        let mut checkpoint =
-            Checkpoint { folder: folder.to_path_buf(), files: Vec::new(), tensors: HashMap::new() };
+        let mut checkpoint = Checkpoint::empty(folder);
         for shard in shards {
-            if !is_plain_name(shard) {
-                return Err(invalid(format!("{shard:?} points outside the folder")));
-            }
             let path = folder.join(shard);
             if !path.is_file() {
                 return Err(invalid(format!("names {shard}, which is missing in the folder")));
@@ -155,21 +152,27 @@ impl Checkpoint {
     }
 }
 
-/// tensor -> file, as `weight_map` says.
+/// tensor -> file, as the index at `path` says.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let text = read_limited(path, INDEX_BYTES_MAX)
+        .map_err(|source| CheckpointError::Read { path: path.to_path_buf(), source })?;
+    parse_index(&text).map_err(|detail| CheckpointError::Invalid { path: path.to_path_buf(), detail })
+}
+
+/// tensor -> file, of the text of an index. The error is a sentence about the file.
+pub fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>, String> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let read = |source| CheckpointError::Read { path: path.to_path_buf(), source };
-    let invalid = |detail| CheckpointError::Invalid { path: path.to_path_buf(), detail };
-    let length = std::fs::metadata(path).map_err(read)?.len();
-    if length > INDEX_BYTES_MAX {
-        return Err(invalid(format!("{length} bytes; an index has at most {INDEX_BYTES_MAX}")));
+    let index: Index = serde_json::from_slice(text).map_err(|error| format!("malformed: {error}"))?;
+    let shards: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
+    if shards.is_empty() || shards.len() > SHARDS_MAX {
+        return Err(format!("names {} files; 1 to {SHARDS_MAX} are read", shards.len()));
     }
-    let text = std::fs::read(path).map_err(read)?;
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|error| invalid(format!("malformed: {error}")))?;
+    if let Some(shard) = shards.into_iter().find(|shard| !is_plain_name(shard)) {
+        return Err(format!("{shard:?} points outside the folder"));
+    }
     Ok(index.weight_map)
 }
 

@@ -7,5 +7,5 @@ mod header;
 mod map;
 
 pub use error::CheckpointError;
-pub use folder::{Checkpoint, Tensor};
+pub use folder::{Checkpoint, Tensor, parse_index};
 pub use header::{StoredType, TensorEntry, parse_header};

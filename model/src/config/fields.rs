@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::file::read_limited;
+
 /// Larger configuration files are refused.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// No published model has a dimension above this.
@@ -31,13 +33,9 @@ pub struct Fields {
 impl Fields {
     /// Reads the file at `path`.
     pub fn read(path: &Path) -> Result<Fields, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_path_buf(), source };
-        let length = std::fs::metadata(path).map_err(read)?.len();
-        if length > CONFIG_BYTES_MAX {
-            let detail = format!("{length} bytes; a configuration has at most {CONFIG_BYTES_MAX}");
-            return Err(ConfigError::Invalid { path: path.to_path_buf(), detail });
-        }
-        Fields::parse(path, &std::fs::read(path).map_err(read)?)
+        let text = read_limited(path, CONFIG_BYTES_MAX)
+            .map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
+        Fields::parse(path, &text)
     }
 
     /// Parses the text of the file at `path`.
@@ -59,6 +57,10 @@ impl Fields {
     /// The value of a field; null counts as absent.
     pub fn value(&self, field: &str) -> Option<&Value> {
         self.map.get(field).filter(|value| !value.is_null())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 
     pub fn has(&self, field: &str) -> bool {
@@ -106,7 +108,9 @@ impl Fields {
     /// A number of things: 1 to 2^24, or 0 where `least` says so.
     pub fn count_from(&self, field: &str, least: u64) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.value(field) else { return Ok(None) };
-        match value.as_u64() {
+        // Some files say 4096.0.
+        let whole = |number: &f64| number.fract() == 0.0 && (0.0..=DIMENSION_MAX as f64).contains(number);
+        match value.as_u64().or_else(|| value.as_f64().filter(whole).map(|number| number as u64)) {
             Some(n) if (least..=DIMENSION_MAX).contains(&n) => Ok(Some(n as usize)),
             _ => {
                 Err(self

@@ -14,16 +14,21 @@ pub struct GenerationDefaults {
     pub top_k: Option<u32>,
     pub min_p: Option<f32>,
     pub repetition_penalty: Option<f32>,
+    /// Tokens that end an answer: `eos_token_id`, or that of config.json where this file has none.
+    pub stop_ids: Vec<u32>,
 }
 
 impl GenerationDefaults {
     /// Reads the file of a model folder; a model need not have one.
     pub fn from_folder(folder: &Path) -> Result<GenerationDefaults, ConfigError> {
         let path = folder.join("generation_config.json");
+        let config = folder.join("config.json");
         if !path.is_file() {
-            return Ok(GenerationDefaults::default());
+            let stop_ids = if config.is_file() { stop_ids(&Fields::read(&config)?)? } else { Vec::new() };
+            return Ok(GenerationDefaults { stop_ids, ..GenerationDefaults::default() });
         }
         let fields = Fields::read(&path)?;
+        let own = stop_ids(&fields)?;
         let number = |field: &str| Ok::<_, ConfigError>(fields.number(field)?.map(|number| number as f32));
         let top_k = fields.count_from("top_k", 0)?.map(|top_k| top_k as u32);
         Ok(GenerationDefaults {
@@ -33,6 +38,20 @@ impl GenerationDefaults {
             top_k,
             min_p: number("min_p")?,
             repetition_penalty: number("repetition_penalty")?,
+            stop_ids: if own.is_empty() && config.is_file() {
+                stop_ids(&Fields::read(&config)?)?
+            } else {
+                own
+            },
         })
     }
+}
+
+/// `eos_token_id`: one id or a list.
+fn stop_ids(fields: &Fields) -> Result<Vec<u32>, ConfigError> {
+    let ids = match fields.value("eos_token_id") {
+        Some(serde_json::Value::Array(_)) => fields.counts("eos_token_id")?.unwrap_or_default(),
+        _ => fields.count_from("eos_token_id", 0)?.into_iter().collect(),
+    };
+    Ok(ids.into_iter().map(|id| id as u32).collect())
 }

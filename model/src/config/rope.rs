@@ -64,7 +64,7 @@ impl Rope {
             return Err(config.invalid("partial_rotary_factor", format!("{partial} is not supported")));
         }
         let newer = config.object("rope_parameters")?;
-        let older = config.object("rope_scaling")?;
+        let older = config.object("rope_scaling")?.filter(|fields| !fields.is_empty());
         let source = older.as_ref().or(newer.as_ref());
         let theta = match source.map(|fields| fields.number("rope_theta")).transpose()?.flatten() {
             Some(theta) => theta,
@@ -128,9 +128,11 @@ fn read_scaling(config: &Fields, fields: &Fields, context: usize) -> Result<Rope
         None => fields.text("type")?.unwrap_or("default"),
     };
     let original = |default: usize| -> Result<f64, ConfigError> {
-        let given = fields.count("original_max_position_embeddings")?;
-        let given =
-            given.map_or_else(|| config.count("original_max_position_embeddings"), |n| Ok(Some(n)))?;
+        // The top level wins, as in transformers.
+        let given = match config.count("original_max_position_embeddings")? {
+            Some(given) => Some(given),
+            None => fields.count("original_max_position_embeddings")?,
+        };
         Ok(given.unwrap_or(default) as f64)
     };
     let factor = || match fields.number("factor")? {

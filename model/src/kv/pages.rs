@@ -27,8 +27,9 @@ pub struct PagePool {
 
 impl PagePool {
     pub fn new(total: usize) -> PagePool {
-        let last = u32::try_from(total).unwrap_or(u32::MAX / PAGE_POSITIONS as u32);
-        PagePool { free: (0..last).rev().collect(), total: last as usize }
+        // A slot, page times positions, is a u32.
+        let total = total.min(u32::MAX as usize / PAGE_POSITIONS);
+        PagePool { free: (0..total as u32).rev().collect(), total }
     }
 
     pub fn free(&self) -> usize {

@@ -10,9 +10,6 @@ use crate::kv::LayerKv;
 use crate::spec::{AttentionSpec, GroupedSpec, LatentSpec, QkNorm, RopeUse};
 use crate::weights::{AttentionWeights, Latent, Linear};
 
-/// DeepSeek norms its latents with this epsilon, whatever the configuration says of the others.
-const LATENT_EPS: f32 = 1e-6;
-
 impl Cursor {
     /// hidden <- hidden + attention(norm(hidden))
     pub(super) fn attention(&mut self, lane: &mut Lane, layer: usize) {
@@ -128,7 +125,7 @@ impl Call<'_> {
         self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.key);
         let latent = View::rows(&work.key, rows, stored).columns(0, rank);
         let normed = ViewMut::rows(&mut work.key_normed, rows, rank);
-        ops::rms_norm(stream, latent, Some(&weights.kv_norm), LATENT_EPS, normed);
+        ops::rms_norm(stream, latent, Some(&weights.kv_norm), spec.norm_eps, normed);
         self.rope(
             spec.rope,
             &work.inputs,
@@ -168,7 +165,7 @@ impl Call<'_> {
                     stream,
                     low,
                     Some(norm),
-                    LATENT_EPS,
+                    spec.norm_eps,
                     ViewMut::rows(&mut work.query_normed, rows, rank),
                 );
                 let low = View::rows(&work.query_normed, rows, rank);

@@ -58,6 +58,9 @@ impl Cursor {
             return Err(StepError::Token { token: row.token, vocab: spec.vocab });
         }
         (self.rows, self.wanted, self.layer, self.done) = (batch.rows.len(), batch.logits.len(), 0, false);
+        if self.work.logits.len() < self.wanted * spec.vocab {
+            self.work.logits = Buffer::zeros(lane.stream().device(), self.wanted * spec.vocab)?;
+        }
         self.upload(lane, batch)?;
         let hidden = ViewMut::rows(&mut self.work.hidden, self.rows, spec.hidden);
         ops::embed(lane.stream(), &self.work.inputs.tokens, &lane.weights.embedding, hidden);
@@ -81,7 +84,7 @@ impl Cursor {
             }
             self.layer += 1;
         }
-        self.head(lane)?;
+        self.head(lane);
         self.done = true;
         Ok(None)
     }
@@ -160,11 +163,8 @@ impl Cursor {
     }
 
     /// Final norm and head for the wanted rows.
-    fn head(&mut self, lane: &Lane) -> Result<(), StepError> {
+    fn head(&mut self, lane: &Lane) {
         let (spec, stream, work) = (&lane.spec, lane.stream(), &mut self.work);
-        if work.logits.len() < self.wanted * spec.vocab {
-            work.logits = Buffer::zeros(stream.device(), self.wanted * spec.vocab)?;
-        }
         let hidden = View::rows(&work.hidden, self.rows, spec.hidden);
         let gathered = ViewMut::rows(&mut work.normed, self.wanted, spec.hidden);
         ops::gather_rows(stream, hidden, &work.inputs.wanted, gathered);
@@ -174,6 +174,5 @@ impl Cursor {
         let last = View::rows(&work.last, self.wanted, spec.hidden);
         let logits = ViewMut::rows(&mut work.logits, self.wanted, spec.vocab);
         ops::linear(stream, last, &lane.weights.head, None, logits);
-        Ok(())
     }
 }

@@ -17,7 +17,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
 use crate::spec::ModelSpec;
-use crate::weights::{Loader, Loading, TrunkWeights, check_tensors, inventory, load_shard};
+use crate::weights::{
+    LoadError, Loader, Loading, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
+};
 
 /// A local step has no peer to wait for.
 const STEP_DEADLINE: Duration = Duration::from_secs(3600);
@@ -68,6 +70,7 @@ impl Runner {
         let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
         let whole = [ShardSpec::whole(&inventory(&spec, None))];
         let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };
+        check_cover(&inventory(&spec, None), shards).map_err(LoadError::Shards)?;
         let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
         let pages = options.positions.div_ceil(PAGE_POSITIONS);
         let lane = Lane::new(spec.clone(), trunk, device, pages)?;

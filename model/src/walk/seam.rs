@@ -43,7 +43,9 @@ pub enum StepError {
 
 /// Sends the rows of one layer to their experts, and brings them home.
 ///
-/// What a row yields depends on the row and its routing alone. Several tickets may be open at once.
+/// What a row yields depends on the row and its routing alone. Several tickets may be open at once. When a step fails,
+/// `walk` returns the error at once: tickets that are open are dropped, and `finish` is not called. Whoever goes on begins
+/// the step anew, so that an implementation drops what it still holds of an abandoned step at the next `dispatch`.
 pub trait ExpertLayer {
     /// Rows that are on their way.
     type Ticket;

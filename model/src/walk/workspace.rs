@@ -73,7 +73,7 @@ impl Widths {
                     w.attended = w.attended.max(a.heads * a.head_dim);
                 }
                 AttentionSpec::Latent(a) => {
-                    w.query = w.query.max(a.heads * a.stored_dim());
+                    w.query = w.query.max(a.heads * a.stored_dim()).max(a.q_rank.unwrap_or(0));
                     w.key = w.key.max(a.stored_dim());
                     w.attended = w.attended.max(a.heads * a.value_dim.max(a.query_dim()));
                     w.latent = w.latent.max(a.heads * a.kv_rank).max(a.q_rank.unwrap_or(0));

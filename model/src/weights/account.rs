@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use gaterail_kernels::ElementType;
+use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 
-use super::expected::{Expected, Role, expected_tensors, stored_form};
+use super::expected::{Expected, Part, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
 use crate::spec::ModelSpec;
 
@@ -68,7 +68,7 @@ fn touched(spec: &ModelSpec, role: Role) -> (u64, u64) {
 }
 
 fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
-    use crate::checkpoint::StoredType::*;
+    use StoredType::*;
     match checkpoint.tensor(&expected.name).map(|tensor| tensor.stored) {
         Some(F32) => "f32",
         Some(F16) => "f16",
@@ -81,8 +81,10 @@ fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static st
 
 fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'static str) {
     match stored_form(spec.quantization, expected.form) {
-        Quantization::Fp8Blocks => (parameters + parameters.div_ceil(128 * 128) * 4, "fp8"),
-        Quantization::Mxfp4Experts => (parameters / 2 + parameters / 32, "mxfp4"),
+        Quantization::Fp8Blocks => {
+            (parameters + parameters.div_ceil((FP8_BLOCK * FP8_BLOCK) as u64) * 4, "fp8")
+        }
+        Quantization::Mxfp4Experts => (parameters / 2 + parameters / MXFP4_GROUP as u64, "mxfp4"),
         Quantization::None => match spec.declared {
             Some(ElementType::F32) => (parameters * 4, "f32"),
             Some(ElementType::F16) => (parameters * 2, "f16"),
@@ -91,21 +93,14 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
     }
 }
 
-/// Bytes that loading keeps in memory of its own beside the mapped files: matrices that are stored the other way round.
-pub fn copied_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
-    use super::expected::{Form, Part, Slot};
-    expected_tensors(spec)
-        .iter()
-        .filter(|row| match row.slot {
-            Slot::Layer(_, Part::KvB) => true,
-            _ => row.form == Form::Stack && checkpoint.tensor(&row.name).is_some(),
-        })
-        .map(|row| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
-            // Coded matrices are kept decoded.
-            Some(crate::checkpoint::StoredType::F8E4m3) => {
-                row.shape.iter().map(|&n| n as u64).product::<u64>() * 4
-            }
-            _ => stored_bytes(checkpoint, &row.name),
-        })
-        .sum()
+/// Bytes of weights that a running model keeps reading: tensors as they are mapped, or their copies where loading has to
+/// turn them round (then nobody reads the mapped original again). Tensors that are not run do not count.
+pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
+    let turned = |row: &Expected| matches!(row.slot, Slot::Layer(_, Part::KvB));
+    let bytes = |row: &Expected| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
+        // Coded matrices that are turned round are kept as f32.
+        Some(StoredType::F8E4m3) if turned(row) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
+        _ => stored_bytes(checkpoint, &row.name),
+    };
+    expected_tensors(spec).iter().map(bytes).sum()
 }

@@ -1,13 +1,14 @@
 //! Expert shards: any runs of canonical units of any experts, taken out of a checkpoint.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use gaterail_kernels::Matrix;
 use gaterail_kernels::ops::{self, ExpertPiece};
-use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec};
+use gaterail_kernels::{FP8_BLOCK, MXFP4_GROUP, Matrix};
+use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::expected::{Part, Role, Slot, expected_tensors};
-use super::load::Loader;
+use super::load::{Loader, Stacked};
 use crate::arch::ExpertNames;
 use crate::checkpoint::Checkpoint;
 use crate::config::Quantization;
@@ -30,8 +31,8 @@ impl ExpertShard {
 pub fn unit_length(spec: &ModelSpec) -> usize {
     ops::unit_length(match spec.quantization {
         Quantization::None => 1,
-        Quantization::Fp8Blocks => 128,
-        Quantization::Mxfp4Experts => 32,
+        Quantization::Fp8Blocks => FP8_BLOCK,
+        Quantization::Mxfp4Experts => MXFP4_GROUP,
     })
 }
 
@@ -66,7 +67,41 @@ pub(super) fn stored_bytes(checkpoint: &Checkpoint, name: &str) -> u64 {
         .sum()
 }
 
-/// Loads what `shard` lists from a checked checkpoint.
+/// Whether the shards together hold every unit of every expert exactly once.
+pub fn check_cover(inventory: &ExpertInventory, shards: &[ShardSpec]) -> Result<(), String> {
+    let units: HashMap<LayerId, &LayerExperts> = inventory.layers.iter().map(|at| (at.layer, at)).collect();
+    let mut held: HashMap<(LayerId, u32), Vec<bool>> = HashMap::new();
+    for slice in shards.iter().flat_map(|shard| &shard.slices) {
+        let (layer, expert) = (slice.layer.0, slice.expert.0);
+        let at = units.get(&slice.layer).filter(|at| expert < at.experts);
+        let at = at.ok_or_else(|| format!("layer {layer} has no expert {expert}"))?;
+        if slice.units.start >= slice.units.end || slice.units.end > at.units {
+            let UnitRange { start, end } = slice.units;
+            return Err(format!(
+                "units {start}..{end} of expert {expert} of layer {layer}, which has {}",
+                at.units
+            ));
+        }
+        let held = held.entry((slice.layer, expert)).or_insert_with(|| vec![false; at.units as usize]);
+        for unit in slice.units.start..slice.units.end {
+            if std::mem::replace(&mut held[unit as usize], true) {
+                return Err(format!("unit {unit} of expert {expert} of layer {layer} is held twice"));
+            }
+        }
+    }
+    for slice in inventory.slices() {
+        let held = held.get(&(slice.layer, slice.expert.0));
+        if held.is_none_or(|held| held.contains(&false)) {
+            return Err(format!(
+                "a part of expert {} of layer {} is held nowhere",
+                slice.expert.0, slice.layer.0
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Loads what `shard` lists from a checked checkpoint; `check_cover` has seen the shard.
 pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) -> ExpertShard {
     let mut layers: Vec<Vec<ExpertPiece>> = spec.layers.iter().map(|_| Vec::new()).collect();
     for slice in &shard.slices {
@@ -87,40 +122,42 @@ fn load_piece(
     let unit = unit_length(spec);
     let first = slice.units.start as usize * unit;
     let end = (slice.units.end as usize * unit).min(sparse.width);
-    assert!(first < end, "an empty slice of expert {:?}", slice.expert);
     let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
     let (gate, up, down) = match spec.names.experts {
-        ExpertNames::Each { .. } => (
-            loader.matrix(Slot::Expert(layer, expert, Part::Gate)),
-            loader.matrix(Slot::Expert(layer, expert, Part::Up)),
-            loader.matrix(Slot::Expert(layer, expert, Part::Down)),
-        ),
+        ExpertNames::Each { .. } => {
+            let mut matrix = |part| loader.matrix(Slot::Expert(layer, expert, part));
+            let (gate, up, down) = (matrix(Part::Gate), matrix(Part::Up), matrix(Part::Down));
+            let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
+            (run(gate), run(up), down.col_slice(first, end - first))
+        }
         ExpertNames::Fused { take_turns } => {
             let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
-            let (gate, up) = halves(&both, take_turns);
-            (gate, up, loader.stacked(Slot::Layer(layer, Part::FusedDown), expert))
+            let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
+            let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
+            (gate, up, down.inputs(first, end - first))
         }
     };
     let biases = sparse.expert_bias.then(|| load_biases(spec, sparse, layer, expert, loader));
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {
         expert: slice.expert.0,
-        gate: gate.row_slice(first, 1, end - first),
-        up: up.row_slice(first, 1, end - first),
-        down: down.col_slice(first, end - first),
+        gate,
+        up,
+        down,
         gate_bias: biases.as_ref().map(|biases| run(&biases.gate)),
         up_bias: biases.as_ref().map(|biases| run(&biases.up)),
         down_bias: biases.filter(|_| first == 0).map(|biases| biases.down),
     }
 }
 
-/// Gate and up out of `[2F, H]`: the two halves, or every other row.
-fn halves(both: &Matrix, take_turns: bool) -> (Matrix, Matrix) {
-    let f = both.rows() / 2;
-    match take_turns {
-        true => (both.row_slice(0, 2, f), both.row_slice(1, 2, f)),
-        false => (both.row_slice(0, 1, f), both.row_slice(f, 1, f)),
+/// The run of gate and up out of both, whose outputs are halves or take turns.
+fn gate_and_up(both: &Stacked, take_turns: bool, width: usize, run: Range<usize>) -> (Matrix, Matrix) {
+    let n = run.len();
+    if take_turns {
+        let both = both.outputs(2 * run.start, 2 * n);
+        return (both.row_slice(0, 2, n), both.row_slice(1, 2, n));
     }
+    (both.outputs(run.start, n), both.outputs(width + run.start, n))
 }
 
 struct Biases {

@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gaterail_kernels::{Buffer, Bytes, Device, ElementType, KernelError, Matrix, MatrixData};
+use gaterail_kernels::{
+    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
+};
 
 use super::expected::{Expected, Form, Slot, expected_tensors};
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
@@ -10,9 +12,6 @@ use crate::spec::ModelSpec;
 
 /// Problems that one error lists.
 const PROBLEMS_MAX: usize = 20;
-/// FP8's block edge and MXFP4's group.
-const FP8_BLOCK: usize = 128;
-const MXFP4_GROUP: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -20,6 +19,8 @@ pub enum LoadError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("shards: {0}")]
+    Shards(String),
 }
 
 /// Told of every run of bytes that has been read.
@@ -91,7 +92,7 @@ fn check_one(
     if checkpoint.tensor(name).is_some_and(|tensor| tensor.stored == StoredType::F8E4m3) {
         let scale = scale_name(name);
         let blocks: Vec<usize> = shape.iter().map(|n| n.div_ceil(FP8_BLOCK)).collect();
-        check_tensor(checkpoint, &scale, &blocks, &[StoredType::F32], problems);
+        check_tensor(checkpoint, &scale, &blocks, &PLAIN, problems);
         used.insert(scale);
     }
     used.insert(name.clone());
@@ -208,17 +209,17 @@ impl<'a> Loader<'a> {
         Matrix::new(MatrixData::Fp8 { codes: tensor.bytes, scales: scales.into() }, rows, cols)
     }
 
-    /// The matrix `[out, in]` of one expert of a stack.
-    pub fn stacked(&mut self, slot: Slot, expert: usize) -> Matrix {
+    /// One expert of a stack, as stored.
+    pub fn stacked(&mut self, slot: Slot, expert: usize) -> Stacked {
         let Expected { name, shape, .. } = self.expected(slot).clone();
         let (inputs, outputs) = (shape[1], shape[2]);
         if self.checkpoint.tensor(&name).is_some() {
             let tensor = self.part_of(&name, expert, shape[0]);
-            return plain_matrix(&tensor, inputs, outputs).transposed();
+            return Stacked::InputsFirst(plain_matrix(&tensor, inputs, outputs));
         }
         let blocks = self.part_of(&format!("{name}_blocks"), expert, shape[0]).bytes;
         let scales = self.part_of(&format!("{name}_scales"), expert, shape[0]).bytes;
-        Matrix::new(MatrixData::Mxfp4 { blocks, scales }, outputs, inputs)
+        Stacked::OutputsFirst(Matrix::new(MatrixData::Mxfp4 { blocks, scales }, outputs, inputs))
     }
 
     /// The values of one expert of a stack of vectors `[E, n]`.
@@ -238,6 +239,33 @@ impl<'a> Loader<'a> {
         tensor.bytes = tensor.bytes.slice(index * size..(index + 1) * size);
         read_pages(tensor.bytes.as_slice(), self.loading);
         tensor
+    }
+}
+
+/// A matrix whose inputs or outputs come first. Parts come out as `[out, in]`; only parts that are stored the other way
+/// round are copied, and no more than the part.
+pub enum Stacked {
+    /// `[in, out]`
+    InputsFirst(Matrix),
+    /// `[out, in]`
+    OutputsFirst(Matrix),
+}
+
+impl Stacked {
+    /// Outputs `first..first + count`.
+    pub fn outputs(&self, first: usize, count: usize) -> Matrix {
+        match self {
+            Stacked::InputsFirst(matrix) => matrix.col_slice(first, count).transposed(),
+            Stacked::OutputsFirst(matrix) => matrix.row_slice(first, 1, count),
+        }
+    }
+
+    /// Inputs `first..first + count`.
+    pub fn inputs(&self, first: usize, count: usize) -> Matrix {
+        match self {
+            Stacked::InputsFirst(matrix) => matrix.row_slice(first, 1, count).transposed(),
+            Stacked::OutputsFirst(matrix) => matrix.col_slice(first, count),
+        }
     }
 }
 

@@ -6,9 +6,9 @@ mod experts;
 mod load;
 mod trunk;
 
-pub use account::{Share, account, copied_bytes};
+pub use account::{Share, account, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
-pub use experts::{ExpertShard, inventory, load_shard, unit_length};
+pub use experts::{ExpertShard, check_cover, inventory, load_shard, unit_length};
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,

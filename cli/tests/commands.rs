@@ -1,0 +1,212 @@
+//! The binary as a person meets it: what it prints, and what it says when it cannot.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn gaterail(args: &[&str]) -> Output {
+    command(args).output().expect("the binary runs")
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gaterail"));
+    // Nothing of the person who runs the tests may matter.
+    command.args(args).stdin(Stdio::null()).env("HF_HUB_CACHE", "/nonexistent").env_remove("HF_TOKEN");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Standard output of a command that must succeed.
+#[track_caller]
+fn succeeds(args: &[&str]) -> String {
+    let output = gaterail(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Standard error of a command that must fail, without a panic and with all of `parts`.
+#[track_caller]
+fn fails(args: &[&str], parts: &[&str]) {
+    let output = gaterail(args);
+    let error = text(&output.stderr);
+    assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
+    assert!(output.stdout.is_empty(), "{args:?} printed {}", text(&output.stdout));
+    assert!(!error.contains("panicked"), "{error}");
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
+}
+
+fn fixture(name: &str) -> String {
+    let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
+    folder.to_str().expect("UTF-8").to_string()
+}
+
+/// A random model with a tokenizer, made by the binary itself.
+fn mini() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = folder.path().join("mini").to_str().expect("UTF-8").to_string();
+    succeeds(&["synth", "--shape", "mini", &model]);
+    (folder, model)
+}
+
+#[test]
+fn generate_prints_transformers_tokens() {
+    let folder = fixture("gpt_oss_b");
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(Path::new(&folder).join("expected.json")).unwrap()).unwrap();
+    let case = &expected["cases"][1];
+    let list = |tokens: &Value| {
+        let ids: Vec<String> = tokens.as_array().unwrap().iter().map(Value::to_string).collect();
+        ids.join(",")
+    };
+    let out = succeeds(&["generate", &folder, "--tokens", &list(&case["prompt"]), "-n", "12"]);
+    assert_eq!(out.trim(), list(&case["continuation"]));
+}
+
+#[test]
+fn json_holds_tokens_logprobs_and_text() {
+    let (_keep, model) = mini();
+    let args = ["generate", &model, "Hello, world", "-n", "6", "--json", "--logprobs", "3"];
+    let answer: Value = serde_json::from_str(&succeeds(&args)).unwrap();
+    assert_eq!(answer["prompt_tokens"].as_array().unwrap().len(), 12);
+    let tokens = answer["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len(), 6);
+    let pieces: String = tokens.iter().map(|token| token["text"].as_str().unwrap()).collect();
+    assert!(answer["text"].as_str().unwrap().starts_with(&pieces));
+    for token in tokens {
+        let top = token["top"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        assert_eq!(top[0][0], token["id"], "greedy takes the first");
+        assert_eq!(top[0][1], token["logprob"]);
+        assert!(token["logprob"].as_f64().unwrap() < 0.0);
+    }
+    assert_eq!(answer["finish_reason"], "length");
+    assert_eq!(answer["usage"]["total_tokens"], 18);
+}
+
+#[test]
+fn a_seed_decides_the_text_and_a_stop_string_ends_it() {
+    let (_keep, model) = mini();
+    let sample = |seed: &str| {
+        succeeds(&["generate", &model, "Hello", "-n", "12", "--temperature", "1", "--seed", seed])
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+    let whole = sample("7");
+    let stop: String = whole.chars().skip(4).take(3).collect();
+    let args =
+        ["generate", &model, "Hello", "-n", "12", "--temperature", "1", "--seed", "7", "--stop", &stop];
+    let cut = succeeds(&args);
+    assert_eq!(cut.trim_end_matches('\n'), &whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
+fn the_prompt_may_come_on_standard_input() {
+    let (_keep, model) = mini();
+    let mut child = command(&["generate", &model, "-n", "4"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    child.stdin.take().unwrap().write_all(b"Hello").unwrap();
+    let piped = text(&child.wait_with_output().unwrap().stdout);
+    assert_eq!(piped, succeeds(&["generate", &model, "Hello", "-n", "4"]));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let (_keep, model) = mini();
+    let mut child = command(&["generate", &model, "Hello", "-n", "400", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+    assert!(output.status.success());
+}
+
+#[test]
+fn inspect_counts_what_is_there() {
+    let (_keep, model) = mini();
+    let report: Value =
+        serde_json::from_str(&succeeds(&["inspect", &model, "--json", "--no-measure"])).unwrap();
+    let on_disk = std::fs::metadata(Path::new(&model).join("model.safetensors")).unwrap().len();
+    let stored = report["total"]["bytes"].as_u64().unwrap();
+    assert!(stored < on_disk && on_disk < stored + 20_000, "{stored} of {on_disk}");
+    // 4 layers, 8 experts of 3 x 256 x 256, 2 active.
+    assert_eq!(report["parts"]["experts"]["parameters"], 4 * 8 * 3 * 256 * 256);
+    assert_eq!(report["parts"]["experts"]["active_parameters"], 4 * 2 * 3 * 256 * 256);
+    assert_eq!(report["kv_bytes_per_token"], 4 * 2 * 256 * 4);
+    assert_eq!(report["fits"], true);
+    let table = succeeds(&["inspect", &model, "--no-measure"]);
+    assert!(table.contains("8, 2 per token, width 256 (2 units of 128)"), "{table}");
+    for name in ["deepseek_v3_c", "gpt_oss_a", "llama4_b", "llama_b"] {
+        let table = succeeds(&["inspect", &fixture(name), "--no-measure"]);
+        assert!(table.contains("total"), "{table}");
+    }
+}
+
+#[test]
+fn synth_writes_every_form_and_generate_runs_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["deepseek_v3_c", "gpt_oss_a", "llama4_a", "qwen2_moe_b"] {
+        let out = folder.path().join(name).to_str().unwrap().to_string();
+        let config = format!("{}/config.json", fixture(name));
+        succeeds(&["synth", "--config", &config, &out, "--shard-bytes", "100000"]);
+        assert!(Path::new(&out).join("model.safetensors.index.json").is_file(), "{name}: shards");
+        let tokens = succeeds(&["generate", &out, "--tokens", "1,2,3", "-n", "3"]);
+        assert_eq!(tokens.trim().split(',').count(), 3, "{name}: {tokens}");
+    }
+    // A query rank wider than all heads together.
+    let text = std::fs::read_to_string(format!("{}/config.json", fixture("deepseek_v3_a"))).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    for (field, value) in [("num_attention_heads", 1), ("num_key_value_heads", 1), ("q_lora_rank", 200)] {
+        config[field] = value.into();
+    }
+    let path = folder.path().join("wide.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let out = folder.path().join("wide").to_str().unwrap().to_string();
+    succeeds(&["synth", "--config", path.to_str().unwrap(), &out]);
+    succeeds(&["generate", &out, "--tokens", "1,2,3", "-n", "3"]);
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let (keep, model) = mini();
+    let olmoe = fixture("olmoe_a");
+    fails(&[], &["Usage"]);
+    fails(&["generate"], &["required"]);
+    fails(&["generate", "/no/such/folder", "x"], &["there is no folder /no/such/folder"]);
+    fails(&["generate", "org/name", "x"], &["gaterail pull org/name"]);
+    fails(&["generate", &format!("{olmoe}/model.safetensors"), "x"], &["give its folder"]);
+    fails(&["generate", &olmoe, "Hello"], &["tokenizer.json"]);
+    fails(&["generate", &olmoe, "--tokens", "1,99999"], &["token 99999", "vocabulary"]);
+    fails(&["generate", &olmoe, "--tokens", "1,x"], &["x"]);
+    fails(&["generate", &model], &["no tokens"]); // standard input is empty here
+    fails(&["generate", &model, ""], &["no tokens"]);
+    fails(&["generate", &model, "x", "--temperature", "-1"], &["temperature"]);
+    fails(&["generate", &model, "x", "--temperature", "nan"], &["temperature"]);
+    fails(&["generate", &model, "x", "--top-p", "0"], &["top_p"]);
+    fails(&["generate", &model, "x", "--logit-bias", "5"], &["ID=BIAS"]);
+    fails(&["generate", &model, "x", "--logit-bias", "99999=1"], &["99999"]);
+    fails(&["generate", &model, "x", "--max-tokens", "0"], &["--max-tokens"]);
+    fails(&["generate", &model, "x", "--threads", "0"], &["threads"]);
+    fails(&["generate", &model, "x", "--system", "s"], &["no chat template"]);
+    fails(&["generate", &model, &"long ".repeat(2000)], &["the prompt has 10000 tokens", "4096"]);
+    fails(&["synth", "--shape", "gpt-9", "/tmp/never"], &["no shape \"gpt-9\"", "olmoe-1b-7b"]);
+    fails(&["synth", "--shape", "mini"], &["OUT"]);
+    fails(&["synth", "--shape", "mini", &model], &["is not empty"]);
+    fails(&["synth", "--shape", "mini", "--layers", "9", "/tmp/never"], &["1 to 4"]);
+    fails(&["synth", "--shape", "deepseek-v3", "/tmp/never"], &["would need", "free"]);
+    fails(&["pull", "no-organisation"], &["no-organisation"]);
+    fails(&["inspect", keep.path().to_str().unwrap()], &["config.json"]);
+}
