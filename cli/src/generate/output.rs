@@ -111,7 +111,7 @@ fn figures(prompt: usize, answer: &Answer, loaded: Duration) -> String {
     };
     let reason = if answer.reason == FinishReason::Length { " (length reached)" } else { "" };
     format!(
-        "[loaded in {:.1} s; {prompt} prompt tokens in {:.0} ms ({:.0} tokens/s); {generated} generated{reason}{decode}]",
+        "[loaded in {:.1} s; {prompt} prompt tokens in {:.1} ms ({:.0} tokens/s); {generated} generated{reason}{decode}]",
         loaded.as_secs_f64(),
         answer.first_token.as_secs_f64() * 1e3,
         rate(prompt, answer.first_token),
