@@ -310,8 +310,9 @@ fn attention_case(stream: &Stream, seed: u64) {
     let q = random.values(3 * heads * key_width);
     // Every sixth case has sinks that leave nothing for the values.
     let sinks = seed.is_multiple_of(3).then(|| random.values(heads));
-    let sinks = sinks
-        .map(|sinks| sinks.iter().map(|s| if seed.is_multiple_of(6) { s + 200.0 } else { *s }).collect::<Vec<_>>());
+    let sinks = sinks.map(|sinks| {
+        sinks.iter().map(|s| if seed.is_multiple_of(6) { s + 200.0 } else { *s }).collect::<Vec<_>>()
+    });
     let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
     let q_buffer = put(stream, &q);
     let mut out = put(stream, &vec![0.0; 3 * heads * value_width]);
