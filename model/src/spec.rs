@@ -1,6 +1,6 @@
 //! A model as plain data: what each layer does, and with which numbers. Architectures write it, the walk reads it.
 
-use gaterail_kernels::ops::{Activation, Gate, Mask, RopeStyle, WeightOn};
+use gaterail_kernels::ops::{Activation, Gate, Mask, RopeStyle, Score, WeightOn};
 
 use crate::arch::Names;
 use crate::config::{Quantization, Rope};
@@ -161,6 +161,22 @@ pub struct SharedSpec {
     pub width: usize,
     /// Whether a sigmoid gate of its own scales it (Qwen2-MoE).
     pub gated: bool,
+}
+
+impl SparseSpec {
+    /// What most architectures have in common; sizes and gate are still to be filled in.
+    pub const PLAIN: SparseSpec = SparseSpec {
+        experts: 0,
+        top_k: 0,
+        width: 0,
+        gate: Gate { score: Score::Softmax, groups: None, normalise: None, scale: 1.0 },
+        router_bias: false,
+        correction_bias: false,
+        weight_on: WeightOn::Output,
+        activation: Activation::SwiGlu,
+        expert_bias: false,
+        shared: None,
+    };
 }
 
 impl ModelSpec {

@@ -18,7 +18,7 @@ EASY = {"copy", "reverse_list", "reverse_digits", "spell", "join", "count_items"
         "follow_name", "count_letters", "reverse_word"}
 # share of drawn chats beside 1.0; long answers pay less, direct arithmetic more
 BASE = {"add": 2.5, "sub": 2.5, "add_steps": 1.5, "sub_steps": 1.5, "sort_numbers": 1.3, "sort_big": 1.0, "about": 0.25, "story": 0.8,
-        "lookup": 1.5, "compare": 1.2, "sort_words": 1.3}
+        "lookup": 5.0, "compare": 1.2, "compare_yes": 2.0, "sort_words": 1.3, "count_word": 1.5, "copy": 1.3}
 ROW = 256
 
 
@@ -34,13 +34,19 @@ def mix(progress: float, accuracy: dict):
     return names, weights
 
 
+def short_lookup(d: Draw, chat: Chat):
+    """Few notes and many questions: the skill is learned here, the long rows only stretch it."""
+    questions = d.rng.randint(2, 5)
+    return lookup(d, d.rng.randint(30, 110) + 22 * questions, chat.measure, questions)
+
+
 def short_chat(d: Draw, chat: Chat, names, weights):
     """One chat for a packed row: (ids, marks, tasks of its answers)."""
     turns, owners = [], []
     for _ in range(d.rng.choice([1, 1, 1, 1, 2, 3])):
         name = d.rng.choices(names, weights)[0]
         if name == "lookup":
-            new = lookup(d, d.rng.randint(60, 230), chat.measure, d.rng.randint(1, 4))
+            new = short_lookup(d, chat)
         else:
             new = TASKS[name](d)
         turns += new

@@ -151,7 +151,7 @@ def some_list(d: Draw, longest: int):
     kind = d.rng.random()
     if kind < 0.5:
         return d.distinct(PLAIN + NAMES, n)
-    return [d.rng.randint(0, 99) for _ in range(n)] if kind < 0.8 else [d.made_up() for _ in range(min(n, 4))]
+    return [d.rng.randint(0, 99) for _ in range(min(n, 6))] if kind < 0.8 else [d.made_up() for _ in range(min(n, 3))]
 
 
 def reverse_list(d: Draw):
@@ -176,7 +176,7 @@ def reverse_digits(d: Draw):
 
 def copy(d: Draw):
     while True:
-        items = listed(some_list(d, 12)) if d.rng.random() < 0.7 else "".join(d.pick("0123456789") for _ in range(d.rng.randint(3, 12)))
+        items = listed(some_list(d, 8)) if d.rng.random() < 0.7 else "".join(d.pick("0123456789") for _ in range(d.rng.randint(3, 12)))
         if d.wants("copy " + items):
             return [(d.pick(["Repeat: {}", "Say this again: {}", "Copy this: {}"]).format(items), f" {items}")]
 

@@ -37,7 +37,10 @@ def arguments():
     p.add_argument("--teacher", help="a last.pt of the model: the draft learns its distribution")
     p.add_argument("--tokens", type=float, default=30e6, help="stop here")
     p.add_argument("--decay-from", type=float, default=15e6, help="tokens at which the linear decay of the rates begins")
+    p.add_argument("--decay-start", type=float, default=1.0, help="the rate from which --decay-minutes begins")
+    p.add_argument("--decay-minutes", type=float, help="decay by the clock instead: from now to a stop after so many minutes")
     p.add_argument("--long-from", type=float, default=0.25, help="share of --tokens after which rows of 1,024 and 2,048 are mixed in")
+    p.add_argument("--long-every", type=int, default=2, help="every so many steps one part holds long rows")
     p.add_argument("--longest-from", type=float, default=0.6, help="the same for rows of 4,096")
     p.add_argument("--micro", type=int, default=4, help="parts of 2,048 tokens per step")
     p.add_argument("--muon", type=float, default=0.02)
@@ -67,11 +70,11 @@ class Scores:
 
 
 def part_rows(a, chat, step, part, progress, scores) -> Rows:
-    """One part of a step; in every second step the first one holds long rows."""
+    """One part of a step; in every --long-every-th step the first one holds long rows."""
     seed = f"{a.seed} {step} {part}"
-    if part == 0 and step % 2 == 0 and progress >= a.long_from:
+    if part == 0 and step % a.long_every == 0 and progress >= a.long_from:
         lengths = [512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 2048, 4096, 4096]
-        length = lengths[step // 2 % len(lengths)]
+        length = lengths[step // a.long_every % len(lengths)]
         return long_rows(seed, chat, length, max(1, MICRO_TOKENS // length))
     return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
 
@@ -118,8 +121,12 @@ def accuracy(model, chat, device, count=32, long_count=8, names=SCORED):
     return result
 
 
-def rate(a, step, tokens):
-    left = 1.0 if tokens < a.decay_from else max(0.0, (a.tokens - tokens) / max(1.0, a.tokens - a.decay_from))
+def rate(a, step, tokens, minutes):
+    """Factor on both learning rates; `minutes` since this process began."""
+    if a.decay_minutes:
+        left = a.decay_start * (1 - minutes / a.decay_minutes)
+    else:
+        left = 1.0 if tokens < a.decay_from else (a.tokens - tokens) / max(1.0, a.tokens - a.decay_from)
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(left, 0.01)
 
 
@@ -140,6 +147,7 @@ class Shared:
     def __init__(self, workers):
         self.barrier, self.next_part, self.next_unit = mp.Barrier(workers), mp.Value("i", 0), mp.Value("i", 0)
         self.sums = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()  # loss, answer tokens, tokens
+        self.stop = mp.Value("b", 0)
         self.use = torch.ones(MODEL.layers, MODEL.experts).share_memory_()
 
 
@@ -161,8 +169,9 @@ def work(worker, a, model, optimizer, shared, scores, start):
     chat = Chat(Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json"))
     teacher = load_teacher(a.teacher, device) if a.teacher else None
     step, tokens, spent_before = start
+    begun = time.time()
     book = Book(a, model, optimizer, shared, scores, chat, tokens, spent_before) if worker == 0 else None
-    while tokens < a.tokens:
+    while not shared.stop.value:
         optimizer.attach(worker)
         shared.sums[worker] = 0
         for part in taken(shared.next_part, a.micro):
@@ -175,7 +184,7 @@ def work(worker, a, model, optimizer, shared, scores, start):
             if model.s.experts:
                 shared.use.lerp_(model.use() * model.s.experts, 0.02)
         shared.barrier.wait()
-        now = rate(a, step, tokens)
+        now = rate(a, step, tokens, (time.time() - begun) / 60)
         tokens += int(shared.sums[:, 2].sum())
         loss = float(shared.sums[:, 0].sum() / shared.sums[:, 1].sum())
         shared.next_part.value = 0
@@ -195,7 +204,7 @@ class Book:
     def __init__(self, a, model, optimizer, shared, scores, chat, tokens, spent_before):
         self.a, self.model, self.optimizer, self.shared, self.scores, self.chat = a, model, optimizer, shared, scores, chat
         self.log = open(f"{a.out}/log.jsonl", "a", buffering=1)
-        self.started, self.saved, self.window_at = time.time() - spent_before, time.time(), (time.time(), tokens)
+        self.process_started, self.started, self.saved, self.window_at = time.time(), time.time() - spent_before, time.time(), (time.time(), tokens)
         self.next_eval = (tokens // a.eval_every + 1) * a.eval_every
         self.losses = []
 
@@ -204,13 +213,15 @@ class Book:
 
     def step_done(self, step, tokens, loss, now):
         a, spent = self.a, time.time() - self.started
+        over = tokens >= a.tokens or bool(a.decay_minutes) and time.time() - self.process_started > 60 * a.decay_minutes
+        self.shared.stop.value = over
         self.losses.append(loss)
         if step % 30 == 0:
             speed = (tokens - self.window_at[1]) / (time.time() - self.window_at[0])
             self.write(step=step, tokens=tokens, seconds=round(spent), loss=round(sum(self.losses) / len(self.losses), 4),
                        rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3))
             self.losses, self.window_at = [], (time.time(), tokens)
-        if time.time() - self.saved > SAVE_EVERY_S or tokens >= a.tokens:
+        if time.time() - self.saved > SAVE_EVERY_S or over:
             save(f"{a.out}/last.pt", model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=step, tokens=tokens,
                  seconds=spent, scores=self.scores.values)
             self.saved = time.time()

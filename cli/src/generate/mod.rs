@@ -79,21 +79,22 @@ fn load(
     meter.plan(checkpoint.data_bytes(), 1);
     let mut shown = progress::on_stderr("load");
     let mut last = Instant::now();
+    let mut drawn = false;
     let runner = Runner::from_checkpoint(spec, checkpoint, device, options, &mut |bytes| {
         meter.add(bytes);
         if last.elapsed().as_millis() >= 100 {
-            last = Instant::now();
+            (last, drawn) = (Instant::now(), true);
             shown.update(&meter.now());
         }
     });
-    // Tensors that are not used, or used twice, must not leave the bar short of its end or beyond it.
     if runner.is_ok() {
-        let now = meter.now();
-        meter.plan(now.total, 1);
-        meter.add_resumed(now.total);
-        if now.elapsed.as_secs() >= 1 {
-            shown.finish(&meter.now());
-        }
+        // Tensors that are not used, or used twice, must not leave the bar short of its end or beyond it.
+        let total = meter.now().total;
+        meter.plan(total, 1);
+        meter.add_resumed(total);
+    }
+    if drawn {
+        shown.finish(&meter.now());
     }
     Ok(runner?)
 }

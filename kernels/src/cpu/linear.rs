@@ -2,6 +2,7 @@
 //!
 //! A tile only shares loads; each (token, row) pair has an accumulator of its own, so the tile's size changes no bit.
 
+use crate::cpu::decode::decode_row;
 use crate::cpu::lanes::{Element, LANES, Lanes, by_isa};
 use crate::device::Isa;
 use crate::matrix::{ElementType, Matrix};
@@ -104,7 +105,7 @@ fn coded_rows_dot(isa: Isa, tokens: Tokens<'_>, w: &Matrix, out: Out) {
     while row < w.rows() {
         let rows = DECODED_ROWS.min(w.rows() - row);
         for r in 0..rows {
-            w.dequantize_row(row + r, &mut decoded[r * k..][..k]);
+            decode_row(isa, w, row + r, &mut decoded[r * k..][..k]);
         }
         let Tokens { x, stride, count } = tokens;
         let dots = Dots { x, x_stride: stride, tokens: count, w: &decoded, w_start: 0, w_stride: k, rows, k };

@@ -2,6 +2,7 @@
 //! since the lanes fix every order of summation, the three give the same bits.
 
 pub(crate) mod attention;
+mod decode;
 pub(crate) mod experts;
 pub(crate) mod gate;
 pub(crate) mod lanes;

@@ -1,7 +1,7 @@
 //! DeepSeek-V2 (arXiv 2405.04434) and V3 (arXiv 2412.19437): latent attention, shared experts, gates limited to groups,
 //! in V3 with a correction bias that takes part in the selection only.
 
-use gaterail_kernels::ops::{Activation, Gate, GroupScore, Groups, RopeStyle, Score, WeightOn};
+use gaterail_kernels::ops::{Gate, GroupScore, Groups, RopeStyle, Score};
 
 use super::Names;
 use super::grouped::{Defaults, Trunk, expert_counts};
@@ -80,12 +80,9 @@ fn read(
         top_k,
         width,
         gate,
-        router_bias: false,
         correction_bias,
-        weight_on: WeightOn::Output,
-        activation: Activation::SwiGlu,
-        expert_bias: false,
         shared: (shared > 0).then_some(SharedSpec { width: width * shared, gated: false }),
+        ..SparseSpec::PLAIN
     };
     let dense_layers = config.count_from("first_k_dense_replace", 0)?.unwrap_or(dense_default);
     let dense_width = if dense_layers > 0 { config.need("intermediate_size")? } else { 0 };

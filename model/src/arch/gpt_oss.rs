@@ -1,6 +1,6 @@
 //! gpt-oss (arXiv 2508.10925): attention sinks, a window in every other layer, biases everywhere, clamped SwiGLU, YaRN.
 
-use gaterail_kernels::ops::{Activation, Gate, Mask, Score, WeightOn};
+use gaterail_kernels::ops::{Activation, Gate, Mask, Score};
 
 use super::grouped::{Defaults, Trunk, expert_counts, layer_masks};
 use super::{ExpertNames, Names};
@@ -41,11 +41,9 @@ pub(super) fn read(config: &Fields) -> Result<ModelSpec, ConfigError> {
         width: config.need("intermediate_size")?,
         gate: Gate { score: Score::SoftmaxOfSelected, groups: None, normalise: None, scale: 1.0 },
         router_bias: true,
-        correction_bias: false,
-        weight_on: WeightOn::Output,
         activation,
         expert_bias: true,
-        shared: None,
+        ..SparseSpec::PLAIN
     };
     let layers = masks.into_iter().map(|mask| LayerSpec {
         attention: AttentionSpec::Grouped(GroupedSpec { mask, ..attention.clone() }),

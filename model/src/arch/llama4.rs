@@ -1,7 +1,7 @@
 //! Llama 4's text model, alone or inside the multimodal checkpoint: chunked attention with RoPE in most layers, full
 //! attention without positions in every fourth, a sigmoid gate that scales the experts' input.
 
-use gaterail_kernels::ops::{Activation, Gate, Mask, RopeStyle, Score, WeightOn};
+use gaterail_kernels::ops::{Gate, Mask, RopeStyle, Score, WeightOn};
 use serde_json::Value;
 
 use super::grouped::{Defaults, Trunk, expert_counts, layer_masks};
@@ -53,12 +53,9 @@ fn read(top: &Fields, config: &Fields, names: Names) -> Result<ModelSpec, Config
         top_k,
         width,
         gate: Gate { score: Score::SigmoidOfSelected, groups: None, normalise: None, scale: 1.0 },
-        router_bias: false,
-        correction_bias: false,
         weight_on: WeightOn::Input,
-        activation: Activation::SwiGlu,
-        expert_bias: false,
         shared: Some(SharedSpec { width, gated: false }),
+        ..SparseSpec::PLAIN
     };
     let sparse_layers = sparse_layers(config, trunk.layers)?;
     let dense_width = if sparse_layers.contains(&false) { config.need("intermediate_size_mlp")? } else { 0 };

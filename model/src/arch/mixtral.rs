@@ -1,6 +1,6 @@
 //! Mixtral (arXiv 2401.04088): grouped-query attention, softmax gate normalised over the selected.
 
-use gaterail_kernels::ops::{Activation, Mask, WeightOn};
+use gaterail_kernels::ops::Mask;
 
 use super::grouped::{Defaults, Trunk, expert_counts, softmax_gate};
 use super::{ExpertNames, Names};
@@ -27,12 +27,7 @@ pub(super) fn read(config: &Fields) -> Result<ModelSpec, ConfigError> {
         top_k,
         width: config.need("intermediate_size")?,
         gate: softmax_gate(true),
-        router_bias: false,
-        correction_bias: false,
-        weight_on: WeightOn::Output,
-        activation: Activation::SwiGlu,
-        expert_bias: false,
-        shared: None,
+        ..SparseSpec::PLAIN
     };
     let layer = LayerSpec { attention: AttentionSpec::Grouped(attention), mlp: MlpSpec::Sparse(sparse) };
     trunk.spec(config, config, NAMES, vec![rope], vec![layer; trunk.layers])

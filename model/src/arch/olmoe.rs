@@ -1,7 +1,5 @@
 //! OLMoE (arXiv 2409.02060): q and k normed over all heads at once, optional clamp of q, k and v.
 
-use gaterail_kernels::ops::{Activation, WeightOn};
-
 use super::Names;
 use super::grouped::{Defaults, Trunk, expert_counts, softmax_gate};
 use crate::config::{ConfigError, Fields};
@@ -21,12 +19,7 @@ pub(super) fn read(config: &Fields) -> Result<ModelSpec, ConfigError> {
         top_k,
         width: config.need("intermediate_size")?,
         gate: softmax_gate(config.flag_or("norm_topk_prob", false)?),
-        router_bias: false,
-        correction_bias: false,
-        weight_on: WeightOn::Output,
-        activation: Activation::SwiGlu,
-        expert_bias: false,
-        shared: None,
+        ..SparseSpec::PLAIN
     };
     let layer = LayerSpec { attention: AttentionSpec::Grouped(attention), mlp: MlpSpec::Sparse(sparse) };
     trunk.spec(config, config, Names::COMMON, vec![rope], vec![layer; trunk.layers])

@@ -1,7 +1,7 @@
 //! Qwen2-MoE (shared expert with a gate of its own, biases on q, k, v), Qwen3-MoE and dense Qwen3 (norms on q and k per
 //! head; arXiv 2505.09388). Dense layers may lie among the sparse ones.
 
-use gaterail_kernels::ops::{Activation, Mask, WeightOn};
+use gaterail_kernels::ops::Mask;
 
 use super::Names;
 use super::grouped::{Defaults, Trunk, expert_counts, layer_masks, softmax_gate};
@@ -88,12 +88,8 @@ fn sparse(config: &Fields, shared: Option<SharedSpec>, top_k: usize) -> Result<S
         top_k,
         width: config.need("moe_intermediate_size")?,
         gate: softmax_gate(config.flag_or("norm_topk_prob", false)?),
-        router_bias: false,
-        correction_bias: false,
-        weight_on: WeightOn::Output,
-        activation: Activation::SwiGlu,
-        expert_bias: false,
         shared,
+        ..SparseSpec::PLAIN
     })
 }
 
