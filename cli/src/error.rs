@@ -30,6 +30,9 @@ pub enum CliError {
     Hub(String),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    /// The command line asks for what makes no sense.
+    #[error("{0}")]
+    Usage(String),
     /// What was asked for cannot be done; the text says why and what can.
     #[error("{0}")]
     Refused(String),
@@ -40,6 +43,11 @@ impl CliError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> CliError {
         let what = what.into();
         move |source| CliError::Io { what, source }
+    }
+
+    /// 2 for a wrong command line, as clap has it; 1 for all else.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, CliError::Usage(_)) { 2 } else { 1 }
     }
 
     /// Whether the reader of our output went away, as `head` does.

@@ -9,14 +9,15 @@ mod machine;
 mod progress;
 mod source;
 mod synth;
+mod terminal;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Serves large Mixture-of-Experts language models on your own machines.
+/// Runs large Mixture-of-Experts language models on your own machines.
 #[derive(Parser)]
-#[command(name = "gaterail", version, max_term_width = 110)]
+#[command(name = "gaterail", version, max_term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,8 +42,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("gaterail: {error}");
-            ExitCode::FAILURE
+            terminal::note(&terminal::visible(&format!("gaterail: {error}")));
+            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -9,7 +9,16 @@ use crate::hub::{HubConfig, resolve_local};
 pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
     let path = Path::new(model);
     if path.is_dir() {
+        if !path.join("config.json").exists() {
+            let what = "a model is a folder with config.json and *.safetensors";
+            return Err(CliError::Refused(format!("{model} has no config.json; {what}")));
+        }
         return Ok(path.to_path_buf());
+    }
+    if model.contains("://") {
+        return Err(CliError::Refused(format!(
+            "{model} is an address; give a folder, or ORG/NAME after `gaterail pull`"
+        )));
     }
     if path.is_file() {
         return Err(CliError::Refused(match path.extension().and_then(|end| end.to_str()) {
@@ -31,6 +40,6 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
         true => {
             format!("{model} is neither a folder nor complete in the cache. Fetch it:  gaterail pull {model}")
         }
-        false => format!("there is no folder {model}"),
+        false => format!("there is no folder {model:?}, and it is no ORG/NAME"),
     }))
 }

@@ -78,7 +78,7 @@ fn json_holds_tokens_logprobs_and_text() {
     let tokens = answer["tokens"].as_array().unwrap();
     assert_eq!(tokens.len(), 6);
     let pieces: String = tokens.iter().map(|token| token["text"].as_str().unwrap()).collect();
-    assert!(answer["text"].as_str().unwrap().starts_with(&pieces));
+    assert_eq!(answer["text"].as_str().unwrap(), pieces);
     for token in tokens {
         let top = token["top"].as_array().unwrap();
         assert_eq!(top.len(), 3);
@@ -104,6 +104,13 @@ fn a_seed_decides_the_text_and_a_stop_string_ends_it() {
         ["generate", &model, "Hello", "-n", "12", "--temperature", "1", "--seed", "7", "--stop", &stop];
     let cut = succeeds(&args);
     assert_eq!(cut.trim_end_matches('\n'), &whole[..whole.find(&stop).unwrap()]);
+    // Before --min-tokens a stop string ends nothing, and what is shown is the same.
+    let late =
+        ["generate", &model, "Hello", "-n", "12", "--temperature", "1", "--seed", "7", "--min-tokens", "12"];
+    let whole = succeeds(&late);
+    let stop: String = whole.chars().skip(1).take(10).collect();
+    assert!(!whole.trim_end().ends_with(&stop), "{stop:?} would end the last token");
+    assert_eq!(succeeds(&[&late[..], &["--stop", &stop]].concat()), whole);
 }
 
 #[test]
@@ -132,6 +139,48 @@ fn a_reader_that_goes_away_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
     assert!(output.status.success());
+}
+
+#[test]
+fn a_full_disk_behind_an_output_is_an_error_and_no_panic() {
+    let (_keep, model) = mini();
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let code = |args: &[&str], out: Stdio, err: Stdio| {
+        command(args).stdout(out).stderr(err).status().unwrap().code()
+    };
+    let generate = ["generate", &model, "x", "-n", "2"];
+    assert_eq!(code(&generate, full(), Stdio::null()), Some(1));
+    assert_eq!(code(&generate, Stdio::null(), full()), Some(0));
+    assert_eq!(code(&["generate", "/no/such/folder", "x"], Stdio::null(), full()), Some(1));
+    assert_eq!(code(&["inspect", &model, "--no-measure"], full(), full()), Some(1));
+    let out = format!("{model}2");
+    assert_eq!(code(&["synth", "--shape", "mini", &out], full(), full()), Some(1));
+}
+
+#[test]
+fn a_damaged_folder_is_no_estimate() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(format!("{}/config.json", fixture("olmoe_a")), folder.path().join("config.json")).unwrap();
+    let path = folder.path().to_str().unwrap();
+    assert!(succeeds(&["inspect", path, "--no-measure"]).contains("estimated from config.json"));
+    std::os::unix::fs::symlink("/no/such/blob", folder.path().join("model.safetensors")).unwrap();
+    fails(&["inspect", path, "--no-measure"], &["neither model.safetensors nor"]);
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\n")
+        .unwrap();
+    fails(&["inspect", path, "--no-measure"], &["git-lfs"]);
+}
+
+#[test]
+fn what_a_file_says_cannot_steer_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(format!("{}/config.json", fixture("olmoe_a")), folder.path().join("config.json")).unwrap();
+    let header = "{\"evil\\u001b]0;x\\u0007\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}";
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    let output = gaterail(&["inspect", folder.path().to_str().unwrap(), "--no-measure"]);
+    let error = text(&output.stderr);
+    assert!(!output.status.success() && !error.contains(['\u{1b}', '\u{7}']), "{error:?}");
 }
 
 #[test]
@@ -185,7 +234,7 @@ fn what_cannot_be_done_is_said() {
     let olmoe = fixture("olmoe_a");
     fails(&[], &["Usage"]);
     fails(&["generate"], &["required"]);
-    fails(&["generate", "/no/such/folder", "x"], &["there is no folder /no/such/folder"]);
+    fails(&["generate", "/no/such/folder", "x"], &["there is no folder \"/no/such/folder\""]);
     fails(&["generate", "org/name", "x"], &["gaterail pull org/name"]);
     fails(&["generate", &format!("{olmoe}/model.safetensors"), "x"], &["give its folder"]);
     fails(&["generate", &olmoe, "Hello"], &["tokenizer.json"]);
@@ -200,6 +249,9 @@ fn what_cannot_be_done_is_said() {
     fails(&["generate", &model, "x", "--logit-bias", "99999=1"], &["99999"]);
     fails(&["generate", &model, "x", "--max-tokens", "0"], &["--max-tokens"]);
     fails(&["generate", &model, "x", "--threads", "0"], &["threads"]);
+    fails(&["generate", &model, "x", "--stop", ""], &["stop"]);
+    fails(&["generate", &model, "x", "--min-tokens", "9", "--max-tokens", "8"], &["--min-tokens 9"]);
+    fails(&["generate", &olmoe, "--tokens", "1", "--stop", "x"], &["--stop needs a tokenizer"]);
     fails(&["generate", &model, "x", "--system", "s"], &["no chat template"]);
     fails(&["generate", &model, &"long ".repeat(2000)], &["the prompt has 10000 tokens", "4096"]);
     fails(&["synth", "--shape", "gpt-9", "/tmp/never"], &["no shape \"gpt-9\"", "olmoe-1b-7b"]);
@@ -208,5 +260,18 @@ fn what_cannot_be_done_is_said() {
     fails(&["synth", "--shape", "mini", "--layers", "9", "/tmp/never"], &["1 to 4"]);
     fails(&["synth", "--shape", "deepseek-v3", "/tmp/never"], &["would need", "free"]);
     fails(&["pull", "no-organisation"], &["no-organisation"]);
-    fails(&["inspect", keep.path().to_str().unwrap()], &["config.json"]);
+    std::fs::write(Path::new(&model).join("generation_config.json"), r#"{"do_sample": true, "top_p": 0}"#)
+        .unwrap();
+    fails(&["generate", &model, "x"], &["generation_config.json", "top_p"]);
+    fails(&["inspect", keep.path().to_str().unwrap()], &["has no config.json"]);
+    fails(&["generate", "https://host/org/name", "x"], &["is an address"]);
+    fails(&["generate", &olmoe, "--tokens", "-1"], &["--tokens"]);
+    fails(&["synth"], &["OUT"]);
+    fails(&["synth", "/tmp/never"], &["--shape NAME", "--list"]);
+    for (args, code) in [
+        (vec!["generate", model.as_str(), "x", "--temperature", "-1"], 2),
+        (vec!["generate", "/no/such/folder", "x"], 1),
+    ] {
+        assert_eq!(gaterail(&args).status.code(), Some(code), "{args:?}");
+    }
 }

@@ -4,22 +4,27 @@ use clap::Args;
 use gaterail_model::config::GenerationDefaults;
 use gaterail_model::sampler::SamplingParams;
 
+use crate::error::CliError;
+use crate::terminal;
+
 /// Generate text from a model folder, streaming it
 ///
 /// A chat template in the folder is applied to the prompt; --raw leaves the prompt as it is. Sampling follows the model's
 /// generation_config.json where a flag does not say otherwise, and is greedy where neither does. The answer goes to
 /// standard output, everything else to standard error.
 #[derive(Args, Debug)]
+#[command(allow_negative_numbers = true)]
 pub struct GenerateArgs {
     /// A Hugging Face folder, or ORG/NAME that `gaterail pull` has fetched
     pub model: String,
 
-    /// The prompt; `-` or nothing reads standard input
+    /// The prompt; `-` reads standard input, as does nothing where it is not a terminal. One end of line at its end is
+    /// not part of the prompt
     pub prompt: Option<String>,
 
-    /// The prompt as token ids instead of text: no tokenizer needed
-    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "prompt")]
-    pub tokens: Option<Vec<u32>>,
+    /// The prompt as token ids instead of text, such as 1,2,3: no tokenizer needed
+    #[arg(long, value_name = "IDS", value_parser = parse_ids, conflicts_with = "prompt")]
+    pub tokens: Option<TokenIds>,
 
     /// A system message before the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "tokens")]
@@ -76,8 +81,8 @@ pub struct GenerateArgs {
     pub stop: Vec<String>,
 
     /// Token ids that end the answer, beside the model's own
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
-    pub stop_tokens: Vec<u32>,
+    #[arg(long, value_name = "IDS", value_parser = parse_ids)]
+    pub stop_tokens: Option<TokenIds>,
 
     /// Tokens before anything may end the answer
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -87,7 +92,8 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub ignore_eos: bool,
 
-    /// With --json: how many of the most likely tokens to report at each position
+    /// With --json: how many of the most likely tokens to report at each position, at most 20; they are the model's own,
+    /// before any bias or penalty
     #[arg(long, value_name = "N", default_value_t = 0, requires = "json")]
     pub logprobs: u8,
 
@@ -114,6 +120,21 @@ fn parse_threads(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Token ids of the command line.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenIds(pub Vec<u32>);
+
+/// `1,2,3`, with blanks and brackets if one likes.
+fn parse_ids(text: &str) -> Result<TokenIds, String> {
+    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
+    let ids = inner.split([',', ' ']).filter(|id| !id.is_empty());
+    let ids = ids.map(|id| id.parse().map_err(|_| format!("{id:?} is no token id; ids look like 1,2,3")));
+    match ids.collect::<Result<Vec<u32>, String>>()? {
+        ids if ids.is_empty() => Err("no token ids; they look like 1,2,3".to_string()),
+        ids => Ok(TokenIds(ids)),
+    }
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, bias) = text.split_once(['=', ':']).ok_or("expected ID=BIAS")?;
     let id = id.trim().parse().map_err(|_| format!("{id:?} is no token id"))?;
@@ -126,8 +147,30 @@ impl GenerateArgs {
         !self.show_special
     }
 
+    /// The sampling that flags and the model's makers ask for, checked; an error says which of the two is wrong.
+    pub fn checked_sampling(
+        &self,
+        defaults: &GenerationDefaults,
+        vocab: usize,
+    ) -> Result<SamplingParams, CliError> {
+        let flags = self.sampling(&GenerationDefaults::default());
+        flags.validate(vocab).map_err(|error| CliError::Usage(error.to_string()))?;
+        if self.min_tokens > self.max_tokens {
+            let (min, max) = (self.min_tokens, self.max_tokens);
+            return Err(CliError::Usage(format!("--min-tokens {min} is more than --max-tokens {max}")));
+        }
+        let params = self.sampling(defaults);
+        params
+            .validate(vocab)
+            .map_err(|error| CliError::Refused(format!("the model's generation_config.json: {error}")))?;
+        if params.is_greedy() && (self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some()) {
+            terminal::note("gaterail: the answer is greedy; --top-p, --top-k and --min-p need --temperature");
+        }
+        Ok(params)
+    }
+
     /// Flags first, then what the model's makers say, then greedy.
-    pub fn sampling(&self, defaults: &GenerationDefaults) -> SamplingParams {
+    fn sampling(&self, defaults: &GenerationDefaults) -> SamplingParams {
         let plain = SamplingParams::default();
         let sampled = defaults.sample || self.temperature.is_some_and(|temperature| temperature > 0.0);
         let of = |flag: Option<f32>, default: Option<f32>, otherwise: f32| {
@@ -152,7 +195,7 @@ impl GenerateArgs {
             logit_bias: self.logit_bias.clone(),
             seed: self.seed,
             stop: self.stop.clone(),
-            stop_token_ids: self.stop_tokens.clone(),
+            stop_token_ids: self.stop_tokens.clone().unwrap_or_default().0,
             min_tokens: self.min_tokens,
             ignore_eos: self.ignore_eos,
             logprobs: self.json.then_some(self.logprobs),

@@ -42,13 +42,12 @@ pub struct Answer {
 pub fn generate(
     mut runner: Runner,
     request: &Request<'_>,
-    skip_special: bool,
+    mut text: TextSide<'_>,
     show: &mut dyn FnMut(&str) -> Result<(), CliError>,
 ) -> Result<Answer, CliError> {
     let started = Instant::now();
     let mut table = PageTable::default();
     let mut logits = prefill(&mut runner, request.prompt, &mut table)?;
-    let mut text = TextSide::new(request, skip_special)?;
     let mut counts = TokenCounts::new(request.prompt);
     let stop_ids = &request.stop_ids;
     let mut pieces: Vec<Piece> = Vec::new();
@@ -72,14 +71,15 @@ pub fn generate(
             Some(FinishReason::Stop(_)) => Shown::default(),
             _ => text.push(token, generated)?,
         };
-        show(&shown.text)?;
-        pieces.push(Piece { sampled, text: shown.text });
-        if let Some(reason) = ends_by_token(shown.stopped) {
-            let rest = if shown.stopped.is_some() { String::new() } else { text.finish()? };
-            show(&rest)?;
-            let answer = pieces.iter().map(|piece| piece.text.as_str()).collect::<String>() + &rest;
-            let decode = started.elapsed() - first_token;
-            return Ok(Answer { pieces, text: answer, reason, first_token, decode });
+        let reason = ends_by_token(shown.stopped);
+        // What is still held back belongs to the last token.
+        let rest = if reason.is_some() && shown.stopped.is_none() { text.finish()? } else { String::new() };
+        let piece = Piece { sampled, text: shown.text + &rest };
+        show(&piece.text)?;
+        pieces.push(piece);
+        if let Some(reason) = reason {
+            let text = pieces.iter().map(|piece| piece.text.as_str()).collect();
+            return Ok(Answer { pieces, text, reason, first_token, decode: started.elapsed() - first_token });
         }
         logits = decode(&mut runner, token, position, &mut table)?;
     }
@@ -122,15 +122,19 @@ struct Shown {
 }
 
 /// From tokens to text that may be shown. Without a tokenizer there is none.
-struct TextSide<'a> {
+pub struct TextSide<'a> {
     tokenizer: Option<&'a Tokenizer>,
     detokenizer: Detokenizer,
-    stops: StopMatcher,
+    matcher: StopMatcher,
+    stops: Vec<String>,
     min_tokens: usize,
+    /// The end of the text before `min_tokens`, in which a stop string may begin but none is whole.
+    early: String,
 }
 
 impl<'a> TextSide<'a> {
-    fn new(request: &Request<'a>, skip_special: bool) -> Result<TextSide<'a>, CliError> {
+    /// Checks the request's stop strings; nothing is loaded for that.
+    pub fn new(request: &Request<'a>, skip_special: bool) -> Result<TextSide<'a>, CliError> {
         if request.tokenizer.is_none() && !request.params.stop.is_empty() {
             return Err(CliError::Refused("--stop needs a tokenizer, and the folder has none".to_string()));
         }
@@ -138,12 +142,13 @@ impl<'a> TextSide<'a> {
             Some(tokenizer) => Detokenizer::after(tokenizer, request.prompt, skip_special)?,
             None => Detokenizer::new(skip_special),
         };
-        let stops = StopMatcher::new(&request.params.stop, false)?;
         Ok(TextSide {
             tokenizer: request.tokenizer,
             detokenizer,
-            stops,
+            matcher: StopMatcher::new(&request.params.stop, false)?,
+            stops: request.params.stop.clone(),
             min_tokens: request.params.min_tokens,
+            early: String::new(),
         })
     }
 
@@ -151,18 +156,33 @@ impl<'a> TextSide<'a> {
     fn push(&mut self, token: u32, generated: usize) -> Result<Shown, CliError> {
         let Some(tokenizer) = self.tokenizer else { return Ok(Shown::default()) };
         let text = self.detokenizer.push(tokenizer, token)?;
+        self.early.push_str(&text);
         if generated < self.min_tokens {
-            return Ok(Shown { text, stopped: None });
+            return Ok(Shown { text: self.release_early(), stopped: None });
         }
-        let outcome = self.stops.push(&text);
+        let outcome = self.matcher.push(&std::mem::take(&mut self.early));
         Ok(Shown { text: outcome.emit, stopped: outcome.stopped })
+    }
+
+    /// Text of which nothing can belong to a stop string that ends later.
+    fn release_early(&mut self) -> String {
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let mut cut = self.early.len().saturating_sub(longest.saturating_sub(1));
+        // Stop strings that are whole by now came too early to count.
+        for stop in &self.stops {
+            while let Some(found) = self.early[self.early.ceil_char_boundary(cut)..].find(stop.as_str()) {
+                cut = self.early.ceil_char_boundary(self.early.ceil_char_boundary(cut) + found + 1);
+            }
+        }
+        let rest = self.early.split_off(self.early.ceil_char_boundary(cut));
+        std::mem::replace(&mut self.early, rest)
     }
 
     /// What was held back.
     fn finish(&mut self) -> Result<String, CliError> {
         let Some(tokenizer) = self.tokenizer else { return Ok(String::new()) };
-        let rest = self.detokenizer.finish(tokenizer)?;
-        let outcome = self.stops.push(&rest);
-        Ok(if outcome.stopped.is_some() { outcome.emit } else { outcome.emit + &self.stops.finish() })
+        let rest = std::mem::take(&mut self.early) + &self.detokenizer.finish(tokenizer)?;
+        let outcome = self.matcher.push(&rest);
+        Ok(if outcome.stopped.is_some() { outcome.emit } else { outcome.emit + &self.matcher.finish() })
     }
 }

@@ -43,9 +43,17 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         return Err(CliError::Refused(detail));
     }
     let defaults = GenerationDefaults::from_folder(&folder)?;
-    let params = args.sampling(&defaults);
-    params.validate(spec.vocab)?;
+    let params = args.checked_sampling(&defaults, spec.vocab)?;
     let max_tokens = plan::max_tokens(&spec, prompt.tokens.len(), args.max_tokens)?;
+    let own = prompt.tokenizer.as_ref().map(|tokenizer| tokenizer.stop_ids().to_vec());
+    let request = engine::Request {
+        prompt: &prompt.tokens,
+        tokenizer: prompt.tokenizer.as_ref(),
+        stop_ids: own.unwrap_or(defaults.stop_ids),
+        params,
+        max_tokens,
+    };
+    let text = engine::TextSide::new(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
     if !args.no_memory_check {
@@ -55,17 +63,10 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let options = RunnerOptions { rows_max, positions, shards: Vec::new() };
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();
-    let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &params);
-    let own = prompt.tokenizer.as_ref().map(|tokenizer| tokenizer.stop_ids().to_vec());
-    let request = engine::Request {
-        prompt: &prompt.tokens,
-        tokenizer: prompt.tokenizer.as_ref(),
-        stop_ids: own.unwrap_or(defaults.stop_ids),
-        params,
-        max_tokens,
-    };
-    let answer = engine::generate(runner, &request, args.skip_special(), &mut |piece| output.piece(piece))?;
-    output.finish(&args.model, &prompt.tokens, &answer, loaded)
+    let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &request.params);
+    let answer = engine::generate(runner, &request, text, &mut |piece| output.piece(piece))?;
+    let full = max_tokens < args.max_tokens;
+    output.finish(&args.model, &prompt.tokens, &answer, output::Timing { loaded, full })
 }
 
 /// Loads with one progress bar over all bytes.
@@ -103,7 +104,7 @@ fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
     if let Some(tokens) = &args.tokens {
         let has_tokenizer = folder.join("tokenizer.json").is_file();
         let tokenizer = if has_tokenizer { Some(Tokenizer::from_folder(folder)?) } else { None };
-        return Ok(Prompt { tokens: tokens.clone(), tokenizer });
+        return Ok(Prompt { tokens: tokens.0.clone(), tokenizer });
     }
     let text = match args.prompt.as_deref() {
         Some("-") => read_stdin()?,
@@ -111,7 +112,7 @@ fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
         Some(text) => text.to_string(),
         None => {
             let hint = "give a PROMPT, or --tokens 1,2,3, or a text on standard input";
-            return Err(CliError::Refused(format!("there is no prompt: {hint}")));
+            return Err(CliError::Usage(format!("there is no prompt: {hint}")));
         }
     };
     let tokenizer = Tokenizer::from_folder(folder)?;
@@ -129,7 +130,7 @@ fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
         }
         None if args.system.is_some() => {
             let why = if args.raw { "--raw uses no chat template" } else { "the model has no chat template" };
-            return Err(CliError::Refused(format!("--system needs a chat template, and {why}")));
+            return Err(CliError::Usage(format!("--system needs a chat template, and {why}")));
         }
         None => tokenizer.encode(&text, true)?,
     };
@@ -146,6 +147,10 @@ fn read_stdin() -> Result<String, CliError> {
     read.map_err(CliError::io("reading the prompt from standard input"))?;
     if text.len() as u64 > PROMPT_BYTES_MAX {
         return Err(CliError::Refused(format!("the prompt has more than {PROMPT_BYTES_MAX} bytes")));
+    }
+    // `echo Hello |` means Hello.
+    if let Some(line) = text.strip_suffix('\n') {
+        text.truncate(line.strip_suffix('\r').unwrap_or(line).len());
     }
     Ok(text)
 }

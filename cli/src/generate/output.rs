@@ -1,6 +1,5 @@
 //! How an answer is shown: text as it comes and a line of figures, or one JSON object.
 
-use std::io::{Write, stdout};
 use std::time::Duration;
 
 use gaterail_model::sampler::{FinishReason, SamplingParams, StopCause};
@@ -9,6 +8,15 @@ use serde_json::{Value, json};
 
 use super::engine::Answer;
 use crate::error::CliError;
+use crate::terminal;
+
+/// What the figures need to know beside the answer.
+#[derive(Clone, Copy)]
+pub struct Timing {
+    pub loaded: Duration,
+    /// Whether the context leaves room for fewer tokens than were asked for.
+    pub full: bool,
+}
 
 pub struct Output<'a> {
     json: bool,
@@ -29,7 +37,7 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         self.open_line = !text.ends_with('\n');
-        write_out(text)
+        terminal::print(text)
     }
 
     /// Shows the end, and on standard error what it took.
@@ -38,20 +46,20 @@ impl<'a> Output<'a> {
         model: &str,
         prompt: &[u32],
         answer: &Answer,
-        loaded: Duration,
+        timing: Timing,
     ) -> Result<(), CliError> {
         if self.json {
-            let object = self.object(model, prompt, answer, loaded);
-            return write_out(&format!("{object}\n"));
+            let object = self.object(model, prompt, answer, timing.loaded);
+            return terminal::print(&format!("{object}\n"));
         }
         if self.tokenizer.is_none() {
             let ids: Vec<String> =
                 answer.pieces.iter().map(|piece| piece.sampled.token.to_string()).collect();
-            write_out(&format!("{}\n", ids.join(",")))?;
+            terminal::print(&format!("{}\n", ids.join(",")))?;
         } else if self.open_line {
-            write_out("\n")?;
+            terminal::print("\n")?;
         }
-        eprintln!("{}", figures(prompt.len(), answer, loaded));
+        terminal::note(&figures(prompt.len(), answer, timing));
         Ok(())
     }
 
@@ -95,24 +103,23 @@ impl<'a> Output<'a> {
     }
 }
 
-fn write_out(text: &str) -> Result<(), CliError> {
-    let mut out = stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(CliError::io("writing the answer"))
-}
-
 /// TPOT leaves the first token out, as vLLM does.
-fn figures(prompt: usize, answer: &Answer, loaded: Duration) -> String {
+fn figures(prompt: usize, answer: &Answer, timing: Timing) -> String {
     let generated = answer.pieces.len();
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
     let decode = match generated {
         0 | 1 => String::new(),
         _ => format!(", then {:.1} tokens/s", rate(generated - 1, answer.decode)),
     };
-    let reason = if answer.reason == FinishReason::Length { " (length reached)" } else { "" };
+    let reason = match (answer.reason, timing.full) {
+        (FinishReason::Length, true) => " (the context is full)",
+        (FinishReason::Length, false) => " (--max-tokens reached)",
+        _ => "",
+    };
+    let plural = if prompt == 1 { "" } else { "s" };
     format!(
-        "[loaded in {:.1} s; {prompt} prompt tokens in {:.1} ms ({:.0} tokens/s); {generated} generated{reason}{decode}]",
-        loaded.as_secs_f64(),
+        "[loaded in {:.1} s; {prompt} prompt token{plural} in {:.1} ms ({:.0} tokens/s); {generated} generated{reason}{decode}]",
+        timing.loaded.as_secs_f64(),
         answer.first_token.as_secs_f64() * 1e3,
         rate(prompt, answer.first_token),
     )

@@ -17,11 +17,14 @@ const RESERVE_BYTES: u64 = 256 << 20;
 /// Tokens that may be generated: as asked, or what the context leaves.
 pub fn max_tokens(spec: &ModelSpec, prompt: usize, asked: usize) -> Result<usize, CliError> {
     if prompt >= spec.context {
-        let detail = format!("the prompt has {prompt} tokens, and the model's context {}", spec.context);
+        let context = spec.context;
+        let detail = format!(
+            "the prompt has {prompt} tokens, which leaves no room in the model's context of {context}"
+        );
         return Err(CliError::Refused(detail));
     }
     if asked == 0 {
-        return Err(CliError::Refused("--max-tokens is 0: there is nothing to generate".to_string()));
+        return Err(CliError::Usage("--max-tokens is 0: there is nothing to generate".to_string()));
     }
     Ok(asked.min(spec.context - prompt))
 }

@@ -11,7 +11,7 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::weights::check_tensors;
 
 use crate::error::CliError;
-use crate::{machine, source};
+use crate::{machine, source, terminal};
 
 /// Show a model's architecture, its bytes by part, and what fits on this machine
 ///
@@ -43,11 +43,16 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let device = machine::cpu(None)?;
     let bandwidth = if args.no_measure { None } else { Some(machine::read_bandwidth(&device)?) };
     let report = report::Report::new(&args.model, &spec, checkpoint.as_ref(), &device, bandwidth);
-    let text = if args.json { format!("{:#}\n", report.json()) } else { report.text() };
-    use std::io::Write;
-    std::io::stdout().write_all(text.as_bytes()).map_err(CliError::io("writing the report"))
+    let text = if args.json { format!("{:#}\n", report.json()) } else { terminal::visible(&report.text()) };
+    terminal::print(&text)
 }
 
+/// Whether anything in the folder means to be weights, whole or not: then they are read, and what is wrong is said.
 fn has_weights(folder: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).is_file())
+    let ends = [".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"];
+    let names = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.into_iter().any(|name| ends.iter().any(|end| name.ends_with(end)))
 }

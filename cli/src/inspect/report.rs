@@ -70,6 +70,9 @@ impl Report {
             total.bytes += share.bytes;
             total.active_parameters += share.active_parameters;
             total.active_bytes += share.active_bytes;
+            for (&precision, bytes) in &share.precisions {
+                *total.precisions.entry(precision).or_default() += bytes;
+            }
         }
         total
     }
@@ -138,10 +141,11 @@ impl Report {
         text += &row("total", &self.total(), if self.estimated { "estimated from config.json" } else { "" });
         let total = self.total();
         text += &format!(
-            "\n  {} parameters are active per token. KV takes {} per token, {} for the whole context.\n",
+            "\n  {} parameters are active per token. KV takes {} per token (f32, every layer keeps the whole\n  context): {} for {} tokens.\n",
             count_text(total.active_parameters),
             bytes_text(self.kv_bytes_per_token),
             bytes_text(self.kv_bytes_per_token.saturating_mul(self.context)),
+            self.context,
         );
         text + &self.machine_text()
     }
@@ -153,7 +157,7 @@ impl Report {
             text += &format!(", {} of {} memory available", bytes_text(available), bytes_text(total));
         }
         if let Some(bandwidth) = machine.bandwidth {
-            text += &format!(", reads {}/s", bytes_text(bandwidth as u64));
+            text += &format!(", reads about {}/s", bytes_text(bandwidth as u64));
         }
         text += "\n";
         match (machine.available_bytes, self.kv_tokens_that_fit()) {
@@ -176,20 +180,21 @@ impl Report {
                 );
             }
         }
-        if let Some(rate) = self.decode_limit() {
-            text += &format!("  Its memory bandwidth allows one stream at most {rate:.1} tokens/s.\n");
+        if let (Some(rate), Some(_)) = (self.decode_limit(), self.kv_tokens_that_fit()) {
+            text += &format!("  Its memory bandwidth allows one stream about {rate:.1} tokens/s at most.\n");
         }
         text
     }
 }
 
 fn row(name: &str, share: &Share, precision: &str) -> String {
-    format!(
-        "  {name:16}{:>12}{:>12}{:>14}  {precision}\n",
+    let line = format!(
+        "  {name:16}{:>12}{:>12}{:>14}  {precision}",
         count_text(share.parameters),
         bytes_text(share.bytes),
         bytes_text(share.active_bytes),
-    )
+    );
+    line.trim_end().to_string() + "\n"
 }
 
 fn role_name(role: Role) -> &'static str {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::terminal;
+
 use super::{ByteProgress, Progress, bytes_text, time_text};
 
 const DRAWS_PER_SECOND: u8 = 5;
@@ -18,7 +20,7 @@ impl Bar {
     pub fn new() -> Self {
         let target = ProgressDrawTarget::stderr_with_hz(DRAWS_PER_SECOND);
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let style = ProgressStyle::with_template("{prefix} [{bar:24}] {msg}");
+        let style = ProgressStyle::with_template("{prefix} [{bar:24}] {wide_msg}");
         // The template is a constant of this file; a wrong one would show in any test of the bar.
         bar.set_style(style.expect("the template is valid").progress_chars("=> "));
         Self { bar }
@@ -41,7 +43,7 @@ impl Progress for Bar {
     }
 
     fn note(&mut self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| terminal::note(line));
     }
 
     fn finish(&mut self, last: &ByteProgress) {
@@ -49,7 +51,7 @@ impl Progress for Bar {
         if last.done == last.total {
             self.bar.finish_and_clear();
             if last.elapsed >= Duration::from_secs(1) {
-                eprintln!("{} in {}", bytes_text(last.total), time_text(last.elapsed));
+                terminal::note(&format!("{} in {}", bytes_text(last.total), time_text(last.elapsed)));
             }
         } else {
             self.bar.abandon();

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use gaterail_model::arch::parse_spec;
 use gaterail_model::config::Fields;
+use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::account;
 use serde_json::{Map, Value};
 
 use crate::error::CliError;
-use crate::machine;
 use crate::progress::bytes_text;
+use crate::{machine, terminal};
 
 /// Write a random checkpoint of a real shape
 ///
@@ -23,8 +24,8 @@ use crate::progress::bytes_text;
 /// What such a model writes is noise.
 #[derive(Args, Debug)]
 pub struct SynthArgs {
-    /// A config.json whose shape to take
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["shape", "list"], conflicts_with = "shape")]
+    /// A config.json, or the folder that holds it, whose shape to take
+    #[arg(long, value_name = "FILE", conflicts_with = "shape")]
     pub config: Option<PathBuf>,
 
     /// A known shape; --list shows them
@@ -36,7 +37,6 @@ pub struct SynthArgs {
     pub list: bool,
 
     /// The folder to write; new or empty
-    #[arg(required_unless_present = "list")]
     pub out: Option<PathBuf>,
 
     /// Fewer layers than the shape has
@@ -59,31 +59,51 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
     if args.list {
         return shapes::list();
     }
-    let (Some(out), (origin, text)) = (&args.out, read_shape(args)?) else {
-        return Err(CliError::Refused("give the folder to write".to_string()));
+    let Some(out) = &args.out else {
+        return Err(CliError::Usage("give the folder OUT to write".to_string()));
     };
+    let (origin, text) = read_shape(args)?;
     let config = adjusted(&origin, &text, args)?;
     let text = format!("{:#}\n", Value::Object(config.clone()));
     let spec = parse_spec(&Fields::parse(&origin, text.as_bytes())?)?;
     let bytes: u64 = account(&spec, None).values().map(|share| share.bytes).sum();
-    prepare(out, bytes)?;
-    write_text(&out.join("config.json"), &text)?;
-    tokenizer::write(out, spec.vocab)?;
-    write::weights(&spec, out, args.shard_bytes, args.seed)?;
-    println!("{}", out.display());
-    eprintln!("Try:  gaterail inspect {0}\n      gaterail generate {0} \"Hello\"", out.display());
+    let draft = prepare(out, bytes)?;
+    let written = write_model(&spec, &text, &draft, args);
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(&draft);
+    }
+    let has_tokenizer = written?;
+    std::fs::rename(&draft, out).map_err(CliError::io(out.display().to_string()))?;
+    terminal::print(&format!("{}\n", out.display()))?;
+    let prompt = if has_tokenizer { "\"Hello\"" } else { "--tokens 1,2,3" };
+    terminal::note(&format!(
+        "Try:  gaterail inspect {0}\n      gaterail generate {0} {prompt}",
+        out.display()
+    ));
     Ok(())
+}
+
+/// Everything into one folder; the result says whether it has a tokenizer.
+fn write_model(spec: &ModelSpec, config: &str, folder: &Path, args: &SynthArgs) -> Result<bool, CliError> {
+    std::fs::create_dir_all(folder).map_err(CliError::io(folder.display().to_string()))?;
+    write_text(&folder.join("config.json"), config)?;
+    let has_tokenizer = tokenizer::write(folder, spec.vocab)?;
+    write::weights(spec, folder, args.shard_bytes, args.seed)?;
+    Ok(has_tokenizer)
 }
 
 /// The configuration's text and where it came from.
 fn read_shape(args: &SynthArgs) -> Result<(PathBuf, String), CliError> {
     match (&args.config, &args.shape) {
         (Some(path), _) => {
+            let path = &if path.is_dir() { path.join("config.json") } else { path.clone() };
             let text = std::fs::read_to_string(path).map_err(CliError::io(path.display().to_string()))?;
             Ok((path.clone(), text))
         }
         (None, Some(name)) => Ok((PathBuf::from(name), shapes::find(name)?.to_string())),
-        (None, None) => Err(CliError::Refused("give --config or --shape".to_string())),
+        (None, None) => {
+            Err(CliError::Usage("give --shape NAME or --config FILE; --list shows the shapes".to_string()))
+        }
     }
 }
 
@@ -125,15 +145,23 @@ fn cut_layers(config: &mut Map<String, Value>, layers: u64) -> Result<(), String
     Ok(())
 }
 
-/// A new or empty folder on a disk with room.
-fn prepare(out: &Path, bytes: u64) -> Result<(), CliError> {
+/// Checks that the folder is new or empty and its disk has room; the draft beside it, which becomes the folder at the end.
+fn prepare(out: &Path, bytes: u64) -> Result<PathBuf, CliError> {
     if out.exists() {
         let mut entries = std::fs::read_dir(out).map_err(CliError::io(out.display().to_string()))?;
         if entries.next().is_some() {
             return Err(CliError::Refused(format!("{} is not empty; nothing was written", out.display())));
         }
     }
-    if let Some(free) = machine::free_disk_bytes(out).filter(|&free| free < bytes) {
+    let out = std::path::absolute(out).map_err(CliError::io(out.display().to_string()))?;
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".incomplete");
+    let draft = out.with_file_name(name);
+    if draft.exists() {
+        // What an interrupted run has left; the name is ours.
+        std::fs::remove_dir_all(&draft).map_err(CliError::io(draft.display().to_string()))?;
+    }
+    if let Some(free) = machine::free_disk_bytes(&out).filter(|&free| free < bytes) {
         let detail = format!(
             "{} would need {}, and its disk has {} free; --layers N writes a part",
             out.display(),
@@ -142,7 +170,7 @@ fn prepare(out: &Path, bytes: u64) -> Result<(), CliError> {
         );
         return Err(CliError::Refused(detail));
     }
-    std::fs::create_dir_all(out).map_err(CliError::io(out.display().to_string()))
+    Ok(draft)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), CliError> {

@@ -1,6 +1,7 @@
 //! Known shapes: the numbers of published configurations.
 
 use crate::error::CliError;
+use crate::terminal;
 
 /// Name, what it is, configuration.
 const SHAPES: [(&str, &str, &str); 10] = [
@@ -35,9 +36,8 @@ pub fn find(name: &str) -> Result<&'static str, CliError> {
 
 /// Prints all shapes.
 pub fn list() -> Result<(), CliError> {
-    use std::io::Write;
     let lines: String = SHAPES.iter().map(|(name, what, _)| format!("{name:18}{what}\n")).collect();
-    std::io::stdout().write_all(lines.as_bytes()).map_err(CliError::io("writing the list"))
+    terminal::print(&format!("{lines}\nParameters as the models' makers count them.\n"))
 }
 
 #[cfg(test)]

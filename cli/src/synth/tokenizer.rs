@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use super::write_text;
 use crate::error::CliError;
 
-/// Writes tokenizer.json, tokenizer_config.json and generation_config.json, unless the vocabulary is too small.
-pub fn write(out: &Path, vocab: usize) -> Result<(), CliError> {
+/// Writes tokenizer.json, tokenizer_config.json and generation_config.json, unless the vocabulary is too small;
+/// says whether it did.
+pub fn write(out: &Path, vocab: usize) -> Result<bool, CliError> {
     const BYTES: usize = 256;
     if vocab <= BYTES {
-        return Ok(());
+        return Ok(false);
     }
     let mut tokens = Map::new();
     for (id, letter) in byte_letters().into_iter().enumerate() {
@@ -41,7 +42,8 @@ pub fn write(out: &Path, vocab: usize) -> Result<(), CliError> {
     let config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end});
     write_text(&out.join("tokenizer_config.json"), &format!("{config:#}\n"))?;
     let generation = json!({"eos_token_id": vocab - 1, "do_sample": false});
-    write_text(&out.join("generation_config.json"), &format!("{generation:#}\n"))
+    write_text(&out.join("generation_config.json"), &format!("{generation:#}\n"))?;
+    Ok(true)
 }
 
 /// The letter that stands for each byte in byte-level BPE (GPT-2's table): printable bytes are themselves, the others

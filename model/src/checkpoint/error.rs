@@ -11,6 +11,6 @@ pub enum CheckpointError {
     #[error("{path}: tensor {tensor}: {detail}")]
     Tensor { path: PathBuf, tensor: String, detail: String },
     /// Several tensors at once, as many as are worth a person's time.
-    #[error("{path}: {count} tensors do not fit the configuration:\n{list}")]
+    #[error("{path}: {count} tensor(s) do not fit the configuration:\n{list}")]
     Tensors { path: PathBuf, count: usize, list: String },
 }

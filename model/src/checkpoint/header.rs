@@ -72,7 +72,7 @@ pub fn parse_header(file: &[u8]) -> Result<Vec<TensorEntry>, String> {
         return Err(format!("{names} tensors; at most {TENSORS_MAX} are read"));
     }
     let (header_length, metadata) =
-        SafeTensors::read_metadata(file).map_err(|error| explain(&error, file.len()))?;
+        SafeTensors::read_metadata(file).map_err(|error| explain(&error, header, file.len()))?;
     let data = 8 + header_length;
     let mut entries: Vec<TensorEntry> = Vec::with_capacity(names);
     for (name, info) in metadata.tensors() {
@@ -96,6 +96,12 @@ fn header_text(file: &[u8]) -> Result<&[u8], String> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(format!("{} bytes are too few for a safetensors file", file.len()));
     };
+    if file.starts_with(b"version https://git-lfs") {
+        return Err(
+            "this is a pointer of git-lfs, not the file it stands for; fetch that, or use gaterail pull"
+                .to_string(),
+        );
+    }
     let length = u64::from_le_bytes(*length);
     if length > HEADER_BYTES_MAX {
         return Err(format!("the header claims {length} bytes; the format allows {HEADER_BYTES_MAX}"));
@@ -134,7 +140,7 @@ fn header_names(header: &[u8]) -> Result<usize, String> {
     (&mut json).deserialize_map(Names).map_err(|error| format!("the header is not valid JSON: {error}"))?
 }
 
-fn explain(error: &SafeTensorError, file_length: usize) -> String {
+fn explain(error: &SafeTensorError, header: &[u8], file_length: usize) -> String {
     match error {
         SafeTensorError::MetadataIncompleteBuffer => format!(
             "the tensors do not end where the file does ({file_length} bytes): truncated, or with bytes behind its end"
@@ -142,11 +148,28 @@ fn explain(error: &SafeTensorError, file_length: usize) -> String {
         SafeTensorError::InvalidOffset(name) => {
             format!("tensor {name}: its offsets overlap another tensor, leave a hole, or run backwards")
         }
-        SafeTensorError::TensorInvalidInfo => {
-            "a tensor's offsets do not match its shape and type".to_string()
-        }
+        SafeTensorError::TensorInvalidInfo => match misfit(header) {
+            Some(name) => format!("tensor {name}: its offsets do not match its shape and type"),
+            None => "a tensor's offsets do not match its shape and type".to_string(),
+        },
         SafeTensorError::ValidationOverflow => "a tensor's shape is too large to be counted".to_string(),
         SafeTensorError::InvalidHeaderDeserialization(json) => format!("the header is malformed: {json}"),
         other => format!("not a valid safetensors file: {other}"),
     }
+}
+
+/// The first tensor whose offsets do not span what its shape and type need; the crate does not say which.
+fn misfit(header: &[u8]) -> Option<String> {
+    let tensors: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    let fits = |tensor: &serde_json::Value| -> Option<bool> {
+        let dtype: Dtype = serde_json::from_value(tensor.get("dtype")?.clone()).ok()?;
+        let shape: Vec<u64> = serde_json::from_value(tensor.get("shape")?.clone()).ok()?;
+        let [start, end]: [u64; 2] = serde_json::from_value(tensor.get("data_offsets")?.clone()).ok()?;
+        let values = shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side))?;
+        Some(values.checked_mul(dtype.bitsize() as u64)? == end.checked_sub(start)?.checked_mul(8)?)
+    };
+    tensors
+        .into_iter()
+        .find(|(name, tensor)| name != "__metadata__" && fits(tensor) == Some(false))
+        .map(|(name, _)| name)
 }

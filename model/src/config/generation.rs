@@ -30,7 +30,11 @@ impl GenerationDefaults {
         let fields = Fields::read(&path)?;
         let own = stop_ids(&fields)?;
         let number = |field: &str| Ok::<_, ConfigError>(fields.number(field)?.map(|number| number as f32));
-        let top_k = fields.count_from("top_k", 0)?.map(|top_k| top_k as u32);
+        // Some say -1 for all.
+        let top_k = match fields.number("top_k")? {
+            Some(-1.0) => Some(0),
+            _ => fields.count_from("top_k", 0)?.map(|top_k| top_k as u32),
+        };
         Ok(GenerationDefaults {
             sample: fields.flag_or("do_sample", false)?,
             temperature: number("temperature")?,

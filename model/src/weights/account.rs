@@ -48,7 +48,7 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
         let active = Share {
             parameters: 0,
             bytes: 0,
-            active_parameters: 0,
+            active_parameters: embedding.parameters,
             active_bytes: embedding.bytes,
             ..embedding
         };
