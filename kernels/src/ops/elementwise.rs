@@ -37,31 +37,31 @@ fn zip_rows(
     });
 }
 
-/// gate <- activation(gate, up)
+/// `gate <- activation(gate, up)`
 pub fn activation(stream: &Stream, kind: Activation, gate: ViewMut<'_>, up: View<'_>) {
     let isa = stream.cpu().isa;
     zip_rows(stream, up, gate, |_, gate, up| activation_row(isa, kind, gate, up));
 }
 
-/// to <- to + from
+/// `to <- to + from`
 pub fn add(stream: &Stream, to: ViewMut<'_>, from: View<'_>) {
     let isa = stream.cpu().isa;
     zip_rows(stream, from, to, |_, to, from| add_row(isa, to, from));
 }
 
-/// to <- from, row by row.
+/// `to <- from`, row by row.
 pub fn copy_rows(stream: &Stream, from: View<'_>, to: ViewMut<'_>) {
     zip_rows(stream, from, to, |_, to, from| to.copy_from_slice(from));
 }
 
-/// to[t] <- to[t] + sigmoid(logits[t]) * from[t]
+/// `to[t] <- to[t] + sigmoid(logits[t]) * from[t]`
 pub fn add_gated(stream: &Stream, to: ViewMut<'_>, from: View<'_>, logits: &Buffer<f32>) {
     let isa = stream.cpu().isa;
     assert!(to.layout().rows <= logits.len(), "add_gated: logits");
     zip_rows(stream, from, to, |row, to, from| add_gated_row(isa, to, from, logits.host()[row]));
 }
 
-/// x <- min(max(x, -limit), limit)
+/// `x <- min(max(x, -limit), limit)`
 pub fn clamp(stream: &Stream, limit: f32, mut x: ViewMut<'_>) {
     let xs = x.layout();
     let _ = stream.cpu();
@@ -77,7 +77,7 @@ pub fn clamp(stream: &Stream, limit: f32, mut x: ViewMut<'_>) {
     }
 }
 
-/// x[t] <- x[t] * scales[t]
+/// `x[t] <- x[t] * scales[t]`
 pub fn scale_rows(stream: &Stream, scales: &Buffer<f32>, mut x: ViewMut<'_>) {
     let xs = x.layout();
     let _ = stream.cpu();
@@ -92,7 +92,7 @@ pub fn scale_rows(stream: &Stream, scales: &Buffer<f32>, mut x: ViewMut<'_>) {
     }
 }
 
-/// out[i] <- x[rows[i]]
+/// `out[i] <- x[rows[i]]`
 pub fn gather_rows(stream: &Stream, x: View<'_>, rows: &Buffer<u32>, mut out: ViewMut<'_>) {
     let os = out.layout();
     let _ = stream.cpu();

@@ -39,7 +39,7 @@ fn tree(acc: [f32; 16]) -> f32 {
     s2[0] + s2[1]
 }
 
-/// out[n] = dot(x, w[n]) + bias[n], w `[N, K]`.
+/// `out[n] = dot(x, w[n]) + bias[n]`, w `[N, K]`.
 pub fn linear_row(x: &[f32], w: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let rows = w.chunks_exact(x.len()).map(|row| dot(x, row)).enumerate();
     rows.map(|(n, y)| bias.map_or(y, |bias| y + bias[n])).collect()
