@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
-        Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes).map_err(error::CliError::from),
+        Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

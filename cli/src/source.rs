@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::CliError;
-use crate::hub::{HubConfig, resolve_local};
+use crate::hub::{HubConfig, resolve_local, why_not_local};
 
 /// A folder, or `ORG/NAME[@REVISION]` as the cache has it.
 pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
@@ -35,10 +35,14 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
     if let Some(folder) = resolve_local(model, &config) {
         return Ok(folder);
     }
+    if let Some(why) = why_not_local(model, &config) {
+        let way = format!("Go on with:  gaterail pull {model}");
+        return Err(CliError::Refused(format!("{model} is not complete in the cache: {why}. {way}")));
+    }
     let looks_like_a_name = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']);
     Err(CliError::Refused(match looks_like_a_name {
         true => {
-            format!("{model} is neither a folder nor complete in the cache. Fetch it:  gaterail pull {model}")
+            format!("{model} is neither a folder nor in the cache. Fetch it:  gaterail pull {model}")
         }
         false => format!("there is no folder {model:?}, and it is no ORG/NAME"),
     }))

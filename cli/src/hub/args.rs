@@ -5,11 +5,11 @@ use std::path::Path;
 use clap::Args;
 
 use super::config::HubConfig;
-use super::error::HubError;
 use super::name::RepoSpec;
 use super::pull::{PullRequest, Pulled, pull};
 use super::select::FileChoice;
-use crate::progress;
+use crate::error::CliError;
+use crate::{progress, terminal};
 
 /// Fetch a model from a Hugging Face hub into the local cache
 ///
@@ -38,7 +38,7 @@ pub struct PullArgs {
 /// Pulls, shows the progress on stderr, and prints the folder on stdout.
 ///
 /// `free_bytes` tells the free space of the disk that holds a path (which may not exist yet), if it can.
-pub fn run(args: &PullArgs, free_bytes: &dyn Fn(&Path) -> Option<u64>) -> Result<(), HubError> {
+pub fn run(args: &PullArgs, free_bytes: &dyn Fn(&Path) -> Option<u64>) -> Result<(), CliError> {
     let config = HubConfig::from_env(args.token.as_deref())?;
     let repo = RepoSpec::parse(&args.model)?;
     let files = match (args.all, args.include.as_slice()) {
@@ -48,17 +48,32 @@ pub fn run(args: &PullArgs, free_bytes: &dyn Fn(&Path) -> Option<u64>) -> Result
     };
     let request = PullRequest { repo, files, free_bytes: free_bytes(&config.cache_dir), config: &config };
     let pulled = pull(&request, progress::on_stderr("pull").as_mut())?;
-    println!("{}", pulled.folder.display());
-    eprintln!("{}", what_next(&request, &pulled));
-    Ok(())
+    terminal::note(&last_words(&request.repo, &pulled));
+    terminal::print(&format!("{}\n", pulled.folder.display()))
 }
 
-fn what_next(request: &PullRequest<'_>, pulled: &Pulled) -> String {
-    let repo = &request.repo;
-    match &pulled.missing {
-        None => format!("Complete. Try:  gaterail generate {repo} \"Once upon a time\""),
-        Some(missing) => format!(
-            "The chosen files are there; to serve the model more is needed ({missing}): gaterail pull {repo}"
-        ),
+/// What has come of it, and what to do next.
+pub fn last_words(repo: &RepoSpec, pulled: &Pulled) -> String {
+    let mut lines = Vec::new();
+    match pulled.unverified {
+        0 => {}
+        1 => lines.push("1 file could not be verified (its server gives no checksum).".to_owned()),
+        n => lines.push(format!("{n} files could not be verified (their server gives no checksum).")),
     }
+    match &pulled.missing {
+        None if pulled.tokenizer => {
+            lines.push(format!("Complete. Try:  gaterail generate {repo} \"Once upon a time\""));
+        }
+        None => lines.push(format!(
+            "The weights are complete, but there is no tokenizer.json: only token ids can be used. \
+             Try:  gaterail generate {repo} --tokens 1,2,3"
+        )),
+        Some(missing) => lines.push(format!(
+            "The chosen files are there; to run the model more is needed ({missing}): gaterail pull {repo}"
+        )),
+    }
+    if let Some(kept) = &pulled.kept {
+        lines.push(format!("Until then `{}` stays at {kept:.8}, which is whole.", repo.revision()));
+    }
+    lines.join("\n")
 }

@@ -7,15 +7,19 @@
 //! CACHE/.locks/models--ORG--NAME/ETAG.lock              held by whoever loads that blob
 //! ```
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, TryLockError};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::checksum::BlobId;
 use super::error::HubError;
 use super::limits::{LOCK_POLL, LOCK_WAIT_MAX};
 use super::name::{Commit, RepoPath, RepoSpec};
+use super::open::{lock_file, write_new};
 use super::retry::Stop;
 
 /// The signature by which backup tools know a folder that need not be kept.
@@ -30,6 +34,8 @@ pub struct RepoCache {
     pub folder: PathBuf,
     locks: PathBuf,
     cache_dir: PathBuf,
+    /// `File::try_lock`; a test puts a file system without locks in its place.
+    pub try_lock: fn(&File) -> Result<(), TryLockError>,
 }
 
 impl RepoCache {
@@ -39,6 +45,7 @@ impl RepoCache {
             folder: cache_dir.join(&name),
             locks: cache_dir.join(".locks").join(&name),
             cache_dir: cache_dir.to_owned(),
+            try_lock: File::try_lock,
         }
     }
 
@@ -48,6 +55,14 @@ impl RepoCache {
 
     pub fn partial(&self, id: &BlobId) -> PathBuf {
         self.folder.join("blobs").join(format!("{}.incomplete", id.as_str()))
+    }
+
+    /// Where the holder of this lock writes: a name of its own if the lock keeps nobody away.
+    pub fn partial_under(&self, id: &BlobId, lock: &BlobLock) -> PathBuf {
+        match &lock.private {
+            None => self.partial(id),
+            Some(tag) => self.folder.join("blobs").join(format!("{}.{tag}.incomplete", id.as_str())),
+        }
     }
 
     pub fn snapshot(&self, commit: &Commit) -> PathBuf {
@@ -69,10 +84,10 @@ impl RepoCache {
             fs::create_dir_all(folder).map_err(HubError::disk("created", folder))?;
         }
         let tag = self.cache_dir.join("CACHEDIR.TAG");
-        if !tag.exists() {
-            fs::write(&tag, CACHEDIR_TAG).map_err(HubError::disk("written", &tag))?;
+        match write_new(&tag, CACHEDIR_TAG.as_bytes()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done.map_err(HubError::disk("written", &tag)),
         }
-        Ok(())
     }
 
     /// The commit that a revision had when it was last fetched.
@@ -84,6 +99,13 @@ impl RepoCache {
         Commit::parse(std::str::from_utf8(&text).ok()?.trim())
     }
 
+    /// The commit of the one snapshot there is; `None` if there are several.
+    pub fn only_snapshot(&self) -> Option<Commit> {
+        let mut folders = fs::read_dir(self.folder.join("snapshots")).ok()?;
+        let (first, second) = (folders.next()?.ok()?, folders.next());
+        if second.is_some() { None } else { Commit::parse(first.file_name().to_str()?) }
+    }
+
     /// Notes the commit of a branch or tag. It is written last, so that a name leads to a whole snapshot.
     pub fn write_ref(&self, revision: &str, commit: &Commit) -> Result<(), HubError> {
         if revision == commit.as_str() || self.commit_of(revision).as_ref() == Some(commit) {
@@ -93,9 +115,9 @@ impl RepoCache {
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(HubError::disk("created", folder))?;
         let mut draft = path.clone().into_os_string();
-        draft.push(format!(".{}.tmp", std::process::id()));
+        draft.push(format!(".{}.tmp", unused_tag()));
         let draft = PathBuf::from(draft);
-        fs::write(&draft, commit.as_str()).map_err(HubError::disk("written", &draft))?;
+        write_new(&draft, commit.as_str().as_bytes()).map_err(HubError::disk("written", &draft))?;
         fs::rename(&draft, &path).map_err(HubError::disk("written", &path))
     }
 
@@ -136,19 +158,15 @@ impl RepoCache {
         waiting: impl FnOnce(),
     ) -> Result<BlobLock, HubError> {
         let path = self.locks.join(format!("{}.lock", id.as_str()));
-        let mut options = OpenOptions::new();
-        let lock = options.create(true).append(true).open(&path).map_err(HubError::disk("opened", &path))?;
-        // As Hugging Face's library has it, for a cache that a group shares; only the owner can.
-        let _ = lock.set_permissions(Permissions::from_mode(0o664));
+        let held = lock_file(&path).map_err(HubError::disk("opened", &path))?;
         let mut waiting = Some(waiting);
         let mut waited = std::time::Duration::ZERO;
         loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(BlobLock(lock)),
+            match (self.try_lock)(&held) {
+                Ok(()) => return Ok(BlobLock { _file: held, private: None }),
                 Err(TryLockError::WouldBlock) => {}
-                // A file system without locks: `rename` at the end still keeps the cache whole.
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                    return Ok(BlobLock(lock));
+                Err(TryLockError::Error(error)) if has_no_locks(&error) => {
+                    return Ok(BlobLock { _file: held, private: Some(unused_tag()) });
                 }
                 Err(TryLockError::Error(error)) => return Err(HubError::disk("locked", &path)(error)),
             }
@@ -168,7 +186,28 @@ impl RepoCache {
 
 /// Held while a blob is loaded; closing the file gives it up, also when the process is killed.
 #[must_use]
-pub struct BlobLock(#[expect(dead_code, reason = "the lock lives as long as its file is open")] File);
+pub struct BlobLock {
+    _file: File,
+    /// On a file system without locks: part of a file name that nobody else has.
+    private: Option<String>,
+}
+
+impl BlobLock {
+    /// Whether it keeps others away.
+    pub fn excludes(&self) -> bool {
+        self.private.is_none()
+    }
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
+}
+
+/// Part of a file name that no other process, on this machine or another, uses.
+fn unused_tag() -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!("{}-{random:016x}", std::process::id())
+}
 
 /// Whether the file, or what it links to, is this long.
 pub fn has_length(path: &Path, size: u64) -> bool {

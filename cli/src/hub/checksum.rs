@@ -19,15 +19,16 @@ pub enum BlobId {
 }
 
 impl BlobId {
-    /// From an `ETag` header or a listing. `None` if it could not be a file's name.
+    /// From an `ETag` header or a listing. `None` if it is not a plain name: with dots in it, it could be that
+    /// of another blob's `ETAG.incomplete`.
     pub fn parse(text: &str) -> Option<Self> {
         let id = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
-        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         match id {
             _ if is_hex(id, 64) => Some(Self::Sha256(id.to_owned())),
             _ if is_hex(id, 40) => Some(Self::GitSha1(id.to_owned())),
             "" => None,
-            _ if id.len() > 128 || id.starts_with('.') || !id.chars().all(named) => None,
+            _ if id.len() > 128 || !id.chars().all(named) => None,
             _ => Some(Self::Opaque(id.to_owned())),
         }
     }
@@ -36,6 +37,11 @@ impl BlobId {
         match self {
             Self::Sha256(id) | Self::GitSha1(id) | Self::Opaque(id) => id,
         }
+    }
+
+    /// Whether it says nothing about the content.
+    pub fn is_opaque(&self) -> bool {
+        matches!(self, Self::Opaque(_))
     }
 
     /// True if both are checksums of one kind and differ.

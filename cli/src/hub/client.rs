@@ -14,7 +14,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::checksum::BlobId;
-use super::config::HubConfig;
+use super::config::{HubConfig, Token};
 use super::error::{Denied, HubError};
 use super::limits::REDIRECTS_MAX;
 use super::name::{Commit, RepoSpec, percent_encoded, visible};
@@ -123,8 +123,8 @@ impl<'a> Client<'a> {
             .map_err(|_| bad_answer(path, "the address made from it is not valid"))?;
         let mut linked = Linked::default();
         for _ in 0..=REDIRECTS_MAX {
-            let at_home = Origin::of(&uri).as_ref() == Some(&self.home);
-            let response = self.send_once(&uri, method, at_home)?;
+            let at_home = self.is_home(&uri);
+            let response = self.send_once(&uri, method)?;
             let (parts, body) = response.into_parts();
             if at_home {
                 linked.take_from(&parts.headers);
@@ -135,7 +135,7 @@ impl<'a> Client<'a> {
                 301 | 302 | 303 | 307 | 308 => {
                     uri = next_hop(&uri, text_of(&parts.headers, "location"))
                         .map_err(|why| bad_answer(path, &why))?;
-                    if method == Method::Describe && Origin::of(&uri).as_ref() != Some(&self.home) {
+                    if method == Method::Describe && !self.is_home(&uri) {
                         return Ok(Answer { status, headers: parts.headers, linked, body });
                     }
                 }
@@ -145,18 +145,22 @@ impl<'a> Client<'a> {
         Err(bad_answer(path, &format!("it was redirected more than {REDIRECTS_MAX} times")))
     }
 
-    fn send_once(
-        &self,
-        uri: &Uri,
-        method: Method,
-        at_home: bool,
-    ) -> Result<ureq::http::Response<Body>, Fault> {
+    fn is_home(&self, uri: &Uri) -> bool {
+        Origin::of(uri).as_ref() == Some(&self.home)
+    }
+
+    /// The token, if the address is the endpoint's and it may be sent at all.
+    pub fn token_for(&self, uri: &Uri) -> Option<&Token> {
+        self.config.token_sent().filter(|_| self.is_home(uri))
+    }
+
+    fn send_once(&self, uri: &Uri, method: Method) -> Result<ureq::http::Response<Body>, Fault> {
         let mut request = match method {
             Method::Read { .. } => self.agent.get(uri),
             Method::Describe => self.agent.head(uri),
         }
         .header("accept-encoding", "identity");
-        if at_home && let Some(token) = &self.config.token {
+        if let Some(token) = self.token_for(uri) {
             request = request.header("authorization", token.bearer());
         }
         if let Method::Read { offset: offset @ 1.. } = method {
@@ -212,7 +216,7 @@ impl<'a> Client<'a> {
         let token = self.config.token_report();
         let endpoint = self.config.endpoint.clone();
         let said = if message.is_empty() { String::new() } else { format!(": {message}") };
-        match (status, code.as_str(), &self.config.token) {
+        match (status, code.as_str(), self.config.token_sent()) {
             (401 | 404, "RepoNotFound", _) => {
                 HubError::NoSuchRepo { repo: repo.id().to_owned(), endpoint, status, token }
             }

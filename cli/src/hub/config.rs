@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::HubError;
 use super::limits::{Patience, TOKEN_BYTES_MAX};
+use super::origin::Origin;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
@@ -66,13 +67,51 @@ impl HubConfig {
         })
     }
 
-    /// One sentence on the token: which one was sent, or where none was found.
-    pub fn token_report(&self) -> String {
+    /// What becomes of the token.
+    pub fn token_use(&self) -> TokenUse<'_> {
+        let in_the_open = match self.endpoint.parse().ok().as_ref().and_then(Origin::of) {
+            Some(home) => home.scheme == "http" && !home.is_loopback(),
+            None => true,
+        };
         match &self.token {
-            Some(token) => format!("The token from {} was sent.", token.origin),
-            None => format!("No token was sent; looked in {}.", self.token_places.join(", ")),
+            None => TokenUse::None,
+            Some(token) if !in_the_open => TokenUse::Sent(token),
+            Some(token) if token.from_file => TokenUse::Withheld(token),
+            Some(token) => TokenUse::SentInTheOpen(token),
         }
     }
+
+    /// The token that requests to the endpoint carry.
+    pub fn token_sent(&self) -> Option<&Token> {
+        match self.token_use() {
+            TokenUse::Sent(token) | TokenUse::SentInTheOpen(token) => Some(token),
+            TokenUse::None | TokenUse::Withheld(_) => None,
+        }
+    }
+
+    /// One sentence on the token: which one was sent, or where none was found.
+    pub fn token_report(&self) -> String {
+        match self.token_use() {
+            TokenUse::Sent(token) | TokenUse::SentInTheOpen(token) => {
+                format!("The token from {} was sent.", token.origin)
+            }
+            TokenUse::Withheld(token) => {
+                format!("The token from {} was not sent, as the endpoint is not encrypted.", token.origin)
+            }
+            TokenUse::None => format!("No token was sent; looked in {}.", self.token_places.join(", ")),
+        }
+    }
+}
+
+/// A token is the hub's alone: over plain http to another machine only if the user has given it for this run.
+#[derive(Debug)]
+pub enum TokenUse<'a> {
+    None,
+    Sent(&'a Token),
+    /// Given by the flag or the environment, and readable on the way.
+    SentInTheOpen(&'a Token),
+    /// Found in a file, and not sent.
+    Withheld(&'a Token),
 }
 
 /// The user's secret. It has no `Display`, and its `Debug` shows where it is from only.
@@ -81,6 +120,8 @@ pub struct Token {
     secret: String,
     /// `HF_TOKEN`, `--token`, or the path of a file.
     pub origin: String,
+    /// Found without being given: it was stored by an earlier login, for the hub itself.
+    from_file: bool,
 }
 
 impl Token {
@@ -93,7 +134,7 @@ impl Token {
             let why = "what it holds is not a token (one word of letters and digits is expected)".to_owned();
             return Err(HubError::BadSetting { name: origin, why });
         }
-        Ok(Some(Self { secret: secret.to_owned(), origin }))
+        Ok(Some(Self { secret: secret.to_owned(), origin, from_file: false }))
     }
 
     pub fn bearer(&self) -> String {
@@ -139,7 +180,8 @@ fn find_token(
     };
     let mut text = String::new();
     file.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text).map_err(HubError::disk("read", token_path))?;
-    Ok((Token::parse(&text, shown)?, places))
+    let token = Token::parse(&text, shown)?.map(|token| Token { from_file: true, ..token });
+    Ok((token, places))
 }
 
 fn endpoint(given: Option<String>) -> Result<String, HubError> {

@@ -4,7 +4,7 @@
 //! once they are checked and on the disk. What has arrived before a cut stays in `ETAG.incomplete`, and the
 //! next attempt, or the next run, goes on from there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use super::error::HubError;
 use super::limits::{CHECKSUM_RETRIES_MAX, CHUNK_BYTES};
 use super::listing::RemoteFile;
 use super::name::{Commit, RepoSpec, visible};
+use super::open::partial_file;
 use super::retry::{Backoff, Stop};
 use crate::progress::ByteMeter;
 
@@ -45,7 +46,9 @@ impl Downloads<'_> {
             meter.add_resumed(file.size);
         } else {
             meter.begin(file.path.as_str());
-            self.fetch_blob(file, &blob)?;
+            let path = cache.partial_under(&file.id, &lock);
+            let fetched = self.fetch_blob(file, &path, &blob);
+            fetched.map_err(|error| if lock.excludes() { error } else { forget(&path, error) })?;
         }
         cache.link(commit, &file.path, &file.id)?;
         drop(lock);
@@ -53,16 +56,15 @@ impl Downloads<'_> {
         Ok(())
     }
 
-    fn fetch_blob(&self, file: &RemoteFile, blob: &Path) -> Result<(), HubError> {
-        let path = self.cache.partial(&file.id);
+    fn fetch_blob(&self, file: &RemoteFile, path: &Path, blob: &Path) -> Result<(), HubError> {
         let mut damaged = 0;
         loop {
-            let mut partial = Partial::open(&path, file, self.meter)?;
+            let mut partial = Partial::open(path, file, self.meter)?;
             self.fill(&mut partial, file)?;
             let Err(found) = partial.check()? else {
                 break;
             };
-            fs::remove_file(&path).map_err(HubError::disk("removed", &path))?;
+            fs::remove_file(path).map_err(HubError::disk("removed", path))?;
             self.meter.take_back(file.size);
             damaged += 1;
             if damaged > CHECKSUM_RETRIES_MAX {
@@ -74,7 +76,7 @@ impl Downloads<'_> {
                 });
             }
         }
-        fs::rename(&path, blob).map_err(HubError::disk("renamed", &path))?;
+        fs::rename(path, blob).map_err(HubError::disk("renamed", path))?;
         let folder = blob.parent().unwrap_or(blob);
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         synced.map_err(HubError::disk("written", folder))
@@ -84,8 +86,8 @@ impl Downloads<'_> {
     fn fill(&self, partial: &mut Partial, file: &RemoteFile) -> Result<(), HubError> {
         let patience = &self.client.config.patience;
         let mut backoff = Backoff::new(patience);
+        let mut had = partial.have;
         while partial.have < file.size {
-            let had = partial.have;
             let (why, after) = match self.read_on(partial, file) {
                 Ok(()) => continue,
                 Err(Fault::Fatal(error)) => return Err(error),
@@ -95,12 +97,15 @@ impl Downloads<'_> {
                 }
                 Err(Fault::Again { why, after, .. }) => (why, after),
             };
-            if partial.have > had {
+            // What a restart throws away has to come again before anything counts as new.
+            if partial.have >= had.saturating_add(patience.progress_bytes) {
                 backoff.progressed();
+                had = partial.have;
             }
             let Some(pause) = backoff.pause(after, patience.attempts_max) else {
-                let (have, size, attempts) = (partial.have, file.size, backoff.failures());
-                return Err(HubError::Interrupted { file: file.path.to_string(), have, size, attempts, why });
+                let (have, size, attempts) = (partial.have, file.size, backoff.attempts());
+                let file = file.path.to_string();
+                return Err(HubError::Interrupted { file, have, size, attempts, why, kept: true });
             };
             if self.stop.sleep(pause) {
                 return Err(HubError::Stopped);
@@ -163,6 +168,17 @@ impl Downloads<'_> {
             Some(sent) if sent != file.size => Err(longer(sent, file)),
             _ => Ok(()),
         }
+    }
+}
+
+/// After a failure without a lock: nobody would find what has arrived under that name.
+fn forget(partial: &Path, error: HubError) -> HubError {
+    let _ = fs::remove_file(partial);
+    match error {
+        HubError::Interrupted { file, have, size, attempts, why, .. } => {
+            HubError::Interrupted { file, have, size, attempts, why, kept: false }
+        }
+        error => error,
     }
 }
 
@@ -230,9 +246,7 @@ struct Partial<'a> {
 impl<'a> Partial<'a> {
     /// Opens what an earlier attempt has left, and reads it once for the checksum.
     fn open(path: &'a Path, remote: &'a RemoteFile, meter: &ByteMeter) -> Result<Self, HubError> {
-        let mut options = OpenOptions::new();
-        let options = options.create(true).truncate(false).read(true).write(true);
-        let file = options.open(path).map_err(HubError::disk("opened", path))?;
+        let file = partial_file(path).map_err(HubError::disk("opened", path))?;
         let RemoteFile { id, size, .. } = remote;
         let mut partial = Self { path, file, have: 0, checker: id.checker(*size), id, size: *size };
         let length = partial.file.metadata().map_err(HubError::disk("read", path))?.len();

@@ -8,6 +8,10 @@ use thiserror::Error;
 
 use crate::progress::bytes_text;
 
+const GOES_ON: &str = "What has arrived is kept: run the same command again, and it goes on from there.";
+const STARTS_AGAIN: &str = "The cache is on a file system without locks, where parts of a file are not kept: the \
+    same command begins it anew.";
+
 #[derive(Debug, Error)]
 pub enum HubError {
     #[error(
@@ -51,11 +55,10 @@ pub enum HubError {
     Answered { what: String, status: u16, said: String, attempts: u32 },
 
     #[error(
-        "{file} stopped at {} of {} after {attempts} attempts without progress: {why}.\n  \
-         What has arrived is kept: run the same command again, and it goes on from there.",
-        bytes_text(*.have), bytes_text(*.size)
+        "{file} stopped at {} of {} after {attempts} attempts: {why}.\n  {}",
+        bytes_text(*.have), bytes_text(*.size), if *.kept { GOES_ON } else { STARTS_AGAIN }
     )]
-    Interrupted { file: String, have: u64, size: u64, attempts: u32, why: String },
+    Interrupted { file: String, have: u64, size: u64, attempts: u32, why: String, kept: bool },
 
     #[error(
         "{file} arrived damaged twice, and was removed: its checksum should be {expected} and is {found}. \

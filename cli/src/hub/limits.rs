@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Longest answer of the listing call.
 pub const LISTING_BYTES_MAX: u64 = 64 << 20;
 /// Longest `model.safetensors.index.json`, and longest cached listing, that is read.
-pub const INDEX_BYTES_MAX: u64 = 256 << 20;
+pub const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Most files that a repository may list.
 pub const FILES_MAX: usize = 100_000;
 /// Largest single file, 16 TiB.
@@ -42,8 +42,12 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// The limits on time and attempts. A value, so that a test need not wait.
 #[derive(Clone, Debug)]
 pub struct Patience {
-    /// Attempts in a row without one new byte before a transfer is given up.
+    /// Attempts in a row without progress before a transfer is given up.
     pub attempts_max: u32,
+    /// What must have come for earlier failures to be forgotten: else a byte per connection would do for ever.
+    pub progress_bytes: u64,
+    /// Attempts for one file in one run, progress or not.
+    pub attempts_total_max: u32,
     /// Attempts to reach a host that cannot be found or refuses, before any byte has come from it.
     pub connect_attempts_max: u32,
     /// Pause after the first failure; it doubles up to `pause_max`.
@@ -54,18 +58,23 @@ pub struct Patience {
     pub response_timeout: Duration,
     /// Longest silence in the middle of a body.
     pub read_timeout: Duration,
+    /// Longest time that the file list may take, however steadily it trickles.
+    pub listing_timeout: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
         Self {
             attempts_max: 6,
+            progress_bytes: 1 << 20,
+            attempts_total_max: 1000,
             connect_attempts_max: 2,
             pause_first: Duration::from_secs(1),
             pause_max: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(30),
+            listing_timeout: Duration::from_secs(180),
         }
     }
 }

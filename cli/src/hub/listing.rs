@@ -1,7 +1,8 @@
 //! What a repository holds at a revision: one call, parsed into checked names, sizes and checksums.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
+use std::time::Instant;
 
 use serde::Deserialize;
 
@@ -9,7 +10,7 @@ use super::checksum::BlobId;
 use super::client::{Client, Fault, body_fault, resolve_path};
 use super::config::HubConfig;
 use super::error::HubError;
-use super::limits::{FILE_BYTES_MAX, FILES_MAX, LISTING_BYTES_MAX};
+use super::limits::{CHUNK_BYTES, FILE_BYTES_MAX, FILES_MAX, LISTING_BYTES_MAX};
 use super::name::{Commit, RepoPath, RepoSpec, is_hex, percent_encoded};
 use super::retry::{Backoff, Stop};
 
@@ -64,17 +65,32 @@ pub fn fetch(client: &Client<'_>, repo: &RepoSpec, hint: &str) -> Result<Listing
     let path = format!("/api/models/{}/revision/{revision}?blobs=true", repo.id());
     let what = format!("the file list of {repo}");
     let body = with_retries(client, repo, &what, hint, || {
+        let deadline = Instant::now() + client.config.patience.listing_timeout;
         let answer = client.read(&path, 0)?;
-        let mut body = Vec::new();
-        let read = answer.body.into_reader().take(LISTING_BYTES_MAX + 1).read_to_end(&mut body);
-        read.map_err(|error| Fault::again(body_fault(error)))?;
-        Ok(body)
+        read_by(deadline, answer.body.into_reader().take(LISTING_BYTES_MAX + 1))
     })?;
     if body.len() as u64 > LISTING_BYTES_MAX {
         let why = format!("it is longer than {LISTING_BYTES_MAX} bytes");
         return Err(HubError::BadAnswer { what, why });
     }
     parse(&body, &what)
+}
+
+/// The whole body, unless it takes too long. (A single read has a limit of its own.)
+fn read_by(deadline: Instant, mut from: impl Read) -> Result<Vec<u8>, Fault> {
+    let mut body = Vec::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        if Instant::now() >= deadline {
+            return Err(Fault::again("the server sends too slowly".to_owned()));
+        }
+        match from.read(&mut chunk) {
+            Ok(0) => return Ok(body),
+            Ok(count) => body.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Fault::again(body_fault(error))),
+        }
+    }
 }
 
 /// Parses the hub's answer, which is not trusted. `what` names it in errors.
@@ -140,7 +156,7 @@ pub fn complete(
     if size > FILE_BYTES_MAX {
         return Err(bad("its size is beyond all bounds"));
     }
-    let id = file.id.clone().or(linked.id).ok_or_else(|| bad("the hub gives it no ETag"))?;
+    let id = file.id.clone().or(linked.id).ok_or_else(|| bad("the hub gives it no ETag that can be used"))?;
     Ok(RemoteFile { path: file.path.clone(), size, id })
 }
 
@@ -164,7 +180,7 @@ fn with_retries<T>(
         };
         let attempts_max = if reached { patience.attempts_max } else { patience.connect_attempts_max };
         let Some(pause) = backoff.pause(after, attempts_max) else {
-            let attempts = backoff.failures();
+            let attempts = backoff.attempts();
             let said = after.map(|after| format!(" and asked to come back in {} s", after.as_secs()));
             return Err(match status {
                 Some(status) => HubError::Answered {

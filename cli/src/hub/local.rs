@@ -9,7 +9,7 @@ use super::cache::{RepoCache, has_length, read_limited};
 use super::config::HubConfig;
 use super::limits::INDEX_BYTES_MAX;
 use super::name::{Commit, RepoPath, RepoSpec};
-use super::select::{self, CONFIG, FileChoice, INDEX, SINGLE};
+use super::select::{self, CONFIG, FileChoice, INDEX, SINGLE, TOKENIZER};
 
 /// The snapshot folder of `ORG/NAME[@REVISION]`, if it is there and whole. Asks no network.
 pub fn resolve_local(name: &str, config: &HubConfig) -> Option<PathBuf> {
@@ -17,6 +17,16 @@ pub fn resolve_local(name: &str, config: &HubConfig) -> Option<PathBuf> {
     let cache = RepoCache::new(&config.cache_dir, &repo);
     let commit = cache.commit_of(repo.revision())?;
     missing(&cache, &commit).is_none().then(|| cache.snapshot(&commit))
+}
+
+/// Why `resolve_local` finds nothing although something of the model is here: "2 of 5 shards are missing".
+/// `None` if the model is whole, if nothing of it is here, and if `name` is not that of a model.
+pub fn why_not_local(name: &str, config: &HubConfig) -> Option<String> {
+    let repo = RepoSpec::parse(name).ok()?;
+    let cache = RepoCache::new(&config.cache_dir, &repo);
+    // A pull that was cut off has left a snapshot, and no name for it yet.
+    let commit = cache.commit_of(repo.revision()).or_else(|| cache.only_snapshot())?;
+    if cache.snapshot(&commit).is_dir() { missing(&cache, &commit) } else { None }
 }
 
 /// The first thing that a snapshot lacks, in words; `None` if it is whole.
@@ -55,6 +65,11 @@ pub fn missing(cache: &RepoCache, commit: &Commit) -> Option<String> {
     let whole = |name: &&RepoPath| has_length(&snapshot.join(name.as_str()), tree[*name]);
     let broken = chosen.metadata.iter().chain(&chosen.weights).find(|name| !whole(name))?;
     Some(format!("{broken} is missing or too short"))
+}
+
+/// Whether a snapshot can take and give text. Not part of being whole: token ids do without.
+pub fn has_tokenizer(cache: &RepoCache, commit: &Commit) -> bool {
+    cache.snapshot(commit).join(TOKENIZER).is_file()
 }
 
 /// Names and lengths of a commit's files, from the list that Hugging Face's library keeps.

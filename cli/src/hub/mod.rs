@@ -11,6 +11,7 @@
 //!
 //! The server is not trusted: `name` parses every file name and commit before a path is built from it,
 //! `limits` bounds every answer, `checksum` decides whether bytes are kept, and only `client` sees the token.
+//! Nor are others who may write to the cache: `open` creates and opens files through no link.
 
 mod args;
 mod cache;
@@ -23,6 +24,7 @@ mod limits;
 mod listing;
 mod local;
 mod name;
+mod open;
 mod origin;
 mod pull;
 mod retry;
@@ -34,4 +36,4 @@ mod tests;
 pub use args::{PullArgs, run};
 pub use config::HubConfig;
 pub use error::HubError;
-pub use local::resolve_local;
+pub use local::{resolve_local, why_not_local};

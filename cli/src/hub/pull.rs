@@ -8,7 +8,7 @@ use std::thread;
 
 use super::cache::{RepoCache, has_length, read_limited};
 use super::client::Client;
-use super::config::HubConfig;
+use super::config::{HubConfig, TokenUse};
 use super::download::Downloads;
 use super::error::HubError;
 use super::limits::{DISK_MARGIN_BYTES, DOWNLOADS_PARALLEL, INDEX_BYTES_MAX, PROGRESS_EVERY};
@@ -17,6 +17,7 @@ use super::local;
 use super::name::{Commit, RepoPath, RepoSpec};
 use super::retry::Stop;
 use super::select::{self, Chosen, FileChoice, INDEX};
+use super::{resolve_local, why_not_local};
 use crate::progress::{ByteMeter, Progress, bytes_text};
 
 /// What to fetch, and with which means.
@@ -36,11 +37,17 @@ pub struct Pulled {
     pub commit: String,
     /// Files of the selection, and their bytes. Both 0 when only the cache was asked.
     pub files: usize,
+    /// Those of them of which the server gave a name and a length, and no checksum.
+    pub unverified: usize,
     pub bytes_total: u64,
     /// Bytes that came over the network in this pull.
     pub bytes_moved: u64,
+    /// Whether there is a `tokenizer.json`. Token ids can be served without it.
+    pub tokenizer: bool,
     /// What keeps Gaterail from serving the folder; `None` if nothing does.
     pub missing: Option<String>,
+    /// The commit of an older snapshot that the revision's name still leads to, as this one is not whole.
+    pub kept: Option<String>,
 }
 
 pub fn pull(request: &PullRequest<'_>, progress: &mut dyn Progress) -> Result<Pulled, HubError> {
@@ -49,8 +56,19 @@ pub fn pull(request: &PullRequest<'_>, progress: &mut dyn Progress) -> Result<Pu
     if config.offline {
         return from_cache(repo, &cache, config);
     }
+    match config.token_use() {
+        TokenUse::None | TokenUse::Sent(_) => {}
+        TokenUse::SentInTheOpen(token) => progress.note(&format!(
+            "the endpoint is not encrypted: the token from {} can be read on the way",
+            token.origin
+        )),
+        TokenUse::Withheld(token) => progress.note(&format!(
+            "the endpoint is not encrypted: the token from {} is not sent (set HF_TOKEN to send it all the same)",
+            token.origin
+        )),
+    }
     let client = Client::new(config)?;
-    let listing = listing::fetch(&client, repo, &hint_without_network(repo, &cache))?;
+    let listing = listing::fetch(&client, repo, &hint_without_network(repo, config))?;
     if let Some(asked) = Commit::parse(repo.revision())
         && asked != listing.commit
     {
@@ -67,15 +85,29 @@ pub fn pull(request: &PullRequest<'_>, progress: &mut dyn Progress) -> Result<Pu
     }
     let files = outcome?;
 
-    cache.write_ref(repo.revision(), &listing.commit)?;
+    let missing = local::missing(&cache, &listing.commit);
+    let kept = missing.as_ref().and_then(|_| whole_older(repo, &cache, &listing.commit));
+    if kept.is_none() {
+        cache.write_ref(repo.revision(), &listing.commit)?;
+    }
     Ok(Pulled {
         folder: cache.snapshot(&listing.commit),
         commit: listing.commit.to_string(),
         files: files.len(),
+        unverified: files.iter().filter(|file| file.id.is_opaque()).count(),
         bytes_total: files.iter().map(|file| file.size).sum(),
         bytes_moved: last.moved,
-        missing: local::missing(&cache, &listing.commit),
+        tokenizer: local::has_tokenizer(&cache, &listing.commit),
+        missing,
+        kept: kept.map(|commit| commit.to_string()),
     })
+}
+
+/// What the revision's name should go on leading to while the snapshot of `new` is not whole. (Hugging Face's
+/// library moves the name with the first file; a model that was there would then be gone.)
+fn whole_older(repo: &RepoSpec, cache: &RepoCache, new: &Commit) -> Option<Commit> {
+    let older = cache.commit_of(repo.revision()).filter(|older| older != new)?;
+    local::missing(cache, &older).is_none().then_some(older)
 }
 
 /// What `HF_HUB_OFFLINE` leaves: the snapshot, if it is whole.
@@ -93,25 +125,30 @@ fn from_cache(repo: &RepoSpec, cache: &RepoCache, config: &HubConfig) -> Result<
             folder: cache.snapshot(&commit),
             commit: commit.to_string(),
             files: 0,
+            unverified: 0,
             bytes_total: 0,
             bytes_moved: 0,
+            tokenizer: local::has_tokenizer(cache, &commit),
             missing: None,
+            kept: None,
         }),
     }
 }
 
 /// What to try when there is no network: the snapshot that is there, or a mirror.
-fn hint_without_network(repo: &RepoSpec, cache: &RepoCache) -> String {
-    let whole = |commit: &Commit| local::missing(cache, commit).is_none();
-    match cache.commit_of(repo.revision()).filter(whole) {
-        Some(commit) => format!(
+fn hint_without_network(repo: &RepoSpec, config: &HubConfig) -> String {
+    let name = repo.to_string();
+    if let Some(folder) = resolve_local(&name, config) {
+        return format!(
             "A whole snapshot of {repo} is here already, in {}; set HF_HUB_OFFLINE=1 to use it without asking.",
-            cache.snapshot(&commit).display()
-        ),
-        None => "Check the network, HTTPS_PROXY, and HF_ENDPOINT if you use a mirror. (HF_HUB_OFFLINE=1 uses what \
-                 is in the cache, but this model is not complete there.)"
-            .to_owned(),
+            folder.display()
+        );
     }
+    let why = why_not_local(&name, config).map_or(String::new(), |why| format!(": {why}"));
+    format!(
+        "Check the network, HTTPS_PROXY, and HF_ENDPOINT if you use a mirror. (HF_HUB_OFFLINE=1 uses what is in \
+         the cache, but this model is not complete there{why}.)"
+    )
 }
 
 struct Pull<'a> {
@@ -180,9 +217,6 @@ impl Pull<'_> {
             if here > 0 { format!(", {} of them here already", bytes_text(here)) } else { String::new() };
         let (commit, count) = (&self.listing.commit.as_str()[..8], files.len());
         progress.note(&format!("{repo} at {commit}: {count} files, {}{here}", bytes_text(total)));
-        if config.token.is_some() && config.endpoint.starts_with("http://") {
-            progress.note("the endpoint is not encrypted: the token can be read on the way");
-        }
         if let Some(free) = *free_bytes
             && needed > 0
             && needed.saturating_add(DISK_MARGIN_BYTES) > free

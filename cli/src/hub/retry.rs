@@ -6,33 +6,37 @@ use std::time::Duration;
 
 use super::limits::{Patience, RETRY_AFTER_MAX};
 
-/// Counts the failures in a row of one request.
+/// Counts the failures of one request: those in a row, and all of them.
 pub struct Backoff<'a> {
     patience: &'a Patience,
-    failures: u32,
+    in_a_row: u32,
+    attempts: u32,
 }
 
 impl<'a> Backoff<'a> {
     pub fn new(patience: &'a Patience) -> Self {
-        Self { patience, failures: 0 }
+        Self { patience, in_a_row: 0, attempts: 0 }
     }
 
-    /// New bytes have come: earlier failures no longer count.
+    /// Enough new bytes have come: earlier failures no longer count, but for the total.
     pub fn progressed(&mut self) {
-        self.failures = 0;
+        self.in_a_row = 0;
     }
 
-    pub fn failures(&self) -> u32 {
-        self.failures
+    /// All failed attempts so far.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
     }
 
     /// After a failure: how long to wait, or `None` to give up. `asked` is the server's wish.
     pub fn pause(&mut self, asked: Option<Duration>, attempts_max: u32) -> Option<Duration> {
-        self.failures += 1;
-        if self.failures >= attempts_max || asked.is_some_and(|asked| asked > RETRY_AFTER_MAX) {
+        self.in_a_row += 1;
+        self.attempts += 1;
+        let used_up = self.in_a_row >= attempts_max || self.attempts >= self.patience.attempts_total_max;
+        if used_up || asked.is_some_and(|asked| asked > RETRY_AFTER_MAX) {
             return None;
         }
-        let doubled = self.patience.pause_first.saturating_mul(1 << (self.failures - 1).min(20));
+        let doubled = self.patience.pause_first.saturating_mul(1 << (self.in_a_row - 1).min(20));
         let own = doubled.min(self.patience.pause_max).mul_f64(jitter());
         Some(own.max(asked.unwrap_or_default()))
     }

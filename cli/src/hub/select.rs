@@ -5,21 +5,24 @@
 //! (`consolidated.safetensors`, `original/`, `pytorch_model.bin`, `onnx/`): none of those is taken.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::error::HubError;
+use super::limits::FILES_MAX;
 use super::name::{RepoPath, visible};
 
 pub const CONFIG: &str = "config.json";
 pub const INDEX: &str = "model.safetensors.index.json";
 pub const SINGLE: &str = "model.safetensors";
+pub const TOKENIZER: &str = "tokenizer.json";
 const METADATA: [&str; 7] = [
     CONFIG,
     INDEX,
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -66,7 +69,7 @@ pub fn choose(
         FileChoice::Needed | FileChoice::All => {
             let weights = loadable_weights(repo, names, shards)?;
             let rest = |name: &RepoPath| match choice {
-                FileChoice::Needed => METADATA.contains(&name.as_str()),
+                FileChoice::Needed => METADATA.contains(&name.as_str()) || is_chat_template(name.as_str()),
                 _ => !is_weights(name.as_str()) || is_extra_safetensors(name.as_str()),
             };
             names.iter().copied().filter(|name| weights.contains(name) || rest(name)).collect()
@@ -130,6 +133,12 @@ fn no_weights(repo: &str, names: &[&RepoPath]) -> String {
     "it has no weights. Is it an adapter, a dataset or a tokenizer?".to_owned()
 }
 
+/// A template besides `chat_template.jinja`, for tools or for retrieval: `additional_chat_templates/NAME.jinja`.
+fn is_chat_template(name: &str) -> bool {
+    let inside = name.strip_prefix("additional_chat_templates/");
+    inside.is_some_and(|inside| !inside.contains('/') && inside.ends_with(".jinja"))
+}
+
 fn is_weights(name: &str) -> bool {
     let ends = |endings: &[&str]| endings.iter().any(|end| name.ends_with(end));
     name.ends_with(".safetensors") || ends(&PICKLES) || ends(&OTHER_WEIGHTS)
@@ -145,21 +154,48 @@ fn is_extra_safetensors(name: &str) -> bool {
 pub fn shards(index: &[u8]) -> Result<Shards, HubError> {
     #[derive(Deserialize)]
     struct Index {
-        weight_map: Map<String, Value>,
+        weight_map: FileNames,
     }
     let bad = |why: String| HubError::BadAnswer { what: INDEX.to_owned(), why };
     let index: Index = serde_json::from_slice(index)
-        .map_err(|error| bad(format!("it is not a safetensors index ({error})")))?;
-    let mut names = BTreeSet::new();
-    for (tensor, shard) in &index.weight_map {
-        let not_a_name = || bad(format!("the file of tensor {} is not a name", visible(tensor)));
-        names.insert(shard.as_str().ok_or_else(not_a_name)?);
-    }
-    let shards = names.into_iter().map(RepoPath::parse).collect::<Result<Shards, _>>()?;
+        .map_err(|error| bad(format!("it is not a safetensors index ({})", visible(&error.to_string()))))?;
+    let names = index.weight_map.0;
+    let shards = names.iter().map(|name| RepoPath::parse(name)).collect::<Result<Shards, _>>()?;
     if let Some(other) = shards.iter().find(|shard| !shard.as_str().ends_with(".safetensors")) {
         return Err(bad(format!("it names {other}, which is not a safetensors file")));
     }
     if shards.is_empty() { Err(bad("it names no file".to_owned())) } else { Ok(shards) }
+}
+
+/// The distinct values of a `weight_map`. Its keys, a name for every tensor, are passed over: an index of many
+/// experts has a hundred thousand of them, and they are not needed here.
+struct FileNames(BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for FileNames {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FileNamesVisitor)
+    }
+}
+
+struct FileNamesVisitor;
+
+impl<'de> Visitor<'de> for FileNamesVisitor {
+    type Value = FileNames;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a file for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FileNames, A::Error> {
+        let mut names = BTreeSet::new();
+        while let Some((_, name)) = map.next_entry::<IgnoredAny, String>()? {
+            names.insert(name);
+            if names.len() > FILES_MAX {
+                return Err(A::Error::custom(format!("more than {FILES_MAX} files")));
+            }
+        }
+        Ok(FileNames(names))
+    }
 }
 
 /// Shell patterns as the hub's own tools know them: `*` is any text, folders included; `?` any character; a

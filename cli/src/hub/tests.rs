@@ -2,14 +2,17 @@
 
 mod display;
 mod names;
+mod origins;
 mod refusals;
 mod server;
+mod shared;
 mod store;
 mod transfers;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::args::last_words;
 use super::config::HubConfig;
 use super::error::HubError;
 use super::limits::Patience;
@@ -76,12 +79,15 @@ fn config(endpoint: &str, home: &Path, vars: &[(&str, &str)]) -> HubConfig {
     let mut config = HubConfig::from_vars(&var, None).expect("a good environment");
     config.patience = Patience {
         attempts_max: 4,
+        progress_bytes: 10_000,
+        attempts_total_max: 7,
         connect_attempts_max: 2,
         pause_first: Duration::from_millis(1),
         pause_max: Duration::from_millis(4),
         connect_timeout: Duration::from_secs(5),
         response_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(1),
+        listing_timeout: Duration::from_secs(5),
     };
     config
 }

@@ -101,7 +101,8 @@ fn blob_names_and_their_sums() {
         assert!(checker.finish().is_err(), "{id}");
     }
     assert!(matches!(BlobId::parse("\"d41d8c-12\""), Some(BlobId::Opaque(_))));
-    for bad in ["", "\"\"", "../x", ".x", "a/b", "a b", &"a".repeat(129)] {
+    let incomplete = format!("{sha}.incomplete");
+    for bad in ["", "\"\"", "../x", ".x", "a/b", "a b", "a.b", "a.lock", &incomplete, &"a".repeat(129)] {
         assert_eq!(BlobId::parse(bad), None, "{bad}");
     }
 }
@@ -142,4 +143,21 @@ fn damaged_answers_are_only_refused() {
     }
     assert!(listing::parse(listing.as_bytes(), "it").is_ok());
     assert_eq!(select::shards(index.as_bytes()).unwrap().len(), 2);
+}
+
+#[test]
+fn an_index_is_read_for_its_file_names_only() {
+    let of = |entries: String| select::shards(format!(r#"{{"weight_map":{{{entries}}}}}"#).as_bytes());
+    let many: Vec<_> = (0..50_000).map(|n| format!(r#""t{n}":"{}.safetensors""#, n % 3)).collect();
+    assert_eq!(of(many.join(",")).unwrap().len(), 3);
+    let many: Vec<_> = (0..=100_000).map(|n| format!(r#""t{n}":"{n}.safetensors""#)).collect();
+    for (entries, why) in [
+        (many.join(","), "more than 100000 files"),
+        (r#""t":7"#.to_owned(), "expected a string"),
+        (r#""t":"a.bin""#.to_owned(), "a.bin, which is not a safetensors file"),
+        (String::new(), "names no file"),
+    ] {
+        let error = of(entries).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
 }

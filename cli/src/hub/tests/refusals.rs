@@ -60,7 +60,7 @@ fn without_a_network_it_says_so() {
     let snapshot = rig.snapshot();
     check_error(rig.pull(), &["cannot be reached", "HF_HUB_OFFLINE=1", snapshot.to_str().unwrap()]);
     fs::remove_file(snapshot.join("model.safetensors")).unwrap();
-    check_error(rig.pull(), &["cannot be reached", "not complete"]);
+    check_error(rig.pull(), &["cannot be reached", "not complete there: model.safetensors is missing"]);
 }
 
 #[test]

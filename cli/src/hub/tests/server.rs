@@ -45,6 +45,8 @@ pub enum Act {
     Redirect(String),
     /// Another commit in the headers.
     OtherCommit,
+    /// This in the place of the checksum, as a mirror may have it.
+    Etag(&'static str),
 }
 
 /// One request as it was seen.
@@ -75,6 +77,8 @@ pub struct State {
     acts: Mutex<HashMap<String, VecDeque<Act>>>,
     /// Answers in place of the listing, one per request.
     listing_acts: Mutex<VecDeque<(u16, String, Vec<u8>)>>,
+    /// Pause after every byte of the listing.
+    listing_pause: Mutex<Option<Duration>>,
     /// Changes the listing that is sent.
     edit: Mutex<Option<fn(&mut Value)>>,
     seen: Mutex<Vec<Seen>>,
@@ -127,6 +131,11 @@ impl Hub {
     pub fn answer_listing(&self, status: u16, headers: &str, body: &[u8]) {
         let answer = (status, headers.to_owned(), body.to_vec());
         self.state.listing_acts.lock().unwrap().push_back(answer);
+    }
+
+    /// From now on the listing comes byte by byte.
+    pub fn trickle_listing(&self, pause: Duration) {
+        *self.state.listing_pause.lock().unwrap() = Some(pause);
     }
 
     pub fn edit_listing(&self, edit: fn(&mut Value)) {
@@ -247,7 +256,16 @@ fn send_listing(stream: &TcpStream, state: &State, revision: &str) -> io::Result
     if let Some(edit) = *state.edit.lock().unwrap() {
         edit(&mut listing);
     }
-    respond(stream, 200, "", &serde_json::to_vec(&listing)?, &get)
+    let body = serde_json::to_vec(&listing)?;
+    let Some(pause) = *state.listing_pause.lock().unwrap() else {
+        return respond(stream, 200, "", &body, &get);
+    };
+    let mut out = stream;
+    write!(out, "HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    body.iter().try_for_each(|byte| {
+        thread::sleep(pause);
+        out.write_all(&[*byte])
+    })
 }
 
 fn siblings(state: &State) -> Vec<Value> {
@@ -310,7 +328,10 @@ fn resolve(stream: &TcpStream, state: &State, request: &Seen, name: &str) -> io:
         );
         return respond(stream, 302, &headers, b"", request);
     }
-    headers += &format!("ETag: \"{id}\"\r\n");
+    headers += &match &act {
+        Some(Act::Etag(etag)) => format!("ETag: {etag}\r\n"),
+        _ => format!("ETag: \"{id}\"\r\n"),
+    };
     send_bytes(stream, state, request, name, &headers)
 }
 

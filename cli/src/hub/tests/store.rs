@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::config::HubConfig;
-use super::super::resolve_local;
-use super::server::{COMMIT, git_sha1, sha256};
+use super::super::{resolve_local, why_not_local};
+use super::server::{Act, COMMIT, git_sha1, sha256};
 use super::*;
 
 #[test]
@@ -73,6 +73,27 @@ fn a_model_is_found_only_when_it_is_whole() {
 }
 
 #[test]
+fn what_keeps_a_model_from_being_found_is_told() {
+    let rig = Rig::new(&sharded());
+    let why = |name: &str| why_not_local(name, &rig.config);
+    for name in [REPO, "acme/other", "/etc", ""] {
+        assert_eq!(why(name), None, "{name}");
+    }
+    // A pull that is cut off leaves no name yet.
+    rig.hub.act("model-00001-of-00002.safetensors", (0..4).map(|_| Act::CutAfter(0)));
+    rig.pull().unwrap_err();
+    for name in [REPO.to_owned(), format!("{REPO}@{COMMIT}")] {
+        assert!(why(&name).unwrap().contains("shards are missing"), "{name}");
+    }
+    rig.pull().unwrap();
+    assert_eq!(why(REPO), None);
+    fs::remove_file(rig.snapshot().join("model-00002-of-00002.safetensors")).unwrap();
+    assert_eq!(why(REPO).unwrap(), "1 of 2 shards are missing (model-00002-of-00002.safetensors, …)");
+    fs::remove_file(rig.snapshot().join("config.json")).unwrap();
+    assert_eq!(why(REPO).unwrap(), "config.json is missing");
+}
+
+#[test]
 fn the_hub_librarys_list_of_files_counts_too() {
     let rig = Rig::new(&sharded());
     rig.pull().unwrap();
@@ -118,6 +139,62 @@ fn a_choice_of_files_is_not_yet_a_model() {
     assert!(rig.snapshot().join("vision/encoder.safetensors").exists());
     assert!(!rig.snapshot().join("consolidated.00.safetensors").exists());
     assert!(!rig.snapshot().join("pytorch_model.bin").exists());
+}
+
+#[test]
+fn without_a_tokenizer_no_text_is_promised() {
+    let words = |rig: &Rig| last_words(&RepoSpec::parse(REPO).unwrap(), &rig.pull().unwrap());
+    let rig = Rig::new(&sharded());
+    assert_eq!(words(&rig), "Complete. Try:  gaterail generate acme/tiny-moe \"Once upon a time\"");
+    let rig = Rig::new(&single(5000));
+    let found = words(&rig);
+    assert!(found.contains("no tokenizer.json") && found.contains("--tokens"), "{found}");
+}
+
+#[test]
+fn chat_templates_of_both_kinds_are_taken() {
+    let mut files = single(5000);
+    for name in ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"] {
+        files.push((name, b"{{ messages }}".to_vec()));
+    }
+    for other in ["additional_chat_templates/readme.txt", "additional_chat_templates/a/b.jinja", "x.jinja"] {
+        files.push((other, b"other".to_vec()));
+    }
+    let rig = Rig::new(&files);
+    assert_eq!(rig.pull().unwrap().files, 4);
+    let template = rig.snapshot().join("additional_chat_templates/tool_use.jinja");
+    assert_eq!(fs::read(template).unwrap(), b"{{ messages }}");
+}
+
+#[test]
+fn a_few_files_of_a_new_commit_do_not_hide_a_whole_older_one() {
+    let rig = Rig::new(&sharded());
+    rig.pull().unwrap();
+    // What was pulled becomes the snapshot of an older commit.
+    let old = "a".repeat(40);
+    let older = rig.folder().join("snapshots").join(&old);
+    fs::rename(rig.snapshot(), &older).unwrap();
+    let name = rig.folder().join("refs/main");
+    fs::write(&name, &old).unwrap();
+
+    let readme = || FileChoice::Matching(vec!["*.md".into()]);
+    let pulled = rig.pull_as(REPO, readme(), None).0.unwrap();
+    assert_eq!((pulled.commit.as_str(), pulled.kept.as_deref()), (COMMIT, Some(old.as_str())));
+    assert_eq!(fs::read_to_string(&name).unwrap(), old);
+    let words = last_words(&RepoSpec::parse(REPO).unwrap(), &pulled);
+    assert!(words.ends_with("\nUntil then `main` stays at aaaaaaaa, which is whole."), "{words}");
+    assert_eq!(resolve_local(REPO, &rig.config), Some(older.clone()));
+
+    // Where nothing whole would be hidden, the name moves with the first file, as the hub's library has it.
+    let config = older.join("config.json");
+    fs::rename(&config, rig.home.path().join("aside")).unwrap();
+    assert_eq!(rig.pull_as(REPO, readme(), None).0.unwrap().kept, None);
+    assert_eq!(fs::read_to_string(&name).unwrap(), COMMIT);
+    fs::rename(rig.home.path().join("aside"), &config).unwrap();
+
+    fs::write(&name, &old).unwrap();
+    assert_eq!(rig.pull().unwrap().kept, None);
+    assert_eq!(resolve_local(REPO, &rig.config), Some(rig.snapshot()));
 }
 
 /// Variables, and the cache folder, endpoint and token that they lead to.

@@ -192,6 +192,37 @@ fn a_server_that_never_recovers_is_given_up() {
 }
 
 #[test]
+fn a_byte_per_connection_is_no_progress() {
+    let rig = Rig::new(&single(5000));
+    rig.hub.act("model.safetensors", (0..100).map(|_| Act::CutAfter(1)));
+    check_error(rig.pull(), &["model.safetensors stopped at 4 bytes", "after 4 attempts"]);
+    assert_eq!(rig.hub.ranges("model.safetensors").len(), 4);
+}
+
+#[test]
+fn progress_is_forgiven_much_but_not_everything() {
+    let rig = Rig::new(&single(120_000));
+    rig.hub.act("model.safetensors", (0..100).map(|_| Act::CutAfter(10_000)));
+    check_error(
+        rig.pull(),
+        &["model.safetensors stopped at", "70.0 kB of 120 kB after 7 attempts", "is kept"],
+    );
+    assert_eq!(rig.hub.ranges("model.safetensors").len(), 7);
+    // The next run goes on, and has attempts of its own.
+    rig.pull().unwrap();
+}
+
+#[test]
+fn a_listing_that_trickles_is_given_up() {
+    let mut rig = Rig::new(&single(5000));
+    rig.config.patience.listing_timeout = Duration::from_millis(200);
+    let started = std::time::Instant::now();
+    rig.hub.trickle_listing(Duration::from_millis(20));
+    check_error(rig.pull(), &["cannot be reached", "sends too slowly"]);
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
 fn a_listing_without_sizes_is_completed_file_by_file() {
     let rig = Rig::new(&single(5000));
     rig.hub.edit_listing(|listing| {
@@ -203,6 +234,25 @@ fn a_listing_without_sizes_is_completed_file_by_file() {
     let pulled = rig.pull().unwrap();
     assert_eq!(pulled.bytes_total, 5000 + CONFIG.len() as u64);
     assert!(rig.folder().join("blobs").join(sha256(&single(5000)[1].1)).exists());
+}
+
+#[test]
+fn what_has_no_checksum_is_told() {
+    let rig = Rig::new(&single(5000));
+    rig.hub
+        .edit_listing(|listing| listing["siblings"][0] = serde_json::json!({ "rfilename": "config.json" }));
+    rig.hub.act("config.json", [Act::Etag("\"d41d8c-12\"")]);
+    let pulled = rig.pull().unwrap();
+    assert_eq!((pulled.files, pulled.unverified), (2, 1));
+    assert!(rig.folder().join("blobs/d41d8c-12").exists());
+    let words = last_words(&RepoSpec::parse(REPO).unwrap(), &pulled);
+    assert!(words.starts_with("1 file could not be verified"), "{words}");
+
+    let rig = Rig::new(&single(5000));
+    rig.hub
+        .edit_listing(|listing| listing["siblings"][0] = serde_json::json!({ "rfilename": "config.json" }));
+    rig.hub.act("config.json", [Act::Etag("\"d41d8c.incomplete\"")]);
+    check_error(rig.pull(), &["config.json", "no ETag that can be used"]);
 }
 
 #[test]
