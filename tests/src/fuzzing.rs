@@ -7,7 +7,7 @@ use std::path::Path;
 use gaterail_model::arch::parse_spec;
 use gaterail_model::checkpoint::{parse_header, parse_index};
 use gaterail_model::config::Fields;
-use gaterail_model::text::{ChatInput, ChatTemplate};
+use gaterail_model::text::{ChatInput, ChatTemplate, Detokenizer, TextError, Tokenizer};
 use gaterail_model::weights::{account, expected_tensors};
 use serde_json::json;
 
@@ -40,11 +40,35 @@ pub fn index(data: &[u8]) {
 /// A chat template, rendered over a conversation.
 pub fn template(data: &[u8]) {
     let Ok(source) = std::str::from_utf8(data) else { return };
-    let Ok(template) = ChatTemplate::from_source("fuzzed", source, serde_json::Map::new()) else { return };
     let messages = json!([
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What is 27 + 58?"},
     ]);
     let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
-    let _ = template.render(&input);
+    let outcome = ChatTemplate::from_source("fuzzed", source, serde_json::Map::new())
+        .and_then(|template| template.render(&input));
+    assert!(!matches!(outcome, Err(TextError::TemplateCrashed { .. })), "{outcome:?}");
+}
+
+/// A tokenizer.json: an accepted one can be used, or says why not.
+pub fn tokenizer(data: &[u8]) {
+    let Ok(tokenizer) = Tokenizer::from_bytes("fuzzed", data) else { return };
+    if let Ok(ids) = tokenizer.encode("Hello, wörld! 🦀 aa", true) {
+        let _ = tokenizer.decode(&ids, true);
+        let mut detokenizer = Detokenizer::new(true);
+        let _ = ids.iter().try_for_each(|id| detokenizer.push(&tokenizer, *id).map(drop));
+        let _ = detokenizer.finish(&tokenizer);
+    }
+}
+
+/// A generation_config.json: its fields as they are read for sampling.
+pub fn generation(data: &[u8]) {
+    let Ok(fields) = Fields::parse(Path::new("generation_config.json"), data) else { return };
+    for field in ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"] {
+        if let Ok(Some(number)) = fields.number(field) {
+            assert!(number.is_finite(), "{field}: {number}");
+        }
+    }
+    let _ = (fields.flag_or("do_sample", false), fields.count_from("top_k", 0));
+    let _ = (fields.counts("eos_token_id"), fields.count_from("eos_token_id", 0));
 }

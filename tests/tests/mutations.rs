@@ -103,3 +103,28 @@ fn templates() {
     .to_vec();
     replay(&seeds, 1_500, fuzzing::template);
 }
+
+#[test]
+fn tokenizers() {
+    let model = r#""model": {"type": "BPE", "vocab": {"a": 0, "▁": 1, "<0xF0>": 2, "<unk>": 3, "aa": 4}, "merges": [["a", "a"]], "unk_token": "<unk>", "byte_fallback": true}"#;
+    let seeds: Vec<Vec<u8>> = [
+        r#""added_tokens": [], "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}, "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}"#,
+        r#""added_tokens": [{"id": 5, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}"#,
+        r#""pre_tokenizer": {"type": "FixedLength", "length": 3}, "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}}}, "decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 1}"#,
+    ]
+    .map(|parts| format!(r#"{{"version": "1.0", {parts}, {model}}}"#).into_bytes())
+    .to_vec();
+    // Every one of them has to load, so that mutations reach further than the parser.
+    assert!(seeds.iter().all(|seed| gaterail_model::text::Tokenizer::from_bytes("seed", seed).is_ok()));
+    replay(&seeds, 3_000, fuzzing::tokenizer);
+}
+
+#[test]
+fn generation_configurations() {
+    let seeds = [
+        r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "eos_token_id": [151645, 151643]}"#,
+        r#"{"temperature": 1e30, "top_k": -1, "repetition_penalty": 1.05, "eos_token_id": 2, "do_sample": false}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec());
+    replay(&seeds, 6_000, fuzzing::generation);
+}

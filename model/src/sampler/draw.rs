@@ -1,7 +1,8 @@
 //! Temperature, min-p, top-k, top-p, and the draw by inverse transform: one random number for a position.
 //!
 //! Whatever is kept, the draw runs through it in the order of the ids. Nothing is sorted: where top-k and top-p cut is
-//! found by partial selection.
+//! found by partial selection. Of tokens tied at the border of top-k the lowest ids stay, so that there are never more
+//! than k; vLLM keeps all of the tied ones.
 
 use super::params::SamplingParams;
 use super::scan::{Maxima, Ranked, SUM_BLOCK, Weights};

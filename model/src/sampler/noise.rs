@@ -18,12 +18,16 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The number of a position: uniform in the open interval (0, 1), 53 bits.
+/// The number of a position: uniform in the open interval (0, 1), 52 bits; with one more, 1 would be reached by rounding.
 pub fn uniform(seed: u64, position: u64) -> f64 {
     let [a, b, _, _] =
         philox4x32([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = (u64::from(a) << 32 | u64::from(b)) >> 11;
-    (bits as f64 + 0.5) / (1u64 << 53) as f64
+    open_unit(u64::from(a) << 32 | u64::from(b))
+}
+
+/// The upper 52 bits of `word` and a half, as a share of 2^52: exact, and neither 0 nor 1.
+fn open_unit(word: u64) -> f64 {
+    ((word >> 12) as f64 + 0.5) / (1u64 << 52) as f64
 }
 
 fn multiply(a: u32, b: u32) -> (u32, u32) {
@@ -50,6 +54,11 @@ mod tests {
         for (counter, key, expected) in table {
             assert_eq!(philox4x32(counter, key), expected);
         }
+    }
+
+    #[test]
+    fn the_interval_is_open() {
+        assert_eq!((open_unit(0), open_unit(u64::MAX)), (f64::EPSILON / 2.0, 1.0 - f64::EPSILON / 2.0));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The sampler against a plain one in f64 that sorts everything, and the statistics of its draws.
 
-use std::time::Instant;
-
 use super::noise::{philox4x32, uniform};
 use super::*;
 
@@ -161,40 +159,4 @@ fn ties_go_to_the_lowest_ids_and_bad_logits_are_errors() {
     assert_eq!(sample(&mut [], &masked, &step(0)), Err(SamplerError::Empty));
     let cold = SamplingParams { temperature: 2e-5, top_p: 0.9, min_p: 0.1, ..SamplingParams::default() };
     assert_eq!(sample(&mut [-3e38, 1e4, 9e3], &cold, &step(3)).unwrap().token, 1);
-}
-
-/// Not a limit but a number to look at: `cargo test -p gaterail-model --release sampling_speed -- --nocapture`.
-#[test]
-fn sampling_speed() {
-    let mut raw = logits(150_000, 1, 3.0);
-    // A few likely tokens, as a model gives.
-    (0..40).for_each(|i| raw[3571 * (i + 1)] = 18.0 - 0.25 * i as f32);
-    let counts = TokenCounts::new(&(0..2000).collect::<Vec<u32>>());
-    let base = SamplingParams { seed: 3, ..SamplingParams::default() };
-    let table = [
-        ("greedy", SamplingParams { temperature: 0.0, ..base.clone() }),
-        ("greedy, 5 logprobs", SamplingParams { temperature: 0.0, logprobs: Some(5), ..base.clone() }),
-        ("plain", base.clone()),
-        ("top-k 50", SamplingParams { top_k: 50, ..base.clone() }),
-        ("top-k 50, top-p 0.9", SamplingParams { temperature: 0.7, top_k: 50, top_p: 0.9, ..base.clone() }),
-        ("top-p 0.9, T 0.7", SamplingParams { temperature: 0.7, top_p: 0.9, ..base.clone() }),
-        ("top-p 0.95", SamplingParams { top_p: 0.95, ..base.clone() }),
-        ("min-p 0.05", SamplingParams { min_p: 0.05, ..base.clone() }),
-        (
-            "repetition, top-p 0.9",
-            SamplingParams { repetition_penalty: 1.1, temperature: 0.7, top_p: 0.9, ..base },
-        ),
-    ];
-    for (name, params) in table {
-        let mut work = raw.clone();
-        let mut best = f64::INFINITY;
-        for position in 0..50 {
-            work.copy_from_slice(&raw);
-            let step = Step { counts: &counts, position, generated: 0, stop_ids: &[] };
-            let started = Instant::now();
-            sample(&mut work, &params, &step).unwrap();
-            best = best.min(started.elapsed().as_secs_f64());
-        }
-        println!("{name}: {:.0} us for 150,000 logits", best * 1e6);
-    }
 }

@@ -14,10 +14,8 @@ pub enum TextError {
     Invalid { file: String, detail: String },
     #[error("a text of {bytes} bytes is longer than the {limit} that are tokenized at once", limit = tokenizer::TEXT_BYTES_MAX)]
     TextTooLong { bytes: usize },
-    #[error("the tokenizer failed: {detail}")]
-    Tokenize { detail: String },
-    #[error("token {id} is outside the vocabulary of {size} tokens")]
-    UnknownToken { id: u32, size: usize },
+    #[error("the tokenizer of {file}: {detail}")]
+    Tokenize { file: String, detail: String },
 
     #[error("{count} stop strings, more than {max}", max = stop::STOPS_MAX)]
     TooManyStops { count: usize },
@@ -36,6 +34,9 @@ pub enum TextError {
     TemplateRaised { file: String, message: String },
     #[error("the chat template of {file} failed: {detail}")]
     TemplateFailed { file: String, detail: String },
+    /// Never the template's fault alone: a panic of the engine, which ought to have refused.
+    #[error("the engine that renders the chat template of {file} crashed: {detail}")]
+    TemplateCrashed { file: String, detail: String },
     #[error("the chat templates of {file} are called {names:?}; none is called default")]
     NoDefaultTemplate { file: String, names: Vec<String> },
     #[error("the conversation does not fit a chat template: {detail}")]

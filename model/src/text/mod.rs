@@ -3,7 +3,10 @@
 //! | file | |
 //! |---|---|
 //! | [`tokenizer`] | text to ids and back; the special tokens of a model folder |
+//! | `guard` | what a `tokenizer.json` from anywhere may ask for |
+//! | `pieces` | the bytes of one token |
 //! | [`detokenize`] | ids to text while they come, never half a character |
+//! | `window` | the same for decoders that see whole lists of tokens |
 //! | [`stop`] | stop strings across the borders of tokens |
 //! | [`template`] | a conversation to the prompt that the model was trained on |
 //! | [`error`] | what can go wrong in any of them |
@@ -11,9 +14,12 @@
 pub mod detokenize;
 pub mod error;
 mod files;
+mod guard;
+mod pieces;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+mod window;
 
 pub use detokenize::Detokenizer;
 pub use error::TextError;

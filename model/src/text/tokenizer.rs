@@ -7,63 +7,60 @@ use serde_json::{Map, Value};
 
 use super::error::TextError;
 use super::files;
+use super::guard::{self, caught};
+use super::pieces::Pieces;
 
 /// Bytes of `tokenizer.json`.
-pub const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
+pub const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of a text that is tokenized at once.
 pub const TEXT_BYTES_MAX: usize = 32 << 20;
 
 /// The tokenizer of a model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    special: BTreeSet<u32>,
+    /// What errors call it.
+    file: String,
     stops: Vec<u32>,
-    bos: Option<Special>,
-    eos: Option<Special>,
-    pad: Option<Special>,
-    bytes: ByteCode,
-}
-
-/// A special token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Special {
-    pub text: String,
-    pub id: u32,
-}
-
-/// How the pieces of the vocabulary write bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ByteCode {
-    /// Every byte is a printable character (GPT-2's table).
-    ByteLevel,
-    /// `▁` is a space and `<0xE2>` a byte (SentencePiece).
-    SentencePiece,
+    pieces: Pieces,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, and where there are any `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json` and `config.json` for the special tokens.
+    /// `generation_config.json` and `config.json` for the tokens that end a text.
     pub fn from_folder(folder: &Path) -> Result<Tokenizer, TextError> {
         let path = folder.join("tokenizer.json");
         let Some(content) = files::bytes(&path, TOKENIZER_BYTES_MAX)? else {
             return Err(files::invalid(&path, "there is no such file, and no text without it".into()));
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&content)
-            .map_err(|error| files::invalid(&path, error.to_string()))?;
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| files::invalid(&path, error.to_string()))?;
+        let mut tokenizer = Tokenizer::from_bytes(&path.display().to_string(), &content)?;
         let object = |name: &str| files::json_object(&folder.join(name)).map(Option::unwrap_or_default);
         let (config, map) = (object("tokenizer_config.json")?, object("special_tokens_map.json")?);
-        let special = |name: &str| {
-            let text = files::token_text(config.get(name)).or_else(|| files::token_text(map.get(name)))?;
-            inner.token_to_id(&text).map(|id| Special { text, id })
+        let eos =
+            files::token_text(config.get("eos_token")).or_else(|| files::token_text(map.get("eos_token")));
+        let eos = eos.and_then(|eos| tokenizer.inner.token_to_id(&eos));
+        tokenizer.stops = stop_ids(&object("generation_config.json")?, &object("config.json")?, eos);
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json` that errors call `file`, without tokens that end a text.
+    pub fn from_bytes(file: &str, content: &[u8]) -> Result<Tokenizer, TextError> {
+        let invalid = |detail: String| TextError::Invalid { file: file.to_owned(), detail };
+        if content.len() as u64 > TOKENIZER_BYTES_MAX {
+            let (bytes, limit) = (content.len() as u64, TOKENIZER_BYTES_MAX);
+            return Err(TextError::TooLarge { file: file.to_owned(), bytes, limit });
+        }
+        let decoder = guard::check(content).map_err(invalid)?;
+        let load = || {
+            let mut inner = tokenizers::Tokenizer::from_bytes(content)?;
+            inner.with_padding(None);
+            inner.with_truncation(None)?;
+            Ok(inner)
         };
-        let (bos, eos, pad) = (special("bos_token"), special("eos_token"), special("pad_token"));
-        let stops = stop_ids(&object("generation_config.json")?, &object("config.json")?, eos.as_ref());
-        let added = inner.get_added_tokens_decoder();
-        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
-        let bytes = byte_code(&content);
-        Ok(Tokenizer { special, stops, bos, eos, pad, bytes, inner })
+        let loaded: Result<tokenizers::Tokenizer, tokenizers::Error> =
+            caught(load).map_err(|detail| invalid(format!("it makes the tokenizer panic: {detail}")))?;
+        let inner = loaded.map_err(|error| invalid(error.to_string()))?;
+        let pieces = Pieces::of(decoder.as_ref());
+        Ok(Tokenizer { inner, file: file.to_owned(), stops: Vec::new(), pieces })
     }
 
     /// The ids of `text`; with `add_special` those that the model wants around it too.
@@ -71,75 +68,39 @@ impl Tokenizer {
         if text.len() > TEXT_BYTES_MAX {
             return Err(TextError::TextTooLong { bytes: text.len() });
         }
-        let encoding = self.inner.encode_fast(text, add_special);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(tokenize)
+        self.run(|| self.inner.encode_fast(text, add_special).map(|encoding| encoding.get_ids().to_vec()))
     }
 
-    /// The text of `ids`. As in transformers an id that is no token has no text; see [`Tokenizer::require`].
+    /// The text of `ids`. As in transformers an id that is no token has no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        self.inner.decode(ids, skip_special).map_err(tokenize)
-    }
-
-    /// Fails on the first of `ids` that is outside the vocabulary.
-    pub fn require(&self, ids: &[u32]) -> Result<(), TextError> {
-        match ids.iter().find(|id| self.inner.id_to_token(**id).is_none()) {
-            Some(id) => Err(TextError::UnknownToken { id: *id, size: self.vocab_size() }),
-            None => Ok(()),
-        }
-    }
-
-    /// How many tokens there are, added ones included.
-    pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// The piece of the vocabulary, as the file writes it.
-    pub fn piece(&self, id: u32) -> Result<String, TextError> {
-        self.inner.id_to_token(id).ok_or_else(|| TextError::UnknownToken { id, size: self.vocab_size() })
-    }
-
-    /// The bytes that a token stands for in the middle of a text.
-    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>, TextError> {
-        let piece = self.piece(id)?;
-        if self.inner.get_added_vocabulary().simple_id_to_token(id).is_some() {
-            return Ok(piece.into_bytes());
-        }
-        Ok(self.bytes.decode(&piece))
-    }
-
-    pub fn token_to_id(&self, piece: &str) -> Option<u32> {
-        self.inner.token_to_id(piece)
-    }
-
-    /// Whether the token controls the model and is no text.
-    pub fn is_special(&self, id: u32) -> bool {
-        self.special.contains(&id)
-    }
-
-    pub fn bos(&self) -> Option<&Special> {
-        self.bos.as_ref()
-    }
-
-    pub fn eos(&self) -> Option<&Special> {
-        self.eos.as_ref()
-    }
-
-    pub fn pad(&self) -> Option<&Special> {
-        self.pad.as_ref()
+        self.run(|| self.inner.decode(ids, skip_special))
     }
 
     /// The ids that end a generation: the tokenizer's and the model's, in order and once each.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stops
     }
-}
 
-fn tokenize(error: tokenizers::Error) -> TextError {
-    TextError::Tokenize { detail: error.to_string() }
+    /// The piece of a token as `decode` sees it; none for an id that is no token or one that is skipped.
+    pub(super) fn piece(&self, id: u32, skip_special: bool) -> Option<String> {
+        let added = self.inner.get_added_vocabulary();
+        let piece = added.simple_id_to_token(id).or_else(|| self.inner.id_to_token(id));
+        piece.filter(|piece| !skip_special || !added.is_special_token(piece))
+    }
+
+    pub(super) fn pieces(&self) -> Pieces {
+        self.pieces
+    }
+
+    fn run<T>(&self, work: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, TextError> {
+        let outcome = caught(work).map_err(|detail| format!("it panicked: {detail}"));
+        let outcome = outcome.and_then(|outcome| outcome.map_err(|error| error.to_string()));
+        outcome.map_err(|detail| TextError::Tokenize { file: self.file.clone(), detail })
+    }
 }
 
 /// `eos_token_id` of the generation's configuration, else of the model's; a number or a list of them.
-fn stop_ids(generation: &Map<String, Value>, model: &Map<String, Value>, eos: Option<&Special>) -> Vec<u32> {
+fn stop_ids(generation: &Map<String, Value>, model: &Map<String, Value>, eos: Option<u32>) -> Vec<u32> {
     let named =
         [generation, model].into_iter().find_map(|file| file.get("eos_token_id").filter(|id| !id.is_null()));
     let listed = match named {
@@ -148,58 +109,27 @@ fn stop_ids(generation: &Map<String, Value>, model: &Map<String, Value>, eos: Op
         None => &[],
     };
     let ids = listed.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok());
-    let ids: BTreeSet<u32> = ids.chain(eos.map(|eos| eos.id)).collect();
+    let ids: BTreeSet<u32> = ids.chain(eos).collect();
     ids.into_iter().collect()
-}
-
-/// Byte-level tokenizers say so in their decoder or pre-tokenizer.
-fn byte_code(tokenizer_json: &[u8]) -> ByteCode {
-    #[derive(serde::Deserialize)]
-    struct Parts {
-        decoder: Option<Value>,
-        pre_tokenizer: Option<Value>,
-    }
-    let names_byte_level = |part: &Value| part.to_string().contains("\"ByteLevel\"");
-    match serde_json::from_slice::<Parts>(tokenizer_json) {
-        Ok(parts) if parts.decoder.iter().chain(&parts.pre_tokenizer).any(names_byte_level) => {
-            ByteCode::ByteLevel
-        }
-        _ => ByteCode::SentencePiece,
-    }
-}
-
-impl ByteCode {
-    fn decode(self, piece: &str) -> Vec<u8> {
-        match self {
-            ByteCode::ByteLevel => {
-                let bytes: Option<Vec<u8>> = piece.chars().map(byte_of).collect();
-                bytes.unwrap_or_else(|| piece.as_bytes().to_vec())
-            }
-            ByteCode::SentencePiece => {
-                let hex = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-                match hex.filter(|hex| hex.len() == 2).and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-                    Some(byte) => vec![byte],
-                    None => piece.replace('\u{2581}', " ").into_bytes(),
-                }
-            }
-        }
-    }
-}
-
-/// The byte behind a character of GPT-2's table: printable Latin-1 stands for itself, the 68 others follow 0x100.
-fn byte_of(c: char) -> Option<u8> {
-    let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    match u32::from(c) {
-        code @ 0..=0xff => u8::try_from(code).ok().filter(|byte| printable(*byte)),
-        code => (0..=0xff).filter(|byte| !printable(*byte)).nth(code as usize - 0x100),
-    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use serde_json::json;
 
+    use super::super::pieces::byte_of;
     use super::*;
+
+    impl Tokenizer {
+        pub fn token_to_id(&self, piece: &str) -> Option<u32> {
+            self.inner.token_to_id(piece)
+        }
+
+        /// The token that is a byte in the tokenizers below.
+        pub fn byte_id(&self, byte: u8) -> u32 {
+            self.token_to_id(&format!("<0x{byte:02X}>")).unwrap_or(byte.into())
+        }
+    }
 
     /// A tokenizer whose tokens are the 256 bytes in GPT-2's table, `<s>`, `</s>` and a few words.
     pub fn byte_level() -> Tokenizer {
@@ -244,6 +174,18 @@ pub(super) mod tests {
         }))
     }
 
+    /// A tokenizer whose decoder joins pieces by looking at their neighbours.
+    pub fn word_piece() -> Tokenizer {
+        load(json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100,
+                      "vocab": {"[UNK]": 0, "the": 1, "cat": 2, "##ty": 3}},
+        }))
+    }
+
     fn special(id: u32, content: &str) -> Value {
         json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false})
@@ -270,28 +212,50 @@ pub(super) mod tests {
         {
             let ids = tokenizer.encode(text, false).unwrap();
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id).unwrap()).collect();
+            let pieces = ids.iter().map(|id| tokenizer.piece(*id, false).unwrap());
+            let bytes: Vec<u8> =
+                pieces.flat_map(|piece| tokenizer.pieces().bytes(&piece, false).unwrap()).collect();
             assert_eq!(String::from_utf8(bytes).unwrap().trim_start(), text);
         }
     }
 
     #[test]
-    fn special_tokens_come_from_every_file() {
+    fn stops_come_from_every_file() {
         let tokenizer = byte_level();
-        assert_eq!(tokenizer.bos(), Some(&Special { text: "<s>".into(), id: 259 }));
-        assert_eq!(tokenizer.eos().map(|eos| eos.id), Some(260));
-        assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (None, 261));
         assert_eq!(tokenizer.stop_ids(), [3, 7, 260]);
-        assert!(tokenizer.is_special(259) && !tokenizer.is_special(3));
         assert_eq!(tokenizer.decode(&[259, 104, 260], true).unwrap(), "h");
+    }
+
+    /// Files that the tokenizers crate panics on, while it loads them or later.
+    #[test]
+    fn what_panics_is_an_error_that_names_the_file() {
+        let plain = json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null, "pre_tokenizer": null,
+            "decoder": null, "model": {"type": "BPE", "vocab": {"a": 0, "<unk>": 1}, "merges": [], "unk_token": "<unk>"}});
+        let template = json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+        let table = [
+            ("decoder", json!({"type": "Strip", "content": "a", "start": 0, "stop": 9})),
+            ("decoder", json!({"type": "Strip", "content": "a", "start": 1, "stop": 1})),
+            ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+            ("post_processor", template),
+            ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAP////8="})),
+            ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})),
+        ];
+        for (part, step) in table {
+            let mut file = plain.clone();
+            file[part] = step.clone();
+            let outcome = Tokenizer::from_bytes("m/tokenizer.json", file.to_string().as_bytes())
+                .and_then(|tokenizer| tokenizer.encode("aab", true).map(|ids| (tokenizer, ids)))
+                .and_then(|(tokenizer, ids)| tokenizer.decode(&ids, false));
+            let message = outcome.expect_err(part).to_string();
+            assert!(message.contains("m/tokenizer.json: "), "{step}: {message}");
+        }
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let tokenizer = byte_level();
-        let message = tokenizer.require(&[1, 261]).unwrap_err().to_string();
-        assert_eq!(message, "token 261 is outside the vocabulary of 261 tokens");
-        assert!(tokenizer.piece(400).is_err() && tokenizer.require(&[0, 260]).is_ok());
         let folder = tempfile::tempdir().unwrap();
         let failure = || Tokenizer::from_folder(folder.path()).err().unwrap().to_string();
         assert!(failure().contains("tokenizer.json: there is no such file"));

@@ -1,7 +1,10 @@
-//! What one rendering may spend. In: a charge before every copy, walk or container. Out: an error once it is spent.
+//! What one rendering may spend: bytes, containers and time. In: a charge before every copy, walk or container. Out: an
+//! error once it is spent.
 //!
 //! minijinja counts instructions, but one instruction may copy or build a great deal (`x ~ x`, `"a" * n`). Every
 //! operation that can is routed through this account, so that time and memory are bounded together.
+
+use std::time::{Duration, Instant};
 
 use minijinja::{Error, ErrorKind, State, Value};
 
@@ -9,6 +12,10 @@ use super::show;
 
 /// Bytes that one rendering may copy, build or walk through, all together.
 pub const ALLOC_BYTES_MAX: u64 = 512 << 20;
+/// Bytes that one operation may take or give: no string is longer, and no list has more than a 24th of it.
+pub const OPERATION_BYTES_MAX: usize = 64 << 20;
+/// How long one rendering may take.
+pub const RENDER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Lists, tuples and maps that one rendering may build. It also bounds how deep they can be nested.
 pub const CONTAINERS_MAX: u32 = 100_000;
 /// Bytes that one rendering may put out.
@@ -19,11 +26,20 @@ pub const NESTING_MAX: u32 = 100;
 /// What an element of a list or a node of a walk costs.
 const ELEMENT_BYTES: usize = 24;
 
+/// What a charge costs beside its bytes, for the clock.
+const CHARGE_BYTES: usize = 64;
+/// Bytes charged between two looks at the clock.
+const CLOCK_BYTES: usize = 64 << 10;
+
 /// A limit that a rendering ran into, or a refusal by the template itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Halt {
     #[error("more than {ALLOC_BYTES_MAX} bytes built")]
     Bytes,
+    #[error("more than {OPERATION_BYTES_MAX} bytes in one string or list")]
+    Operation,
+    #[error("more than {} s of work", RENDER_TIME_MAX.as_secs())]
+    Time,
     #[error("more than {CONTAINERS_MAX} lists and maps built")]
     Containers,
     #[error("more than {OUTPUT_BYTES_MAX} bytes put out")]
@@ -44,13 +60,23 @@ impl From<Halt> for Error {
 pub struct Budget {
     bytes_left: u64,
     containers_left: u32,
+    /// When the rendering has taken too long.
+    deadline: Instant,
+    /// Bytes charged since the last look at the clock.
+    unclocked: usize,
     /// A namespace or a loop lies in some other value.
     state_in_values: bool,
 }
 
 impl Budget {
     pub fn new() -> Budget {
-        Budget { bytes_left: ALLOC_BYTES_MAX, containers_left: CONTAINERS_MAX, state_in_values: false }
+        Budget {
+            bytes_left: ALLOC_BYTES_MAX,
+            containers_left: CONTAINERS_MAX,
+            deadline: Instant::now() + RENDER_TIME_MAX,
+            unclocked: 0,
+            state_in_values: false,
+        }
     }
 
     pub fn of<'a>(state: &'a mut State<'_, '_>) -> &'a mut Budget {
@@ -58,6 +84,16 @@ impl Budget {
     }
 
     pub fn bytes(&mut self, bytes: usize) -> Result<(), Error> {
+        if bytes > OPERATION_BYTES_MAX {
+            return Err(Halt::Operation.into());
+        }
+        self.unclocked += bytes + CHARGE_BYTES;
+        if self.unclocked > CLOCK_BYTES {
+            self.unclocked = 0;
+            if Instant::now() > self.deadline {
+                return Err(Halt::Time.into());
+            }
+        }
         self.bytes_left = self.bytes_left.checked_sub(bytes as u64).ok_or(Halt::Bytes)?;
         Ok(())
     }
@@ -117,6 +153,11 @@ impl Budget {
             None if value.as_object().is_some() => self.elements(value.len().unwrap_or(1)),
             None => Ok(()),
         }
+    }
+
+    /// Charges what reading the characters of `value` once costs, where it is a string.
+    pub fn characters(&mut self, value: &Value) -> Result<(), Error> {
+        self.bytes(value.as_str().map_or(0, str::len))
     }
 
     /// Charges a walk through everything inside `value`; fails early where shared parts would make it explode.

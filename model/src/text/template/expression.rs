@@ -5,7 +5,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
 use super::methods;
-use super::rewrite::{PREFIX, Printer, own_name, refused};
+use super::rewrite::{NAME_BYTES_MAX, PREFIX, Printer, own_name, refused};
 
 impl Printer {
     pub fn expr(&mut self, expr: &Expr<'_>) -> Result<(), Error> {
@@ -53,13 +53,14 @@ impl Printer {
             }
             Expr::GetAttr(node) => {
                 self.expr(&node.expr)?;
-                self.put(".").put(node.name);
+                self.put(".").put(own_name(node.name)?);
             }
-            Expr::GetItem(node) => {
+            Expr::GetItem(node) if is_short(&node.subscript_expr) => {
                 self.expr(&node.expr)?;
                 self.put("[").expr(&node.subscript_expr)?;
                 self.put("]");
             }
+            Expr::GetItem(node) => self.operator("item", &node.expr, &node.subscript_expr)?,
             Expr::Call(node) => self.call(node)?,
             Expr::List(node) => self.items("[", &node.items, "]")?,
             Expr::Tuple(node) if node.items.len() == 1 => self.items("(", &node.items, ",)")?,
@@ -83,7 +84,8 @@ impl Printer {
         Ok(())
     }
 
-    /// `a < b < c` is `a < b and b < c`; evaluating `b` twice changes nothing, for expressions have no effects.
+    /// `a < b < c` is `a < b and b < c`. That `b` is evaluated twice shows only where it calls a macro that sets an
+    /// attribute of a namespace.
     fn compare(&mut self, node: &ast::Compare<'_>) -> Result<(), Error> {
         self.require_room()?;
         let mut left = &node.expr;
@@ -116,10 +118,17 @@ impl Printer {
 
     pub fn call(&mut self, node: &ast::Call<'_>) -> Result<(), Error> {
         match &node.expr {
+            Expr::GetAttr(method) if methods::is_loop_method(method.name) => {
+                self.put(PREFIX).put("loop(").expr(&method.expr)?;
+                self.put(", ").string(method.name);
+                self.put(if node.args.is_empty() { "" } else { ", " }).arg_list(&node.args)?;
+                self.put(")");
+                return Ok(());
+            }
             // A method: its name is no attribute here.
             Expr::GetAttr(method) => {
                 self.expr(&method.expr)?;
-                self.put(".").put(method.name);
+                self.put(".").put(own_name(method.name)?);
             }
             callee => self.expr(callee)?,
         }
@@ -152,7 +161,7 @@ impl Printer {
             self.put(if i > 0 { ", " } else { "" });
             match arg {
                 CallArg::Pos(value) => self.expr(value)?,
-                CallArg::Kwarg(name, value) => self.put(name).put("=").expr(value)?,
+                CallArg::Kwarg(name, value) => self.put(own_name(name)?).put("=").expr(value)?,
                 CallArg::PosSplat(value) => self.put("*").expr(value)?,
                 CallArg::KwargSplat(value) => self.put("**").expr(value)?,
             }
@@ -174,7 +183,7 @@ impl Printer {
         for (i, (key, value)) in node.keys.iter().zip(&node.values).enumerate() {
             self.put(if i > 0 { ", " } else { "" });
             match key {
-                Expr::Const(_) => self.expr(key)?,
+                key if is_short(key) => self.expr(key)?,
                 key => {
                     self.put(PREFIX).put("key(").expr(key)?;
                     self.put(")");
@@ -196,6 +205,11 @@ impl Printer {
         }
         Ok(())
     }
+}
+
+/// Whether a key is a text so short that hashing it costs nothing to speak of.
+fn is_short(key: &Expr<'_>) -> bool {
+    matches!(key, Expr::Const(node) if node.value.as_str().is_some_and(|text| text.len() <= NAME_BYTES_MAX))
 }
 
 fn binary_name(op: BinOpKind) -> &'static str {

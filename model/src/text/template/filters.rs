@@ -37,7 +37,15 @@ pub fn environment() -> Environment<'static> {
 fn add_hooks(env: &mut Environment<'static>) {
     env.add_function(format!("{PREFIX}text"), |text: Value| text);
     env.add_function(format!("{PREFIX}attr"), |value: Value, name: &str| methods::attribute(&value, name));
-    env.add_function(format!("{PREFIX}key"), |key: Value| ops::hashable(&key).map(|()| key));
+    env.add_function(format!("{PREFIX}key"), |state: &mut State<'_, '_>, key: Value| {
+        ops::hashable(&key, Budget::of(state)).map(|()| key)
+    });
+    env.add_function(
+        format!("{PREFIX}loop"),
+        |state: &mut State<'_, '_>, value: Value, name: &str, args: Rest<Value>| {
+            methods::loop_method(state, &value, name, &args)
+        },
+    );
     env.add_function(format!("{PREFIX}keep"), |state: &mut State<'_, '_>, value: Value| {
         Budget::of(state).storable(&value).map(|()| value)
     });
@@ -88,6 +96,7 @@ fn add_text_filters(env: &mut Environment<'static>) {
     });
     env.add_filter("trim", |state: &mut State<'_, '_>, value: Value, set: Option<&str>| {
         let text = show::text(&value, Budget::of(state))?;
+        Budget::of(state).bytes(set.map_or(0, str::len))?;
         Ok::<_, Error>(methods::strip(&text, set, true, true).to_owned())
     });
     env.add_filter("replace", replace);
@@ -137,6 +146,7 @@ fn join(
     let mut out = String::new();
     for (i, mut item) in listed(&value, budget)?.try_iter()?.enumerate() {
         if let Some(attribute) = &attribute {
+            budget.bytes(attribute.len())?;
             item = item.get_attr(attribute)?;
         }
         if i > 0 {
@@ -182,6 +192,7 @@ fn add_sequence_filters(env: &mut Environment<'static>) {
         let mut total: Value = args.get::<Option<Value>>("start")?.unwrap_or_else(|| Value::from(0));
         args.assert_all_used()?;
         for item in listed(&value, Budget::of(state))?.try_iter()? {
+            Budget::of(state).bytes(attribute.as_ref().map_or(0, String::len))?;
             let item = attribute.as_ref().map_or_else(|| Ok(item.clone()), |name| item.get_attr(name))?;
             total = ops::add(&total, &item, Budget::of(state))?;
         }
@@ -189,7 +200,8 @@ fn add_sequence_filters(env: &mut Environment<'static>) {
     });
 }
 
-fn length(value: &Value) -> Result<usize, Error> {
+fn length(state: &mut State<'_, '_>, value: &Value) -> Result<usize, Error> {
+    Budget::of(state).characters(value)?;
     if value.is_undefined() {
         return Ok(0);
     }
@@ -261,6 +273,11 @@ fn charge_inputs(name: &str, reach: Reach, args: &[Value], budget: &mut Budget) 
     }
     let Some((input, options)) = args.split_first() else { return Ok(()) };
     options.iter().for_each(|option| budget.watch_item(option));
+    if reach != Reach::Shallow {
+        // The name of an attribute is looked up in every item.
+        let texts = all_options(options).filter_map(|option| option.as_str().map(str::len)).sum::<usize>();
+        budget.bytes(texts.saturating_mul(input.len().unwrap_or(0)))?;
+    }
     if input.is_undefined() && matches!(name, "int" | "float" | "abs" | "round") {
         return Err(Error::new(ErrorKind::UndefinedError, format!("{name} of an undefined value")));
     }
@@ -277,11 +294,15 @@ fn charge_inputs(name: &str, reach: Reach, args: &[Value], budget: &mut Budget) 
 
 /// The largest number among the arguments, named ones too.
 fn largest_number(options: &[Value]) -> i64 {
-    let named = options.iter().filter(|option| option.is_kwargs());
-    let named =
-        named.filter_map(|kwargs| kwargs.as_object()?.try_iter_pairs()).flatten().map(|(_, value)| value);
-    let numbers = named.chain(options.iter().cloned()).filter_map(|value| value.as_i64());
+    let numbers = all_options(options).filter_map(|value| value.as_i64());
     numbers.map(i64::saturating_abs).max().unwrap_or(0)
+}
+
+/// The arguments, and what the named ones are set to.
+fn all_options(options: &[Value]) -> impl Iterator<Item = Value> {
+    let named = options.iter().filter(|option| option.is_kwargs());
+    let named = named.filter_map(|kwargs| kwargs.as_object()?.try_iter_pairs()).flatten();
+    named.map(|(_, value)| value).chain(options.iter().cloned())
 }
 
 fn add_tests(env: &mut Environment<'static>) {
@@ -298,9 +319,15 @@ fn add_tests(env: &mut Environment<'static>) {
     env.add_test("integer", tests::is_integer);
     env.add_test("float", tests::is_float);
     env.add_test("string", tests::is_string);
-    env.add_test("lower", tests::is_lower);
-    env.add_test("upper", tests::is_upper);
-    env.add_test("sameas", tests::is_sameas);
+    env.add_test("lower", |state: &mut State<'_, '_>, value: &Value| {
+        Budget::of(state).characters(value).map(|()| tests::is_lower(value))
+    });
+    env.add_test("upper", |state: &mut State<'_, '_>, value: &Value| {
+        Budget::of(state).characters(value).map(|()| tests::is_upper(value))
+    });
+    env.add_test("sameas", |state: &mut State<'_, '_>, value: &Value, other: &Value| {
+        Budget::of(state).characters(value).map(|()| tests::is_sameas(value, other))
+    });
     env.add_test("filter", tests::is_filter);
     env.add_test("test", tests::is_test);
     env.add_test("mapping", |value: &Value| value.kind() == ValueKind::Map && !show::holds_state(value));
@@ -310,7 +337,9 @@ fn add_tests(env: &mut Environment<'static>) {
         kinds.contains(&value.kind()) && !show::holds_state(value)
     });
     env.add_test("iterable", |value: &Value| {
-        value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
+        let kinds =
+            [ValueKind::String, ValueKind::Seq, ValueKind::Map, ValueKind::Iterable, ValueKind::Undefined];
+        kinds.contains(&value.kind()) && !show::is_namespace(value)
     });
     env.add_test("callable", |value: &Value| matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined));
     let operators = [
@@ -333,9 +362,12 @@ fn add_tests(env: &mut Environment<'static>) {
 
 fn add_functions(env: &mut Environment<'static>) {
     env.add_function("range", functions::range);
-    env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        Err(Halt::Raised(show::text(&message, &mut Budget::new())?).into())
-    });
+    env.add_function(
+        "raise_exception",
+        |state: &mut State<'_, '_>, message: Value| -> Result<Value, Error> {
+            Err(Halt::Raised(show::tame(&show::text(&message, Budget::of(state))?)).into())
+        },
+    );
     env.add_function("strftime_now", |state: &mut State<'_, '_>, format: &str| {
         Budget::of(state).bytes(format.len().saturating_mul(16))?;
         let seconds = state.lookup(NOW).and_then(|now| now.as_i64()).unwrap_or(0);

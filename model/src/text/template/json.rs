@@ -104,7 +104,7 @@ impl Style {
         for (key, item) in pairs {
             self.next_item(out, &mut empty, depth + 1, budget)?;
             match key.kind() {
-                ValueKind::String => self.string(out, key.as_str().unwrap_or_default()),
+                ValueKind::String => self.write(out, &key, depth + 1, budget)?,
                 ValueKind::Number | ValueKind::Bool | ValueKind::None => {
                     out.push('"');
                     self.write(out, &key, depth + 1, budget)?;

@@ -2,6 +2,8 @@
 //!
 //! Where Python and minijinja's pycompat agree, pycompat answers; what differs is written here.
 
+use std::collections::BTreeSet;
+
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -53,6 +55,30 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
         ));
     }
     value.get_attr(name)
+}
+
+/// `loop.cycle(...)` and `loop.changed(...)`, where `value` is a loop; otherwise any method of that name.
+pub fn loop_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    if show::holds_state(value) {
+        if name == "cycle" && args.is_empty() {
+            return Err(bad("loop.cycle() of nothing"));
+        }
+        for arg in args {
+            // `changed` compares everything inside with what it saw before.
+            Budget::of(state).deep(arg, 0)?;
+        }
+    }
+    value.call_method(state, name, args)
+}
+
+/// Whether the rewritten template calls [`loop_method`] for a method of this name.
+pub fn is_loop_method(name: &str) -> bool {
+    matches!(name, "cycle" | "changed")
 }
 
 pub fn is_dict_method(name: &str) -> bool {
@@ -111,6 +137,7 @@ fn string_method(
         }
         "format" => {
             require_tame(text, '{')?;
+            charge_fields(text, '{', args, budget)?;
             Value::from(format(FormatStyle::StrFormat, text, args)?)
         }
         _ => return Ok(None),
@@ -139,7 +166,7 @@ fn dict_method(
         }
         "get" => {
             let (key, default): (&Value, Option<Value>) = from_args(args)?;
-            ops::hashable(key)?;
+            ops::hashable(key, budget)?;
             object.get_value(key).or(default).unwrap_or(Value::from(()))
         }
         "copy" => value.clone(),
@@ -180,7 +207,8 @@ fn list_method(
 
 /// Python's `str.strip` family: a set of characters, or white space.
 pub fn strip<'a>(text: &'a str, set: Option<&str>, left: bool, right: bool) -> &'a str {
-    let drop = |c: char| set.map_or_else(|| is_space(c), |set| set.contains(c));
+    let set: Option<BTreeSet<char>> = set.map(|set| set.chars().collect());
+    let drop = |c: char| set.as_ref().map_or_else(|| is_space(c), |set| set.contains(&c));
     let text = if left { text.trim_start_matches(drop) } else { text };
     if right { text.trim_end_matches(drop) } else { text }
 }
@@ -358,10 +386,16 @@ fn swap_case(c: char) -> char {
 pub fn printf(text: &str, args: &[Value], budget: &mut Budget) -> Result<Value, Error> {
     require_tame(text, '%')?;
     budget.bytes(text.len())?;
-    for arg in args {
-        budget.deep(arg, 0)?;
-    }
+    charge_fields(text, '%', args, budget)?;
     Ok(Value::from(format(FormatStyle::Printf, text, args)?))
+}
+
+/// Charges every argument for every field of a format string: each may print any of them, whole.
+fn charge_fields(text: &str, opening: char, args: &[Value], budget: &mut Budget) -> Result<(), Error> {
+    for _ in 0..text.matches(opening).count() {
+        args.iter().try_for_each(|arg| budget.deep(arg, 0))?;
+    }
+    Ok(())
 }
 
 /// Refuses widths that would allocate without end: long numbers, and widths that come from arguments.

@@ -8,6 +8,7 @@
 pub(crate) mod budget;
 mod chat;
 mod clock;
+mod escapes;
 mod expression;
 mod filters;
 mod json;
@@ -20,7 +21,10 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-pub use budget::{ALLOC_BYTES_MAX, CONTAINERS_MAX, Halt, NESTING_MAX, OUTPUT_BYTES_MAX};
+pub use budget::{
+    ALLOC_BYTES_MAX, CONTAINERS_MAX, Halt, NESTING_MAX, OPERATION_BYTES_MAX, OUTPUT_BYTES_MAX,
+    RENDER_TIME_MAX,
+};
 pub use chat::{ChatInput, ChatTemplate};
 pub use render::FUEL_MAX;
 pub use rewrite::TEMPLATE_BYTES_MAX;

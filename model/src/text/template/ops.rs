@@ -15,7 +15,7 @@ use super::{methods, show};
 type Binary = fn(&Value, &Value, &mut Budget) -> Result<Value, Error>;
 
 /// The names that a rewritten template calls, without their prefix.
-pub const OPERATORS: [(&str, Binary); 15] = [
+pub const OPERATORS: [(&str, Binary); 16] = [
     ("add", add),
     ("sub", |a, b, _| arithmetic("-", a, b, i128::checked_sub, |a, b| a - b)),
     ("mul", mul),
@@ -30,6 +30,7 @@ pub const OPERATORS: [(&str, Binary); 15] = [
     ("le", |a, b, budget| order("<=", a, b, budget).map(|o| Value::from(matches!(o, Some(o) if o.is_le())))),
     ("gt", |a, b, budget| order(">", a, b, budget).map(|o| Value::from(o == Some(Ordering::Greater)))),
     ("ge", |a, b, budget| order(">=", a, b, budget).map(|o| Value::from(matches!(o, Some(o) if o.is_ge())))),
+    ("item", item),
     ("in", |item, container, budget| contains(container, item, budget).map(Value::from)),
 ];
 
@@ -287,7 +288,7 @@ pub fn contains(container: &Value, item: &Value, budget: &mut Budget) -> Result<
     match container.kind() {
         ValueKind::Undefined => Ok(false),
         ValueKind::Map => {
-            hashable(item)?;
+            hashable(item, budget)?;
             Ok(container.as_object().is_some_and(|object| object.get_value(item).is_some()))
         }
         ValueKind::Seq | ValueKind::Iterable => {
@@ -302,14 +303,29 @@ pub fn contains(container: &Value, item: &Value, budget: &mut Budget) -> Result<
     }
 }
 
-/// Refuses as keys what Python cannot hash, and everything that would take long to hash.
-pub fn hashable(value: &Value) -> Result<(), Error> {
+/// Refuses as keys what Python cannot hash, and charges for the rest.
+pub fn hashable(value: &Value, budget: &mut Budget) -> Result<(), Error> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
             Err(bad(format!("unhashable type: {}", value.kind())))
         }
-        _ => Ok(()),
+        _ => budget.characters(value),
     }
+}
+
+/// Python's `value[key]`.
+fn item(value: &Value, key: &Value, budget: &mut Budget) -> Result<Value, Error> {
+    budget.characters(value)?;
+    budget.characters(key)?;
+    if value.kind() == ValueKind::Iterable {
+        budget.shallow(value)?;
+    }
+    let fraction = key.kind() == ValueKind::Number && !key.is_integer();
+    if fraction && !value.is_undefined() && value.kind() != ValueKind::Map {
+        // No position, even where it is whole.
+        return Ok(Value::UNDEFINED);
+    }
+    value.get_item(key)
 }
 
 /// Python's `value[start:stop:step]`; `bounds` holds the three, none where left out.

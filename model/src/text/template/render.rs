@@ -6,6 +6,7 @@ use std::thread;
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
 use super::super::error::TextError;
+use super::super::guard::panic_text;
 use super::budget::{Budget, Halt, OUTPUT_BYTES_MAX};
 use super::rewrite::{TEMPLATE_BYTES_MAX, rewrite};
 use super::{filters, show};
@@ -37,21 +38,18 @@ impl Compiled {
         env.set_formatter(emit);
         env.set_debug(false);
         // The parser and compiler recurse with the nesting of the source.
-        let rewritten =
-            on_large_stack(|| rewrite(source)).unwrap_or_else(|| Err(crashed())).map_err(syntax)?;
-        on_large_stack(|| env.add_template_owned("chat", rewritten))
-            .unwrap_or_else(|| Err(crashed()))
-            .map_err(syntax)?;
+        let rewritten = on_large_stack(file, || rewrite(source))?.map_err(syntax)?;
+        on_large_stack(file, || env.add_template_owned("chat", rewritten))?.map_err(syntax)?;
         Ok(Compiled { env, file: file.into() })
     }
 
     pub fn render(&self, variables: impl FnOnce() -> Value + Send) -> Result<String, TextError> {
         let mut sink = Sink { bytes: Vec::new(), full: false };
-        let outcome = on_large_stack(|| -> Result<(), Error> {
+        let outcome = on_large_stack(&self.file, || -> Result<(), Error> {
             let template = self.env.get_template("chat")?;
             template.render_captured_to(variables(), &mut sink).map(drop)
-        });
-        match outcome.unwrap_or_else(|| Err(crashed())) {
+        })?;
+        match outcome {
             // A sink takes whole strings, so that its bytes are valid.
             Ok(()) => Ok(String::from_utf8_lossy(&sink.bytes).into_owned()),
             Err(_) if sink.full => {
@@ -79,16 +77,15 @@ impl Compiled {
     }
 }
 
-/// Runs `work` on a thread with a stack that no template can overflow; `None` if it panicked.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+/// Runs `work` on a thread with a stack that no template can overflow. A panic there is a fault of ours.
+fn on_large_stack<T: Send>(file: &str, work: impl FnOnce() -> T + Send) -> Result<T, TextError> {
+    let crashed = |detail: String| TextError::TemplateCrashed { file: file.to_owned(), detail };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("chat-template".into()).stack_size(STACK_BYTES);
-        thread.spawn_scoped(scope, work).ok()?.join().ok()
+        let running =
+            thread.spawn_scoped(scope, work).map_err(|error| crashed(format!("no thread: {error}")))?;
+        running.join().map_err(|payload| crashed(panic_text(&*payload)))
     })
-}
-
-fn crashed() -> Error {
-    Error::new(ErrorKind::InvalidOperation, "the template engine gave up")
 }
 
 /// Puts a value out as Python prints it.
@@ -106,7 +103,7 @@ fn emit(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Resul
 
 /// The message, and the line of the template where there is one.
 fn located(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), show::tame);
     match error.line() {
         Some(line) => format!("{detail} (line {line})"),
         None => detail,

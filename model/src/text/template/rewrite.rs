@@ -10,14 +10,19 @@ use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Error, ErrorKind};
 
+use super::escapes::string_escapes;
+
 /// What the names that only rewritten templates use begin with.
 pub const PREFIX: &str = "_gt_";
+/// Bytes of a name.
+pub const NAME_BYTES_MAX: usize = 200;
 /// Bytes of a template, before and after rewriting.
 pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
 
 /// Rewrites `source`, whose white space is treated as transformers does (`trim_blocks`, `lstrip_blocks`).
 pub fn rewrite(source: &str) -> Result<String, Error> {
-    let source = generation_blocks(&source.replace("\r\n", "\n").replace('\r', "\n"));
+    let source = string_escapes(&source.replace("\r\n", "\n").replace('\r', "\n"))?;
+    let source = generation_blocks(&source);
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     let tree = parse(&source, "chat template", syntax)?;
     let mut printer = Printer { out: String::with_capacity(source.len() * 2), line: 1 };
@@ -248,7 +253,7 @@ impl Printer {
             Expr::Var(node) => self.put(own_name(node.id)?),
             Expr::GetAttr(node) => {
                 self.target(&node.expr)?;
-                self.put(".").put(node.name)
+                self.put(".").put(own_name(node.name)?)
             }
             Expr::List(node) => {
                 for item in &node.items {
@@ -268,10 +273,13 @@ impl Printer {
     }
 }
 
-/// A name of the template's own; ours are not for it to use.
+/// A name of the template's own, which is short enough to look up in no time; ours are not for it to use.
 pub fn own_name(name: &str) -> Result<&str, Error> {
     if name.starts_with(PREFIX) {
         return Err(refused(format!("names that begin with {PREFIX} are reserved")));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(refused(format!("a name of more than {NAME_BYTES_MAX} bytes")));
     }
     Ok(name)
 }

@@ -6,6 +6,9 @@ use minijinja::{Error, Value};
 use super::budget::{Budget, Halt, NESTING_MAX};
 use super::lazy::{Kind, Lazy};
 
+/// Characters of a message that a template wrote.
+const MESSAGE_CHARS_MAX: usize = 300;
+
 /// `str(value)`; undefined prints nothing, as Jinja2's default `Undefined` does.
 pub fn text(value: &Value, budget: &mut Budget) -> Result<String, Error> {
     let mut out = String::new();
@@ -145,12 +148,35 @@ fn quote(out: &mut String, text: &str) {
             '\t' => out.push_str("\\t"),
             c if c == mark => out.extend(['\\', c]),
             c if is_printable(c) => out.push(c),
-            c if (c as u32) < 0x100 => out.push_str(&format!("\\x{:02x}", c as u32)),
-            c if (c as u32) < 0x1_0000 => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push_str(&format!("\\U{:08x}", c as u32)),
+            c => out.push_str(&code(c)),
         }
     }
     out.push(mark);
+}
+
+/// A character as `repr` writes one that cannot be printed.
+pub fn code(c: char) -> String {
+    match c as u32 {
+        code @ 0..=0xff => format!("\\x{code:02x}"),
+        code @ 0..=0xffff => format!("\\u{code:04x}"),
+        code => format!("\\U{code:08x}"),
+    }
+}
+
+/// A message that a template wrote: at most [`MESSAGE_CHARS_MAX`] characters, none of them moves a terminal's cursor.
+pub fn tame(message: &str) -> String {
+    let mut out = String::new();
+    for c in message.chars().take(MESSAGE_CHARS_MAX) {
+        match c {
+            '\n' => out.push_str("\\n"),
+            c if is_printable(c) => out.push(c),
+            c => out.push_str(&code(c)),
+        }
+    }
+    if message.chars().nth(MESSAGE_CHARS_MAX).is_some() {
+        out.push('…');
+    }
+    out
 }
 
 /// Python's `str.isprintable` for one character, without the unassigned code points.
