@@ -3,6 +3,7 @@
     python export.py CHECKPOINT TOKENIZER_DIR FOLDER
 """
 
+import os
 import shutil
 import sys
 
@@ -59,11 +60,10 @@ def export(weights: dict, tokenizer: str, folder: str):
         shutil.copy(f"{tokenizer}/{name}", f"{folder}/{name}")
     write_json(f"{folder}/config.json", config(shape))
     save_file(tensors(weights, shape), f"{folder}/model.safetensors", metadata={"format": "pt"})
+    os.chmod(f"{folder}/model.safetensors", 0o644)
 
 
 if __name__ == "__main__":
-    import os
-
     checkpoint, tokenizer, folder = sys.argv[1:]
     os.makedirs(folder, exist_ok=True)
     export(torch.load(checkpoint, map_location="cpu", weights_only=False)["model"], tokenizer, folder)
