@@ -1,4 +1,4 @@
-//! Mapping a file into memory: one of the two places outside `kernels` with unsafe code.
+//! Mapping a file into memory: the one place outside `kernels` with unsafe code.
 //!
 //! A mapped file must not be truncated or rewritten while it is in use; checkpoints are written once and renamed into
 //! place, and whoever may write the model folder is trusted as much as the weights themselves.

@@ -31,16 +31,6 @@ impl TokenCounts {
         self.seen.entry(token).or_default().output += 1;
     }
 
-    /// Takes back the last `push` of a token, when a guess is rejected or a step runs again.
-    pub fn undo(&mut self, token: u32) {
-        let count = self.seen.get_mut(&token).filter(|count| count.output > 0);
-        let count = count.unwrap_or_else(|| panic!("token {token} is taken back but was never counted"));
-        count.output -= 1;
-        if *count == Count::default() {
-            self.seen.remove(&token);
-        }
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = (u32, Count)> + '_ {
         self.seen.iter().map(|(token, count)| (*token, *count))
     }
@@ -51,9 +41,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_back_was_never_there() {
-        let before = TokenCounts::new(&[3, 3, 5]);
-        let mut counts = before.clone();
+    fn prompt_and_output_are_counted_apart() {
+        let mut counts = TokenCounts::new(&[3, 3, 5]);
         for token in [5, 7, 7] {
             counts.push(token);
         }
@@ -61,9 +50,5 @@ mod tests {
             counts.iter().map(|(token, count)| (token, count.prompt, count.output)).collect();
         seen.sort_unstable();
         assert_eq!(seen, [(3, true, 0), (5, true, 1), (7, false, 2)]);
-        for token in [7, 7, 5] {
-            counts.undo(token);
-        }
-        assert_eq!(counts, before);
     }
 }

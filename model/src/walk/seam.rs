@@ -37,8 +37,6 @@ pub enum StepError {
     Kernel(#[from] KernelError),
     #[error("token {token} lies outside the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
-    #[error("experts of layer {}: {detail}", layer.0)]
-    Experts { layer: LayerId, detail: String, retry: bool },
 }
 
 /// Sends the rows of one layer to their experts, and brings them home.
