@@ -5,10 +5,12 @@
 mod attention;
 mod experts;
 mod gate;
+mod packed;
 
 pub use attention::{AttendedRow, attention_row};
 pub use experts::{ExpertRow, add_expert_row};
 pub use gate::gate_row;
+pub use packed::{QuantizedRow, packed_dot, packed_linear_row, quantize_row};
 
 use crate::cpu::math::exp;
 use crate::ops::{Activation, RopeStyle};
