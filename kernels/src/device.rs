@@ -9,7 +9,7 @@ use crate::pool::Pool;
 /// The vector instructions that the CPU's kernels use. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// 512-bit vectors (F, BW, DQ, VL).
+    /// 512-bit vectors (F, BW, DQ, VL, VNNI): Ice Lake, Zen 4 and later.
     Avx512,
     /// 256-bit vectors with FMA and F16C: the practical floor.
     Avx2,
@@ -34,6 +34,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             Isa::Avx2 => avx2,
             Isa::Portable => true,

@@ -23,7 +23,7 @@ pub use cpu::math::{exp, sigmoid};
 pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
 pub use matrix::{ElementType, FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData};
-pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Planes, Scales};
+pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Scales};
 pub use pool::Pool;
 pub use stream::{Event, Stream};
 pub use view::{View, ViewMut};

@@ -8,4 +8,5 @@ pub(crate) mod gate;
 pub(crate) mod lanes;
 pub(crate) mod linear;
 pub(crate) mod math;
+pub(crate) mod packed;
 pub(crate) mod rows;

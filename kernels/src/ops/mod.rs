@@ -7,6 +7,7 @@ mod experts;
 mod gate;
 mod linear;
 mod norm;
+mod packed;
 mod rope;
 
 pub use attention::{
@@ -21,6 +22,7 @@ pub use experts::{
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
+pub use packed::{PackedProduct, QuantRows, packed_linear, quantize};
 pub use rope::{RopeStyle, rope};
 
 pub use crate::cpu::gate::MAX_GROUPS;
