@@ -94,11 +94,16 @@ impl CpuDevice {
     /// How many parts an operation of `items` items and `work` elementary steps is worth: one for what is done before
     /// another thread wakes.
     pub(crate) fn parts_for(&self, items: usize, work: usize) -> usize {
+        self.parts_within(items, work, 4)
+    }
+
+    /// The same with another bound on the parts of a thread, for items that differ in size.
+    pub(crate) fn parts_within(&self, items: usize, work: usize, per_thread: usize) -> usize {
         let threads = self.pool.threads();
         if threads <= 1 || work < 2 * self.grain {
             return items.min(1);
         }
-        items.min((work / self.grain).clamp(1, threads * 4))
+        items.min((work / self.grain).clamp(1, threads * per_thread))
     }
 }
 

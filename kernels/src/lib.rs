@@ -16,6 +16,7 @@ mod pool;
 pub mod reference;
 mod stream;
 mod view;
+mod weight;
 
 pub use buffer::{Buffer, Plain};
 pub use bytes::Bytes;
@@ -27,3 +28,4 @@ pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Scale
 pub use pool::Pool;
 pub use stream::{Event, Stream};
 pub use view::{View, ViewMut};
+pub use weight::Weight;

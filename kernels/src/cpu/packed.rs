@@ -130,38 +130,118 @@ impl FormOf {
     }
 }
 
-/// Makes `$name(form, isa, …)`: an instantiation of `$kernel` for every form and instruction set.
-macro_rules! by_form {
-    (fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident) => {
-        #[allow(clippy::too_many_arguments)]
-        pub(crate) fn $name(form: $crate::cpu::packed::FormOf, isa: $crate::device::Isa, $($arg: $ty),*) {
-            use $crate::cpu::packed::{As, FormOf, INT8, PLAIN4, TABLE4};
-            $crate::cpu::lanes::by_isa! { fn plain32($($arg: $ty),*) = $kernel <As<PLAIN4, 4, false>> }
-            $crate::cpu::lanes::by_isa! { fn plain64($($arg: $ty),*) = $kernel <As<PLAIN4, 8, false>> }
-            $crate::cpu::lanes::by_isa! { fn plain128($($arg: $ty),*) = $kernel <As<PLAIN4, 16, false>> }
-            $crate::cpu::lanes::by_isa! { fn plain128_extra($($arg: $ty),*) = $kernel <As<PLAIN4, 16, true>> }
-            $crate::cpu::lanes::by_isa! { fn table32_extra($($arg: $ty),*) = $kernel <As<TABLE4, 4, true>> }
-            $crate::cpu::lanes::by_isa! { fn int8_of32($($arg: $ty),*) = $kernel <As<INT8, 8, false>> }
-            $crate::cpu::lanes::by_isa! { fn int8_of64($($arg: $ty),*) = $kernel <As<INT8, 16, false>> }
-            $crate::cpu::lanes::by_isa! { fn any_plain($($arg: $ty),*) = $kernel <As<PLAIN4, 0, true>> }
-            $crate::cpu::lanes::by_isa! { fn any_table($($arg: $ty),*) = $kernel <As<TABLE4, 0, true>> }
-            $crate::cpu::lanes::by_isa! { fn any_int8($($arg: $ty),*) = $kernel <As<INT8, 0, true>> }
-            match form {
-                FormOf::Plain32 => plain32(isa, $($arg),*),
-                FormOf::Plain64 => plain64(isa, $($arg),*),
-                FormOf::Plain128 => plain128(isa, $($arg),*),
-                FormOf::Plain128Extra => plain128_extra(isa, $($arg),*),
-                FormOf::Table32Extra => table32_extra(isa, $($arg),*),
-                FormOf::Int8Of32 => int8_of32(isa, $($arg),*),
-                FormOf::Int8Of64 => int8_of64(isa, $($arg),*),
-                FormOf::AnyPlain => any_plain(isa, $($arg),*),
-                FormOf::AnyTable => any_table(isa, $($arg),*),
-                FormOf::AnyInt8 => any_int8(isa, $($arg),*),
-            }
+impl FormOf {
+    /// A form that reads both. Panics where codes or groups differ.
+    pub fn both(a: PackedFormat, b: PackedFormat) -> FormOf {
+        assert_eq!((a.codes, a.group), (b.codes, b.group), "gate and up of one kind");
+        if a == b {
+            return FormOf::of(a);
         }
-    };
+        match a.codes {
+            Codes::INT4 => FormOf::AnyPlain,
+            Codes::Int4 { .. } => FormOf::AnyTable,
+            Codes::Int8 => FormOf::AnyInt8,
+        }
+    }
 }
-pub(crate) use by_form;
+
+/// Multiplies the groups `first..first + count` of a panel with 1 to 8 rows, whose pointers stand at group 0.
+///
+/// # Safety
+/// The panel and the rows have these groups, and the instructions are those of the device.
+pub(crate) type TileFn = unsafe fn(
+    panel: &Panel,
+    decode: &Decode,
+    rows: &[QuantRow],
+    first: usize,
+    count: usize,
+    out: &mut [[f32; LANES]; TILE],
+);
+
+/// The code for a form.
+pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
+    macro_rules! forms {
+        ($($name:ident: $kind:ident, $lines:literal, $extra:literal;)*) => {
+            match form {
+                $(FormOf::$name => {
+                    #[cfg(target_arch = "x86_64")]
+                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                    unsafe fn avx512(
+                        panel: &Panel,
+                        decode: &Decode,
+                        rows: &[QuantRow],
+                        first: usize,
+                        count: usize,
+                        out: &mut [[f32; LANES]; TILE],
+                    ) {
+                        // SAFETY: passed on to the caller.
+                        unsafe {
+                            tile_of::<crate::cpu::lanes::x86::Avx512, As<$kind, $lines, $extra>>(
+                                panel, decode, rows, first, count, out,
+                            )
+                        }
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    #[target_feature(enable = "avx2,fma,f16c")]
+                    unsafe fn avx2(
+                        panel: &Panel,
+                        decode: &Decode,
+                        rows: &[QuantRow],
+                        first: usize,
+                        count: usize,
+                        out: &mut [[f32; LANES]; TILE],
+                    ) {
+                        // SAFETY: passed on to the caller.
+                        unsafe {
+                            tile_of::<crate::cpu::lanes::x86::Avx2, As<$kind, $lines, $extra>>(
+                                panel, decode, rows, first, count, out,
+                            )
+                        }
+                    }
+                    match isa {
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512 => avx512,
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2 => avx2,
+                        _ => row_by_row::<As<$kind, 0, true>>,
+                    }
+                })*
+            }
+        };
+    }
+    forms! {
+        Plain32: PLAIN4, 4, false;
+        Plain64: PLAIN4, 8, false;
+        Plain128: PLAIN4, 16, false;
+        Plain128Extra: PLAIN4, 16, true;
+        Table32Extra: TABLE4, 4, true;
+        Int8Of32: INT8, 8, false;
+        Int8Of64: INT8, 16, false;
+        AnyPlain: PLAIN4, 0, true;
+        AnyTable: TABLE4, 0, true;
+        AnyInt8: INT8, 0, true;
+    }
+}
+
+/// Plain Rust, a row at a time.
+///
+/// # Safety
+/// As for `TileFn`.
+unsafe fn row_by_row<F: Form>(
+    panel: &Panel,
+    decode: &Decode,
+    rows: &[QuantRow],
+    first: usize,
+    count: usize,
+    out: &mut [[f32; LANES]; TILE],
+) {
+    for (row, out) in rows.iter().zip(out) {
+        let mut one = [[0.0; LANES]; TILE];
+        // SAFETY: passed on to the caller.
+        unsafe { tile::<crate::cpu::lanes::Portable, F, 1>(panel, decode, &[*row], first, count, &mut one) };
+        *out = one[0];
+    }
+}
 
 /// Sixteen i32 lanes that gather a group's integer products.
 ///
@@ -336,13 +416,13 @@ pub(crate) struct PanelRun<'a> {
 /// `out` is good for all rows and for the columns of these panels, which nobody else uses meanwhile; the rows have the
 /// matrix's groups.
 pub(crate) unsafe fn panel_run(isa: Isa, run: &PanelRun<'_>) {
-    run_of_form(FormOf::of(run.w.format()), isa, run);
+    run_panels_on(isa, run, tile_for(FormOf::of(run.w.format()), isa));
 }
 
-by_form! { fn run_of_form(run: &PanelRun<'_>) = run_panels }
+by_isa! { fn run_panels_on(run: &PanelRun<'_>, tile: TileFn) = run_panels }
 
 #[inline(always)]
-fn run_panels<L: IntLanes, F: Form>(run: &PanelRun<'_>) {
+fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
     let w = run.w;
     let decode = Decode::of(w.format().codes);
     let mut block = run.panels.start;
@@ -358,7 +438,7 @@ fn run_panels<L: IntLanes, F: Form>(run: &PanelRun<'_>) {
             for panel in block..end {
                 let mut y = [[0.0; LANES]; TILE];
                 // SAFETY: the rows have the matrix's groups.
-                unsafe { tile_of::<L, F>(&Panel::new(w, panel), &decode, &*rows, 0, w.groups(), &mut y) };
+                unsafe { tile(&Panel::new(w, panel), &decode, rows, 0, w.groups(), &mut y) };
                 let column = panel * LANES;
                 let width = LANES.min(w.rows() - column);
                 for (t, y) in y.iter().enumerate().take(rows.len()) {

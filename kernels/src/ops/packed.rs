@@ -58,6 +58,26 @@ impl QuantRows {
         self.width.div_ceil(self.group)
     }
 
+    /// A row's codes (the last group filled up with zeros), scales and sums, copied to the host.
+    pub fn download(
+        &self,
+        stream: &Stream,
+        row: usize,
+    ) -> Result<(Vec<i8>, Vec<f32>, Vec<i32>), KernelError> {
+        let groups = self.groups();
+        let mut out = (vec![0; groups * self.group], vec![0.0; groups], vec![0; groups]);
+        stream.download(&self.codes, row * groups * self.group, &mut out.0)?;
+        stream.download(&self.scales, row * groups, &mut out.1)?;
+        stream.download(&self.sums, row * groups, &mut out.2)?;
+        Ok(out)
+    }
+
+    /// Whether these rows fit.
+    pub fn has_room(&self, rows: usize, width: usize) -> bool {
+        let width = width.next_multiple_of(GROUP_MAX);
+        rows * width <= self.codes.len() && rows * width / GROUP_MIN <= self.scales.len()
+    }
+
     /// Says what the rows will be. Panics when there is no room for them.
     pub(crate) fn shape(&mut self, rows: usize, width: usize, group: usize) {
         (self.rows, self.width, self.group) = (rows, width, group);
