@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use gaterail_kernels::{
-    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
+    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData, Weight, ops,
 };
 
 use super::expected::{Expected, Form, Slot, expected_tensors};
+use super::precision::{Precision, Step, Use};
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
 use crate::spec::ModelSpec;
 
@@ -133,6 +134,7 @@ pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     table: HashMap<Slot, Expected>,
     device: &'a Device,
+    precision: Precision,
     loading: Loading<'a>,
 }
 
@@ -142,10 +144,11 @@ impl<'a> Loader<'a> {
         spec: &ModelSpec,
         checkpoint: &'a Checkpoint,
         device: &'a Device,
+        precision: Precision,
         loading: Loading<'a>,
     ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
-        Loader { checkpoint, table, device, loading }
+        Loader { checkpoint, table, device, precision, loading }
     }
 
     pub fn device(&self) -> &'a Device {
@@ -207,6 +210,21 @@ impl<'a> Loader<'a> {
         let mut scales = vec![0.0; count];
         plain_matrix(&scale, 1, count).dequantize_row(0, &mut scales);
         Matrix::new(MatrixData::Fp8 { codes: tensor.bytes, scales: scales.into() }, rows, cols)
+    }
+
+    /// A matrix `[rows, cols]` in the precision asked for.
+    pub fn weight(&mut self, slot: Slot, usage: Use) -> Weight {
+        let matrix = self.matrix(slot);
+        self.run_as(matrix, usage)
+    }
+
+    /// A matrix in the precision asked for.
+    pub fn run_as(&self, matrix: Matrix, usage: Use) -> Weight {
+        match self.precision.step(&matrix, usage) {
+            Step::Keep => matrix.into(),
+            Step::ToBf16 => matrix.to_bf16().into(),
+            Step::Pack(packing) => ops::pack(self.device, &matrix, packing).into(),
+        }
     }
 
     /// One expert of a stack, as stored.
