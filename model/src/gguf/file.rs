@@ -1,0 +1,53 @@
+//! An open GGUF file: its header, checked, and its bytes, mapped.
+
+use std::path::{Path, PathBuf};
+
+use gaterail_kernels::Bytes;
+
+use super::header::{Header, parse_gguf};
+use super::value::Metadata;
+use crate::checkpoint::{CheckpointError, StoredType, TensorEntry, map_file};
+
+/// Opening maps the file and reads the header; no tensor is touched.
+pub struct GgufFile {
+    path: PathBuf,
+    bytes: Bytes,
+    header: Header,
+}
+
+impl GgufFile {
+    pub fn open(path: &Path) -> Result<GgufFile, CheckpointError> {
+        let bytes = map_file(path)?;
+        let header = parse_gguf(bytes.as_slice())
+            .map_err(|detail| CheckpointError::Invalid { path: path.to_path_buf(), detail })?;
+        Ok(GgufFile { path: path.to_path_buf(), bytes, header })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        &self.header.metadata
+    }
+
+    pub fn tensors(&self) -> &[TensorEntry] {
+        &self.header.tensors
+    }
+
+    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+        self.header.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The values of an f32 tensor; `None` if it is stored as anything else.
+    pub fn f32_values(&self, tensor: &TensorEntry) -> Option<Vec<f32>> {
+        let bytes = &self.bytes.as_slice()[tensor.bytes.clone()];
+        let values = bytes.chunks_exact(4).map(|raw| f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]));
+        (tensor.stored == StoredType::F32).then(|| values.collect())
+    }
+}
