@@ -82,17 +82,17 @@ fn cut(metadata: &Metadata) -> Result<&'static Cut, String> {
     })
 }
 
-/// Pairs that merge, first the ones that merge first. The two halves stand in one string, a space between them.
+/// Pairs that merge, first the ones that merge first. The two halves stand in one string, a space between them. A merge
+/// that makes no token, or one out of no tokens, never happens, and is left out.
 fn merges(metadata: &Metadata, is_token: impl Fn(&str) -> bool) -> Result<Vec<Json>, String> {
     let list = metadata.list(MERGES)?.ok_or_else(|| format!("{MERGES}: missing"))?;
-    let pair = |(index, merge): (usize, &crate::gguf::Value)| {
-        let wrong = |detail: &str| format!("{MERGES}: entry {index} {detail}");
-        let merge = merge.text().ok_or_else(|| wrong("is not a string"))?;
-        let (left, right) = merge.split_once(' ').ok_or_else(|| wrong("is no pair"))?;
-        match is_token(left) && is_token(right) && is_token(&[left, right].concat()) {
-            true => Ok(json!([left, right])),
-            false => Err(wrong("merges what is no token")),
+    let mut merges = Vec::with_capacity(list.len());
+    for (index, merge) in list.iter().enumerate() {
+        let pair = merge.text().and_then(|merge| merge.split_once(' '));
+        let (left, right) = pair.ok_or_else(|| format!("{MERGES}: entry {index} is no pair"))?;
+        if is_token(left) && is_token(right) && is_token(&[left, right].concat()) {
+            merges.push(json!([left, right]));
         }
-    };
-    list.iter().enumerate().map(pair).collect()
+    }
+    Ok(merges)
 }
