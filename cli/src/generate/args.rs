@@ -165,9 +165,9 @@ impl GenerateArgs {
             return Err(CliError::Usage(format!("--min-tokens {min} is more than --max-tokens {max}")));
         }
         let params = self.sampling(defaults);
-        params
-            .validate(vocab)
-            .map_err(|error| CliError::Refused(format!("the model's own sampling settings: {error}")))?;
+        params.validate(vocab).map_err(|error| {
+            CliError::Refused(format!("the model's generation_config.json (or general.sampling): {error}"))
+        })?;
         if params.is_greedy() && (self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some()) {
             terminal::note("gaterail: the answer is greedy; --top-p, --top-k and --min-p need --temperature");
         }

@@ -17,7 +17,11 @@ pub struct GgufFile {
 
 impl GgufFile {
     pub fn open(path: &Path) -> Result<GgufFile, CheckpointError> {
-        let bytes = map_file(path)?;
+        GgufFile::parse(path, map_file(path)?)
+    }
+
+    /// The same of bytes that errors call `path`.
+    pub fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile, CheckpointError> {
         let header = parse_gguf(bytes.as_slice())
             .map_err(|detail| CheckpointError::Invalid { path: path.to_path_buf(), detail })?;
         Ok(GgufFile { path: path.to_path_buf(), bytes, header })

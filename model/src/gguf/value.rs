@@ -72,6 +72,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// All keys, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
     }
