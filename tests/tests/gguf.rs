@@ -13,7 +13,7 @@ use gaterail_model::text::ChatInput;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::{Form, Loader, Slot, check_tensors, expected_tensors};
 use gaterail_tests::gguf::Parts;
-use gaterail_tests::{device, fixtures, fixtures_folder};
+use gaterail_tests::{device, expected, fixtures, fixtures_folder, load, log_softmax, logits_in_chunks};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -371,4 +371,52 @@ fn tokenizers_that_contradict_themselves() {
     case("tokenizer.ggml.merges", Some(Value::List(vec![text("ab")])), "entry 0 is no pair");
     case("tokenizer.ggml.eos_token_id", Some(Value::Unsigned(9999)), "eos_token_id: 9999");
     case("tokenizer.ggml.add_eos_token", Some(text("yes")), "add_eos_token: not true or false");
+}
+
+/// The log-probabilities after the fixture's second prompt, of the file as it is or changed.
+fn log_probabilities(fixture: &str, change: impl FnOnce(&mut Parts)) -> Vec<f64> {
+    let mut file = Parts::of(fixture);
+    change(&mut file);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("model.gguf"), file.bytes()).unwrap();
+    let mut runner = load(folder.path(), &device(Isa::detect()), Vec::new());
+    let tokens = expected(&fixtures_folder().join(fixture)).cases[1].tokens();
+    let logits = logits_in_chunks(&mut runner, &tokens, std::iter::repeat(tokens.len()));
+    log_softmax(logits.last().unwrap())
+}
+
+/// Whatever a reader could leave out of the metadata changes the fixtures' numbers by far more than they may be off.
+#[test]
+fn every_key_matters() {
+    let cases: [(&str, &str, Option<Value>); 13] = [
+        ("gguf_olmoe", "olmoe.rope.freq_base", None),
+        ("gguf_olmoe", "olmoe.expert_weights_norm", Some(Value::Flag(true))),
+        ("gguf_olmoe", "olmoe.attention.layer_norm_rms_epsilon", Some(Value::Float(1e-5))),
+        ("gguf_olmoe", "olmoe.attention.clamp_kqv", Some(Value::Float(0.5))),
+        ("gguf_qwen3moe", "qwen3moe.expert_weights_norm", Some(Value::Flag(false))),
+        ("gguf_qwen3moe", "qwen3moe.rope.scaling.type", Some(Value::Text("none".into()))),
+        ("gguf_qwen3moe", "qwen3moe.rope.scaling.original_context_length", None),
+        ("gguf_qwen3moe", "qwen3moe.rope.scaling.attn_factor", Some(Value::Float(0.5))),
+        ("gguf_mixtral", "llama.rope.freq_base", None),
+        ("gguf_mixtral", "llama.expert_weights_norm", Some(Value::Flag(false))),
+        ("gguf_mixtral_each", "llama.attention.sliding_window", None),
+        ("gguf_mixtral_each", "llama.expert_weights_scale", None),
+        ("gguf_llama_linear", "llama.rope.scaling.factor", None),
+    ];
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    for (fixture, key, value) in cases {
+        let whole = log_probabilities(fixture, |_| {});
+        let changed = log_probabilities(fixture, |file| file.set(key, value));
+        assert!(far(&whole, &changed) > 1e-3, "{fixture}: {key} changes {:e}", far(&whole, &changed));
+    }
+    let factors = |file: &mut Parts| file.tensors.retain(|tensor| tensor.name != "rope_freqs.weight");
+    assert!(far(&log_probabilities("gguf_llama", |_| {}), &log_probabilities("gguf_llama", factors)) > 1e-3);
+    // A linear factor needs no type, and was once called otherwise.
+    let whole = log_probabilities("gguf_llama_linear", |_| {});
+    let old = log_probabilities("gguf_llama_linear", |file| {
+        file.set("llama.rope.scaling.type", None);
+        file.set("llama.rope.scaling.factor", None);
+        file.set("llama.rope.scale_linear", Some(Value::Float(2.5)));
+    });
+    assert_eq!(whole, old);
 }
