@@ -61,7 +61,7 @@ def begin_with(t, token):
         single=f"{token} $A", special_tokens=[(token, t.token_to_id(token))])
 
 
-def sentence_piece():
+def sentence_piece(prefix=True):
     """As Llama 2's tokenizer.json: scores become merges, spaces become ▁, unknown characters bytes."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
@@ -76,9 +76,11 @@ def sentence_piece():
     # Control and byte tokens are not made of text.
     merges = generate_merges(vocab, dict(zip(tokens, scores)), skip_tokens=tokens[:259])
     t = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    t.decoder = decoders.Sequence([
-        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    marks = [normalizers.Prepend("▁")] if prefix else []
+    t.normalizer = normalizers.Sequence(marks + [normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    t.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()] + strip)
     t.add_special_tokens([AddedToken(text, normalized=False) for text in tokens[:3]])
     t.add_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     t.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
@@ -86,10 +88,12 @@ def sentence_piece():
     return t, scores
 
 
-def write(path, t, pre, scores=None, begin=None, rows=3):
+def write(path, t, pre, scores=None, begin=None, rows=3, prefix=True):
     """The tokenizer as the converter writes it, with rows of the embedding that belong to no token."""
     w = gguf.GGUFWriter(path, "llama", use_temp_file=False)
     add(w, t, pre, scores, begin, rows)
+    if not prefix:
+        w.add_add_space_prefix(False)
     w.add_chat_template(TEMPLATE)
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -141,6 +145,7 @@ def make_all(out):
     out.mkdir(parents=True, exist_ok=True)
     llama3 = TikTokenConverter(vocab_file=None).pattern
     spm, scores = sentence_piece()
+    bare, _ = sentence_piece(prefix=False)
     llama = byte_level(llama3, whole_words=True)
     begin_with(llama, "<|user|>")
     table = [
@@ -149,9 +154,10 @@ def make_all(out):
         ("qwen2", byte_level(PRETOKENIZE_REGEX, composed=True), "qwen2", None, None),
         ("llama_bpe", llama, "llama-bpe", None, "<|user|>"),
         ("llama_spm", spm, None, scores, "<s>"),
+        ("llama_spm_bare", bare, None, scores, "<s>"),
     ]
     for name, t, pre, scores, begin in table:
-        write(out / f"{name}.gguf", t, pre, scores, begin)
+        write(out / f"{name}.gguf", t, pre, scores, begin, prefix=t is not bare)
         cases = []
         for text in TEXTS:
             ids = t.encode(text, add_special_tokens=True).ids

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use gaterail_kernels::Isa;
 use gaterail_model::ModelSource;
+use gaterail_model::config::GenerationDefaults;
 use gaterail_model::gguf::Value;
 use gaterail_model::text::ChatInput;
 use gaterail_model::walk::{Runner, RunnerOptions};
@@ -84,7 +85,7 @@ fn tokenizers() -> Vec<(String, ModelSource, Vec<Encoded>)> {
         let cases = std::fs::read(folder.join(format!("{name}.json"))).unwrap();
         (name.to_owned(), source, serde_json::from_slice(&cases).unwrap())
     };
-    ["gpt2", "olmo", "qwen2", "llama_bpe", "llama_spm"].map(read).into()
+    ["gpt2", "olmo", "qwen2", "llama_bpe", "llama_spm", "llama_spm_bare"].map(read).into()
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn tokens_are_those_of_the_tokenizer_that_the_file_was_made_from() {
             seen.insert((text, plain));
         }
     }
-    // The five differ: a wrong choice among them would show.
+    // The six differ: a wrong choice among them would show.
     assert!(seen.len() > 40, "{}", seen.len());
 }
 
@@ -113,15 +114,40 @@ fn stops_and_templates_come_from_the_metadata() {
     for (name, source, _) in tokenizers() {
         let tokenizer = source.tokenizer().unwrap();
         let (end, begin) = match name.as_str() {
-            "llama_spm" => ("</s>", "<s>"),
+            "llama_spm" | "llama_spm_bare" => ("</s>", "<s>"),
             "llama_bpe" => ("<|end|>", "<|user|>"),
             _ => ("<|end|>", "<|end|>"),
         };
         assert_eq!(tokenizer.stop_ids(), tokenizer.encode(end, false).unwrap(), "{name}");
+        assert!(source.has_tokenizer());
         let prompt = source.chat_template().unwrap().unwrap().render(&input).unwrap();
         assert_eq!(prompt, format!("<|user|>Hi<|end|>{begin}"), "{name}");
         assert!(source.generation_defaults().unwrap().stop_ids.is_empty());
     }
+}
+
+#[test]
+fn sampling_comes_from_the_metadata() {
+    let mut file = Parts::of("gguf_llama");
+    for (key, number) in
+        [("temp", 0.7), ("top_p", 0.9), ("top_k", 20.0), ("min_p", 0.05), ("penalty_repeat", 1.1)]
+    {
+        file.set(&format!("general.sampling.{key}"), Some(Value::Float(number)));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.gguf"), file.bytes()).unwrap();
+    let expected = GenerationDefaults {
+        sample: true,
+        temperature: Some(0.7),
+        top_p: Some(0.9),
+        top_k: Some(20),
+        min_p: Some(0.05),
+        repetition_penalty: Some(1.1),
+        stop_ids: Vec::new(),
+    };
+    assert_eq!(ModelSource::open(folder.path()).unwrap().generation_defaults().unwrap(), expected);
+    let plain = ModelSource::open(&fixtures_folder().join("gguf_llama")).unwrap();
+    assert_eq!(plain.generation_defaults().unwrap(), GenerationDefaults::default());
 }
 
 /// Loads the file, which must fail, with its name and all of `parts` in the message.

@@ -101,7 +101,8 @@ impl Fields {
                 path: self.path.clone(),
                 within: format!("{}{field}.", self.within),
                 map: map.clone(),
-                ..self.clone()
+                words: self.words,
+                prefix: self.prefix.clone(),
             })),
             Some(_) => Err(self.invalid(field, "not an object")),
         }

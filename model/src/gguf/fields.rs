@@ -61,6 +61,11 @@ pub fn fields(file: &GgufFile, architecture: &str, class: &str) -> Result<Fields
 
 /// What the format means where it is silent, which is not always what `config.json` means.
 fn defaults(file: &GgufFile, map: &mut Map<String, Json>) {
+    // Where every layer has experts, `config.json` may call their width by the plain name.
+    let sparse = map.get("num_experts").and_then(Json::as_u64).is_some_and(|experts| experts > 0);
+    if let (true, Some(width)) = (sparse, map.get("moe_intermediate_size").cloned()) {
+        map.insert("intermediate_size".to_string(), width);
+    }
     let copies =
         [("num_key_value_heads", "num_attention_heads"), ("moe_intermediate_size", "intermediate_size")];
     for (to, from) in copies {

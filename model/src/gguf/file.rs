@@ -1,5 +1,6 @@
 //! An open GGUF file: its header, checked, and its bytes, mapped.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use gaterail_kernels::Bytes;
@@ -13,6 +14,8 @@ pub struct GgufFile {
     path: PathBuf,
     bytes: Bytes,
     header: Header,
+    /// Name -> index into the header's tensors.
+    places: HashMap<String, usize>,
 }
 
 impl GgufFile {
@@ -24,7 +27,9 @@ impl GgufFile {
     pub fn parse(path: &Path, bytes: Bytes) -> Result<GgufFile, CheckpointError> {
         let header = parse_gguf(bytes.as_slice())
             .map_err(|detail| CheckpointError::Invalid { path: path.to_path_buf(), detail })?;
-        Ok(GgufFile { path: path.to_path_buf(), bytes, header })
+        let places =
+            header.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
+        Ok(GgufFile { path: path.to_path_buf(), bytes, header, places })
     }
 
     pub fn path(&self) -> &Path {
@@ -45,7 +50,7 @@ impl GgufFile {
     }
 
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
-        self.header.tensors.iter().find(|tensor| tensor.name == name)
+        self.places.get(name).map(|&at| &self.header.tensors[at])
     }
 
     /// The values of an f32 tensor; `None` if it is stored as anything else.

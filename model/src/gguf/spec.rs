@@ -73,7 +73,7 @@ impl GgufFile {
         let mut spec = parse_spec(&fields)?;
         spec.names = self.names();
         spec.tied_embeddings = self.tensor(HEAD).is_none();
-        let window = fields_window(self, name)?;
+        let window = window(self, name)?;
         let normalise = self.metadata().flag(&format!("{name}.expert_weights_norm"));
         let normalise = normalise.map_err(|detail| self.invalid(&detail))?.unwrap_or(architecture.normalise);
         let scale = self.number(&format!("{name}.expert_weights_scale"))?.filter(|&scale| scale != 0.0);
@@ -200,7 +200,7 @@ impl GgufFile {
 }
 
 /// The window of all layers, if the file has one.
-fn fields_window(file: &GgufFile, name: &str) -> Result<Option<Mask>, ConfigError> {
+fn window(file: &GgufFile, name: &str) -> Result<Option<Mask>, ConfigError> {
     let key = format!("{name}.attention.sliding_window");
     match file.number(&key)? {
         None | Some(0.0) => Ok(None),
