@@ -23,7 +23,9 @@ pub use bytes::Bytes;
 pub use cpu::math::{exp, sigmoid};
 pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
-pub use matrix::{ElementType, FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData};
+pub use matrix::{
+    ElementType, FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK,
+};
 pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Scales};
 pub use pool::Pool;
 pub use stream::{Event, Stream};

@@ -4,6 +4,7 @@
 pub mod broken;
 pub mod cuts;
 pub mod fuzzing;
+pub mod gguf;
 
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,7 @@ pub fn fixtures() -> Vec<PathBuf> {
         .filter(|path| path.join("expected.json").is_file())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 23, "only {} fixtures in {}", folders.len(), folder.display());
+    assert!(folders.len() >= 29, "only {} fixtures in {}", folders.len(), folder.display());
     folders
 }
 

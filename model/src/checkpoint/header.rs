@@ -24,6 +24,9 @@ pub enum StoredType {
     /// FP8 E4M3
     F8E4m3,
     U8,
+    /// Blocks of 32 values (GGUF)
+    Q4_0,
+    Q8_0,
     /// Anything else the format knows; never computed with.
     Other,
 }
@@ -49,6 +52,8 @@ impl fmt::Display for StoredType {
             StoredType::Bf16 => "bf16",
             StoredType::F8E4m3 => "f8_e4m3",
             StoredType::U8 => "u8",
+            StoredType::Q4_0 => "q4_0",
+            StoredType::Q8_0 => "q8_0",
             StoredType::Other => "an unsupported type",
         })
     }

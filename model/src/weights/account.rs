@@ -75,6 +75,8 @@ fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static st
         Some(F16) => "f16",
         Some(Bf16) => "bf16",
         Some(F8E4m3) => "fp8",
+        Some(Q4_0) => "q4_0",
+        Some(Q8_0) => "q8_0",
         Some(_) => "other",
         None => "mxfp4",
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece};
-use gaterail_kernels::{FP8_BLOCK, MXFP4_GROUP, Matrix};
+use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::expected::{Part, Role, Slot, expected_tensors};
@@ -27,6 +27,9 @@ impl ExpertShard {
         &self.layers[layer.0 as usize]
     }
 }
+
+/// The blocks of a GGUF file need no units of their own.
+const _: () = assert!(ops::UNIT_MIN.is_multiple_of(GGUF_GROUP));
 
 /// The length of a canonical unit in this model.
 pub fn unit_length(spec: &ModelSpec) -> usize {
@@ -124,20 +127,23 @@ fn load_piece(
     let first = slice.units.start as usize * unit;
     let end = (slice.units.end as usize * unit).min(sparse.width);
     let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
-    let (gate, up, down) = match spec.names.experts {
-        ExpertNames::Each { .. } => {
-            let mut matrix = |part| loader.matrix(Slot::Expert(layer, expert, part));
-            let (gate, up, down) = (matrix(Part::Gate), matrix(Part::Up), matrix(Part::Down));
-            let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
-            (run(gate), run(up), down.col_slice(first, end - first))
-        }
-        ExpertNames::Fused { take_turns } => {
-            let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
-            let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
-            let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
-            (gate, up, down.inputs(first, end - first))
-        }
+    let run = |[gate, up, down]: [Matrix; 3]| {
+        let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
+        (run(gate), run(up), down.col_slice(first, end - first))
     };
+    let (gate, up, down) =
+        match spec.names.experts {
+            ExpertNames::Each { .. } => run([Part::Gate, Part::Up, Part::Down]
+                .map(|part| loader.matrix(Slot::Expert(layer, expert, part)))),
+            ExpertNames::Stacked => run([Part::StackedGate, Part::StackedUp, Part::StackedDown]
+                .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert))),
+            ExpertNames::Fused { take_turns } => {
+                let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
+                let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
+                let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
+                (gate, up, down.inputs(first, end - first))
+            }
+        };
     let biases = sparse.expert_bias.then(|| load_biases(spec, sparse, layer, expert, loader));
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {
