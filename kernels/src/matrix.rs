@@ -223,6 +223,8 @@ impl Matrix {
                 let scales = if fits { Scales::F16 } else { Scales::F32 };
                 Some(PackedFormat { codes: Codes::MXFP4, scales, offsets: false, group: MXFP4_GROUP })
             }
+            MatrixData::Q4_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT4 }),
+            MatrixData::Q8_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT8 }),
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => None,
         }
     }
@@ -239,6 +241,23 @@ impl Matrix {
                 }
                 // Halved for the doubled table; exact but for NaN, which stays.
                 (e8m0(scales.as_slice()[at]) * 0.5, 0.0)
+            }
+            MatrixData::Q4_0 { blocks } => {
+                let at = (stored_row * self.stored_cols + self.first_col) / GGUF_GROUP + group;
+                let block = &blocks.as_slice()[at * Q4_0_BLOCK..(at + 1) * Q4_0_BLOCK];
+                let (low, high) = codes.split_at_mut(GGUF_GROUP / 2);
+                for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[2..]) {
+                    (*low, *high) = (byte & 15, byte >> 4);
+                }
+                (half::f16::from_le_bytes([block[0], block[1]]).to_f32(), 0.0)
+            }
+            MatrixData::Q8_0 { blocks } => {
+                let at = (stored_row * self.stored_cols + self.first_col) / GGUF_GROUP + group;
+                let block = &blocks.as_slice()[at * Q8_0_BLOCK..(at + 1) * Q8_0_BLOCK];
+                for (code, byte) in codes.iter_mut().zip(&block[2..]) {
+                    *code = byte ^ 0x80; // the signed byte plus 128
+                }
+                (half::f16::from_le_bytes([block[0], block[1]]).to_f32(), 0.0)
             }
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => panic!("a matrix without groups"),
         }

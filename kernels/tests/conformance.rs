@@ -2,8 +2,7 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Buffer, Bytes, CpuOptions, Device, ElementType, Isa, Matrix, MatrixData, Plain, Q4_0_BLOCK, Q8_0_BLOCK,
-    Stream, View, ViewMut, reference,
+    Bytes, ElementType, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Stream, View, ViewMut, reference,
 };
 
 mod common;

@@ -7,7 +7,7 @@ use gaterail_model::walk::{Batch, Runner};
 use gaterail_model::weights::{Precision, check_cover, inventory};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
-use gaterail_tests::{bits, device, expected, fixtures, load, load_as, logits_in_chunks};
+use gaterail_tests::{bits, device, expected, fixtures, load_as, logits_in_chunks};
 
 /// A long run of tokens, so that attention crosses pages (64) and chunks (256).
 const LONG: usize = 600;

@@ -12,7 +12,7 @@ use gaterail_model::config::GenerationDefaults;
 use gaterail_model::gguf::Value;
 use gaterail_model::text::ChatInput;
 use gaterail_model::walk::{Runner, RunnerOptions};
-use gaterail_model::weights::{Form, Loader, Slot, check_tensors, expected_tensors};
+use gaterail_model::weights::{Form, Loader, Precision, Slot, check_tensors, expected_tensors};
 use gaterail_tests::gguf::Parts;
 use gaterail_tests::{device, expected, fixtures, fixtures_folder, load, log_softmax, logits_in_chunks};
 use serde::Deserialize;
@@ -47,7 +47,7 @@ fn rows_are_those_of_the_gguf_package() {
         let (spec, checkpoint) = (source.spec().unwrap(), source.checkpoint().unwrap());
         check_tensors(&spec, &checkpoint).unwrap();
         let loading = &mut |_: u64| {};
-        let mut loader = Loader::new(&spec, &checkpoint, &device, loading);
+        let mut loader = Loader::new(&spec, &checkpoint, &device, Precision::F32, loading);
         let table = expected_tensors(&spec);
         for Row { tensor, row, bits } in recorded.rows {
             let expected = table.iter().find(|expected| expected.name == tensor).unwrap();
@@ -156,7 +156,7 @@ fn check(file: &[u8], parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broken.gguf");
     std::fs::write(&path, file).unwrap();
-    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new() };
+    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
     let error = match Runner::load(&path, &device(Isa::detect()), &options, &mut |_| {}) {
         Ok(_) => panic!("a broken file was loaded; {parts:?} was expected"),
         Err(error) => error.to_string(),
@@ -181,7 +181,8 @@ fn what_is_taken_apart_and_written_again_still_runs() {
         let folder = tempfile::tempdir().unwrap();
         // A name says nothing, and a folder of one GGUF file is that file.
         std::fs::write(folder.path().join("x.gguf"), Parts::of(fixture).bytes()).unwrap();
-        let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new() };
+        let options =
+            RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
         for path in [folder.path().to_path_buf(), folder.path().join("x.gguf")] {
             Runner::load(&path, &device(Isa::detect()), &options, &mut |_| {}).unwrap();
         }
