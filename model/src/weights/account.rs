@@ -109,6 +109,11 @@ pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Prec
             Some(StoredType::F8E4m3) if turned(row) => return elements * 4,
             // Integers in groups stay what they are, a little more or less for another layout.
             None => return stored,
+            Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => {
+                let head = row.slot == Slot::Embedding && spec.tied_embeddings;
+                // The head is packed, the embedding stays.
+                return if head && precision != Precision::F32 { 2 * stored } else { stored };
+            }
             _ => {}
         }
         let cols = row.shape.last().map_or(1, |&n| n as u64);

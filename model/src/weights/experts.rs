@@ -108,11 +108,12 @@ pub fn check_cover(inventory: &ExpertInventory, shards: &[ShardSpec]) -> Result<
 /// Loads what `shard` lists from a checked checkpoint; `check_cover` has seen the shard.
 pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) -> ExpertShard {
     let mut layers: Vec<Vec<ExpertPiece>> = spec.layers.iter().map(|_| Vec::new()).collect();
+    let uses: Vec<Use> = (0..spec.layers.len()).map(|layer| loader.expert_use(layer)).collect();
     for slice in &shard.slices {
         let layer = slice.layer.0 as usize;
         let sparse =
             spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
-        layers[layer].push(load_piece(spec, sparse, slice, loader));
+        layers[layer].push(load_piece(spec, sparse, slice, uses[layer], loader));
     }
     ExpertShard { layers }
 }
@@ -121,6 +122,7 @@ fn load_piece(
     spec: &ModelSpec,
     sparse: &SparseSpec,
     slice: &ExpertSlice,
+    usage: Use,
     loader: &mut Loader<'_>,
 ) -> ExpertPiece {
     let unit = unit_length(spec);
@@ -148,9 +150,9 @@ fn load_piece(
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {
         expert: slice.expert.0,
-        gate: loader.run_as(gate, Use::Expert),
-        up: loader.run_as(up, Use::Expert),
-        down: loader.run_as(down, Use::Expert),
+        gate: loader.run_as(gate, usage),
+        up: loader.run_as(up, usage),
+        down: loader.run_as(down, usage),
         gate_bias: biases.as_ref().map(|biases| run(&biases.gate)),
         up_bias: biases.as_ref().map(|biases| run(&biases.up)),
         down_bias: biases.filter(|_| first == 0).map(|biases| biases.down),

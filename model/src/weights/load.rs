@@ -6,7 +6,7 @@ use gaterail_kernels::{
     Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData, Weight, ops,
 };
 
-use super::expected::{Expected, Form, Slot, expected_tensors};
+use super::expected::{Expected, Form, Role, Slot, expected_tensors};
 use super::precision::{Precision, Step, Use};
 use crate::arch::TensorNames;
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
@@ -235,6 +235,22 @@ impl<'a> Loader<'a> {
     pub fn weight(&mut self, slot: Slot, usage: Use) -> Weight {
         let matrix = self.matrix(slot);
         self.run_as(matrix, usage)
+    }
+
+    /// How the experts of a layer are run. They meet one kind of activations: where integers in groups lie beside other
+    /// forms, as GGUF files may have it, all of them stay as stored, for f32 ones.
+    pub fn expert_use(&self, layer: usize) -> Use {
+        let own = self.table.values().filter(|row| {
+            let (Slot::Layer(at, _) | Slot::Expert(at, ..)) = row.slot else { return false };
+            at == layer && row.role == Role::Experts && row.form != Form::Vector
+        });
+        let grouped = |row: &Expected| match self.checkpoint.tensor(&row.name) {
+            Some(tensor) => matches!(tensor.stored, StoredType::Q4_0 | StoredType::Q8_0),
+            // Integers that have tensors of their own for codes and scales.
+            None => true,
+        };
+        let (all, some) = own.map(grouped).fold((true, false), |(all, some), it| (all && it, some || it));
+        if self.precision == Precision::AsStored && some && !all { Use::AsStored } else { Use::Expert }
     }
 
     /// A matrix in the precision asked for.
