@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::bytes::Bytes;
+use crate::int4::Int4;
 
 /// The element types of activations' partners: what a plain matrix can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum MatrixData {
     Fp8 { codes: Bytes, scales: Arc<[f32]> },
     /// `[rows, cols/32, 16]` bytes with two E2M1 codes each, the lower nibble first; `[rows, cols/32]` E8M0 exponents.
     Mxfp4 { blocks: Bytes, scales: Bytes },
+    /// 4-bit codes with a scale, and in some an offset, per group.
+    Int4(Int4),
 }
 
 /// A matrix, or rows and columns of one.
@@ -70,6 +73,7 @@ impl Matrix {
                 assert_eq!(blocks.len(), rows * cols / 2, "codes of a {rows} x {cols} matrix");
                 assert_eq!(scales.len(), rows * cols / MXFP4_GROUP, "exponents of a {rows} x {cols} matrix");
             }
+            MatrixData::Int4(int4) => int4.check(rows, cols),
         }
         Matrix { data, stored_cols: cols, first_row: 0, row_step: 1, first_col: 0, rows, cols }
     }
@@ -99,13 +103,20 @@ impl Matrix {
         Matrix { first_row, row_step: self.row_step * step, rows: count, ..self.clone() }
     }
 
-    /// The columns `first..first + count`; of MXFP4 whole groups.
+    /// The columns `first..first + count`; of MXFP4 and 4-bit codes whole groups.
     pub fn col_slice(&self, first: usize, count: usize) -> Matrix {
         assert!(first + count <= self.cols, "columns {first}..+{count} of {}", self.cols);
         if matches!(self.data, MatrixData::Mxfp4 { .. }) {
             assert!(
                 first.is_multiple_of(MXFP4_GROUP) && count.is_multiple_of(MXFP4_GROUP),
                 "whole MXFP4 groups"
+            );
+        }
+        if let MatrixData::Int4(Int4 { group, .. }) = &self.data {
+            let end = first + count;
+            assert!(
+                first.is_multiple_of(*group) && (end.is_multiple_of(*group) || end == self.cols),
+                "whole 4-bit groups"
             );
         }
         Matrix { first_col: self.first_col + first, cols: count, ..self.clone() }
@@ -118,6 +129,7 @@ impl Matrix {
             MatrixData::Plain { kind, .. } => elements * kind.bytes(),
             MatrixData::Fp8 { .. } => elements + elements.div_ceil(FP8_BLOCK * FP8_BLOCK) * 4,
             MatrixData::Mxfp4 { .. } => elements / 2 + elements / MXFP4_GROUP,
+            MatrixData::Int4(int4) => int4.stored_bytes(self.rows, self.cols),
         }
     }
 
@@ -147,6 +159,7 @@ impl Matrix {
                     }
                 }
             }
+            MatrixData::Int4(int4) => int4.dequantize(stored_row, self.stored_cols, self.first_col, out),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Buffer, Bytes, CpuOptions, Device, ElementType, Isa, Matrix, MatrixData, Plain, Stream, View, ViewMut,
-    reference,
+    Buffer, Bytes, CpuOptions, Device, ElementType, Int4, Isa, Matrix, MatrixData, Plain, Scales, Stream,
+    View, ViewMut, reference,
 };
 
 /// SplitMix64; a failure prints the seed with the case.
@@ -81,11 +81,20 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
             let scales = random.values(rows.div_ceil(128) * cols.div_ceil(128));
             Matrix::new(MatrixData::Fp8 { codes: Bytes::copied(&codes), scales: scales.into() }, rows, cols)
         }
-        _ => {
+        4 => {
             let blocks: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
             let scales: Vec<u8> = (0..rows * cols / 32).map(|_| 118 + random.below(10) as u8).collect();
             let data = MatrixData::Mxfp4 { blocks: Bytes::copied(&blocks), scales: Bytes::copied(&scales) };
             Matrix::new(data, rows, cols)
+        }
+        _ => {
+            let codes: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
+            let groups = rows * cols.div_ceil(32);
+            let scales = Bytes::copied(&random.values(groups));
+            let offsets = (random.below(2) == 0).then(|| random.values(groups).into());
+            let codes = Bytes::copied(&codes);
+            let int4 = Int4 { codes, scales, scale_type: Scales::F32, offsets, group: 32 };
+            Matrix::new(MatrixData::Int4(int4), rows, cols)
         }
     };
     let mut values = vec![0.0; rows * cols];
@@ -100,8 +109,12 @@ fn linear_is_the_plain_dot() {
     for stream in streams() {
         for seed in 0..60 {
             let random = &mut Random(seed);
-            let form = seed as usize % 5;
-            let cols = if form == 4 { 32 * (1 + random.below(8)) } else { 1 + random.below(300) };
+            let form = seed as usize % 6;
+            let cols = match form {
+                4 => 32 * (1 + random.below(8)),
+                5 => 2 * (1 + random.below(150)),
+                _ => 1 + random.below(300),
+            };
             let (rows, tokens) = (1 + random.below(90), 1 + random.below(11));
             let (matrix, w) = stored(random, form, rows, cols);
             let (x, bias) = (random.values(tokens * cols), random.values(rows));
