@@ -24,6 +24,7 @@ pub enum StoredType {
     /// FP8 E4M3
     F8E4m3,
     U8,
+    I32,
     /// Anything else the format knows; never computed with.
     Other,
 }
@@ -36,6 +37,7 @@ impl StoredType {
             Dtype::BF16 => StoredType::Bf16,
             Dtype::F8_E4M3 => StoredType::F8E4m3,
             Dtype::U8 => StoredType::U8,
+            Dtype::I32 => StoredType::I32,
             _ => StoredType::Other,
         }
     }
@@ -49,6 +51,7 @@ impl fmt::Display for StoredType {
             StoredType::Bf16 => "bf16",
             StoredType::F8E4m3 => "f8_e4m3",
             StoredType::U8 => "u8",
+            StoredType::I32 => "i32",
             StoredType::Other => "an unsupported type",
         })
     }

@@ -6,6 +6,7 @@ use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 
 use super::expected::{Expected, Part, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
+use super::int4;
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
 use crate::spec::ModelSpec;
@@ -30,7 +31,7 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
         let parameters: u64 = expected.shape.iter().map(|&n| n as u64).product();
         let (bytes, precision) = match checkpoint {
             Some(checkpoint) => {
-                (stored_bytes(checkpoint, &expected.name), stored_precision(checkpoint, &expected))
+                (stored_bytes(checkpoint, &expected.name), stored_precision(spec, checkpoint, &expected))
             }
             None => declared(spec, &expected, parameters),
         };
@@ -67,7 +68,7 @@ fn touched(spec: &ModelSpec, role: Role) -> (u64, u64) {
     }
 }
 
-fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
+fn stored_precision(spec: &ModelSpec, checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
     use StoredType::*;
     match checkpoint.tensor(&expected.name).map(|tensor| tensor.stored) {
         Some(F32) => "f32",
@@ -75,7 +76,10 @@ fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static st
         Some(Bf16) => "bf16",
         Some(F8E4m3) => "fp8",
         Some(_) => "other",
-        None => "mxfp4",
+        None => match stored_form(spec.quantization, expected.form) {
+            Quantization::Int4(int4) => int4.precision(),
+            _ => "mxfp4",
+        },
     }
 }
 
@@ -85,6 +89,11 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
             (parameters + parameters.div_ceil((FP8_BLOCK * FP8_BLOCK) as u64) * 4, "fp8")
         }
         Quantization::Mxfp4Experts => (parameters / 2 + parameters / MXFP4_GROUP as u64, "mxfp4"),
+        Quantization::Int4(int4) => {
+            let [rows, cols] = [expected.shape[0], expected.shape[1]];
+            let groups = cols.div_ceil(int4.stored_group(cols)) as u64 * rows as u64;
+            (parameters / 2 + groups * 2 + groups / 2, int4.precision())
+        }
         Quantization::None => match spec.declared {
             Some(ElementType::F32) => (parameters * 4, "f32"),
             Some(ElementType::F16) => (parameters * 2, "f16"),
@@ -94,13 +103,18 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
 }
 
 /// Bytes of weights that a running model keeps reading: tensors as they are mapped, or their copies where loading has to
-/// turn them round (then nobody reads the mapped original again). Tensors that are not run do not count.
+/// turn them round, as it does with 4-bit codes (then nobody reads the mapped original again). Tensors that are not run do not count.
 pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
     let turned = |row: &Expected| matches!(row.slot, Slot::Layer(_, Part::KvB));
     let bytes = |row: &Expected| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
         // Coded matrices that are turned round are kept as f32.
         Some(StoredType::F8E4m3) if turned(row) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
-        _ => stored_bytes(checkpoint, &row.name),
+        Some(_) => stored_bytes(checkpoint, &row.name),
+        None => match stored_form(spec.quantization, row.form) {
+            Quantization::Int4(_) if turned(row) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
+            Quantization::Int4(int4) => int4::resident_bytes(int4, row.shape[0], row.shape[1]),
+            _ => stored_bytes(checkpoint, &row.name),
+        },
     };
     expected_tensors(spec).iter().map(bytes).sum()
 }

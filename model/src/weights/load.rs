@@ -1,13 +1,16 @@
 //! Checking a checkpoint against the table, and taking tensors out of it by slot.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use gaterail_kernels::{
     Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
 };
 
-use super::expected::{Expected, Form, Slot, expected_tensors};
+use super::expected::{Expected, Form, Slot, expected_tensors, stored_form};
+use super::int4;
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
+use crate::config::{Int4Linear, Quantization};
 use crate::spec::ModelSpec;
 
 /// Problems that one error lists.
@@ -31,10 +34,14 @@ pub fn check_tensors(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), Ch
     let mut problems = Vec::new();
     let mut used: HashSet<String> = HashSet::new();
     for expected in expected_tensors(spec) {
-        check_one(checkpoint, &expected, &mut used, &mut problems);
+        check_one(spec, checkpoint, &expected, &mut used, &mut problems);
     }
-    let mut extra: Vec<&str> =
-        checkpoint.names().filter(|name| !used.contains(*name) && !is_ignored(spec, name)).collect();
+    let mut extra: Vec<&str> = checkpoint
+        .names()
+        .filter(|name| {
+            !used.contains(*name) && !is_ignored(spec, name) && !int4::is_empty_bias(checkpoint, name)
+        })
+        .collect();
     extra.sort_unstable();
     problems.extend(extra.into_iter().map(|name| format!("{name}: not part of this architecture")));
     if problems.is_empty() {
@@ -65,6 +72,7 @@ fn is_ignored(spec: &ModelSpec, name: &str) -> bool {
 }
 
 fn check_one(
+    spec: &ModelSpec,
     checkpoint: &Checkpoint,
     expected: &Expected,
     used: &mut HashSet<String>,
@@ -85,6 +93,13 @@ fn check_one(
             return;
         }
     }
+    if let Quantization::Int4(stored) = stored_form(spec.quantization, *form) {
+        // Layers that were left out of the quantisation have their weight as it was.
+        if checkpoint.tensor(name).is_none() {
+            int4::check(stored, checkpoint, expected, used, problems);
+            return;
+        }
+    }
     const PLAIN: [StoredType; 3] = [StoredType::F32, StoredType::F16, StoredType::Bf16];
     let coded = *form == Form::Matrix;
     let with_fp8 = [StoredType::F32, StoredType::F16, StoredType::Bf16, StoredType::F8E4m3];
@@ -98,7 +113,7 @@ fn check_one(
     used.insert(name.clone());
 }
 
-fn check_tensor(
+pub(super) fn check_tensor(
     checkpoint: &Checkpoint,
     name: &str,
     shape: &[usize],
@@ -132,6 +147,7 @@ fn scale_name(name: &str) -> String {
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     table: HashMap<Slot, Expected>,
+    quantization: Quantization,
     device: &'a Device,
     loading: Loading<'a>,
 }
@@ -145,7 +161,7 @@ impl<'a> Loader<'a> {
         loading: Loading<'a>,
     ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
-        Loader { checkpoint, table, device, loading }
+        Loader { checkpoint, table, quantization: spec.quantization, device, loading }
     }
 
     pub fn device(&self) -> &'a Device {
@@ -196,7 +212,10 @@ impl<'a> Loader<'a> {
 
     /// A matrix `[rows, cols]` as stored.
     pub fn matrix(&mut self, slot: Slot) -> Matrix {
-        let name = self.expected(slot).name.clone();
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        if let Some(stored) = self.int4(slot) {
+            return self.int4_part(stored, slot, 0..shape[0], 0..shape[1]);
+        }
         let tensor = self.tensor(&name);
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         if tensor.stored != StoredType::F8E4m3 {
@@ -207,6 +226,56 @@ impl<'a> Loader<'a> {
         let mut scales = vec![0.0; count];
         plain_matrix(&scale, 1, count).dequantize_row(0, &mut scales);
         Matrix::new(MatrixData::Fp8 { codes: tensor.bytes, scales: scales.into() }, rows, cols)
+    }
+
+    /// Rows of a matrix; what has to be turned round is copied, and no more than the rows.
+    pub fn matrix_rows(&mut self, slot: Slot, rows: Range<usize>) -> Matrix {
+        let cols = self.expected(slot).shape[1];
+        match self.int4(slot) {
+            Some(stored) => self.int4_part(stored, slot, rows, 0..cols),
+            None => self.matrix(slot).row_slice(rows.start, 1, rows.len()),
+        }
+    }
+
+    /// Columns of a matrix, whole groups of what has groups; what has to be turned round is copied, and no more than the
+    /// columns.
+    pub fn matrix_cols(&mut self, slot: Slot, cols: Range<usize>) -> Matrix {
+        let rows = self.expected(slot).shape[0];
+        match self.int4(slot) {
+            Some(stored) => self.int4_part(stored, slot, 0..rows, cols),
+            None => self.matrix(slot).col_slice(cols.start, cols.len()),
+        }
+    }
+
+    /// How a matrix is stored, if it is in 4 bits.
+    fn int4(&self, slot: Slot) -> Option<Int4Linear> {
+        let expected = self.expected(slot);
+        match stored_form(self.quantization, expected.form) {
+            Quantization::Int4(stored) => {
+                Some(stored).filter(|_| self.checkpoint.tensor(&expected.name).is_none())
+            }
+            _ => None,
+        }
+    }
+
+    fn int4_part(
+        &mut self,
+        stored: Int4Linear,
+        slot: Slot,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) -> Matrix {
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        let names = int4::tensor_names(&name).expect("a linear layer's weight");
+        let layer = int4::Layer {
+            stored,
+            rows: shape[0],
+            cols: shape[1],
+            qweight: self.tensor(&names.qweight).bytes.aligned_for::<u32>(),
+            qzeros: self.tensor(&names.qzeros).bytes.aligned_for::<u32>(),
+            scales: self.tensor(&names.scales),
+        };
+        layer.part(rows, cols)
     }
 
     /// One expert of a stack, as stored.
