@@ -259,3 +259,124 @@ fn turned(rows: usize, words: usize, at: impl Fn(usize, usize) -> u32) -> Vec<u3
 fn words(bytes: &Bytes) -> &[u32] {
     bytes.as_elements().expect("aligned words")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A layer of random words and scales, and `scale * (code - zero)` of an element, read off the table above.
+    fn check(packing: Int4Packing, group: Option<usize>, rows: usize, cols: usize, scale_type: StoredType) {
+        let stored = Int4Linear { packing, group, symmetric: false, desc_act: false };
+        let stored_group = stored.stored_group(cols);
+        let groups = cols.div_ceil(stored_group);
+        let mut state = (rows * cols) as u64;
+        let mut random = |count: usize| -> Vec<u32> {
+            let mut next = || {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                (state >> 32) as u32
+            };
+            (0..count).map(|_| next()).collect()
+        };
+        let (qweight, zeros) = (random(rows * cols / 8), random(groups * rows / 8));
+        let value = |raw: u16| match scale_type {
+            StoredType::F16 => half::f16::from_bits(raw).to_f32(),
+            _ => half::bf16::from_bits(raw).to_f32(),
+        };
+        // Finite scales of all magnitudes, or of those that f16 has too.
+        let scales: Vec<u16> = random(groups * rows).iter().map(|word| (*word as u16) & 0x3fff).collect();
+        let shape = [groups, rows];
+        let layer = Layer {
+            stored,
+            rows,
+            cols,
+            qweight: Bytes::copied(&qweight),
+            qzeros: Bytes::copied(&zeros),
+            scales: Tensor {
+                path: Path::new("test"),
+                name: "scales",
+                stored: scale_type,
+                shape: &shape,
+                bytes: Bytes::copied(&scales),
+            },
+        };
+        const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+        let element = |row: usize, col: usize| {
+            let nibble = |word: u32, k: usize| (word >> (4 * k)) & 15;
+            let interleaved = ORDER.iter().position(|&place| place == row % 8).expect("one of eight");
+            let at = col / stored_group;
+            let (code, zero) = match packing {
+                Int4Packing::Awq => (
+                    nibble(qweight[col * (rows / 8) + row / 8], interleaved),
+                    nibble(zeros[at * (rows / 8) + row / 8], interleaved),
+                ),
+                _ => {
+                    let add = if packing == Int4Packing::Gptq { ONES } else { 0 };
+                    let word = zeros[at * (rows / 8) + row / 8].wrapping_add(add);
+                    (nibble(qweight[col / 8 * rows + row], col % 8), nibble(word, row % 8))
+                }
+            };
+            value(scales[at * rows + row]) * (code as f32 - zero as f32)
+        };
+        let first = 128.min(cols / 128 * 128);
+        for (rows, cols) in [(0..rows, 0..cols), (3..rows - 2, first..cols), (1..2, 0..first)] {
+            let part = layer.part(rows.clone(), cols.clone());
+            assert_eq!((part.rows(), part.cols()), (rows.len(), cols.len()));
+            let mut values = vec![0.0; cols.len()];
+            for row in rows.clone() {
+                part.dequantize_row(row - rows.start, &mut values);
+                for (&value, col) in values.iter().zip(cols.clone()) {
+                    assert_eq!(value, element(row, col), "{stored:?}, {scale_type}: ({row}, {col})");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_every_packing_have_the_stored_values() {
+        for packing in [Int4Packing::Gptq, Int4Packing::GptqV2, Int4Packing::Awq] {
+            for scale_type in [StoredType::F16, StoredType::Bf16] {
+                check(packing, Some(32), 24, 160, scale_type);
+                check(packing, Some(64), 16, 200, scale_type); // a short last group
+                check(packing, Some(128), 40, 256, scale_type);
+                check(packing, Some(256), 16, 640, scale_type); // scales used twice
+                check(packing, Some(96), 16, 192, scale_type); // cut into groups of 32
+                check(packing, None, 16, 384, scale_type);
+                check(packing, None, 16, 136, scale_type); // no group divides the inputs
+            }
+        }
+    }
+
+    #[test]
+    fn scales_keep_16_bits_where_those_are_enough_and_offsets_go_where_zeros_are_8() {
+        let layer = |scales: [u16; 8], zeros: u32| Layer {
+            stored: Int4Linear { packing: Int4Packing::Gptq, group: None, symmetric: true, desc_act: false },
+            rows: 8,
+            cols: 32,
+            qweight: Bytes::copied(&[0x0123_4567u32; 32]),
+            qzeros: Bytes::copied(&[zeros]),
+            scales: Tensor {
+                path: Path::new("test"),
+                name: "scales",
+                stored: StoredType::Bf16,
+                shape: &[1, 8],
+                bytes: Bytes::copied(&scales),
+            },
+        };
+        let form = |layer: &Layer<'_>| {
+            let part = layer.part(2..4, 0..32);
+            let int4 = part.int4().expect("4 bits").clone();
+            (int4.scale_type, int4.offsets.is_some(), int4.group)
+        };
+        let one = half::bf16::from_f32(1.0).to_bits();
+        let small = half::bf16::from_f32(1.2890625 * 2f32.powi(-20)).to_bits();
+        assert_eq!(form(&layer([one; 8], 0x7777_7777)), (Scales::F16, false, 32));
+        assert_eq!(
+            form(&layer([one, one, small, one, one, one, one, one], 0x7777_7777)),
+            (Scales::F32, false, 32)
+        );
+        // Rows 2 and 3 have zero points of 8, but not all rows have.
+        assert_eq!(form(&layer([one; 8], 0x7777_7778)), (Scales::F16, true, 32));
+    }
+}
