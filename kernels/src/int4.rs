@@ -120,7 +120,7 @@ mod tests {
         };
         let offsets = offsets.then(|| (0..9).map(|i| i as f32 - 3.5).collect());
         let int4 = Int4 { codes: Bytes::copied(&codes), scales, scale_type, offsets, group: 32 };
-        Matrix::new(MatrixData::Int4(int4), 3, 80)
+        Matrix::new(MatrixData::Int4(int4.into()), 3, 80)
     }
 
     fn expected(row: usize, col: usize, offsets: bool) -> f32 {

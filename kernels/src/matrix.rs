@@ -39,7 +39,7 @@ pub enum MatrixData {
     /// `[rows, cols/32, 16]` bytes with two E2M1 codes each, the lower nibble first; `[rows, cols/32]` E8M0 exponents.
     Mxfp4 { blocks: Bytes, scales: Bytes },
     /// 4-bit codes with a scale, and in some an offset, per group.
-    Int4(Int4),
+    Int4(Arc<Int4>),
 }
 
 /// A matrix, or rows and columns of one.
@@ -112,10 +112,10 @@ impl Matrix {
                 "whole MXFP4 groups"
             );
         }
-        if let MatrixData::Int4(Int4 { group, .. }) = &self.data {
+        if let MatrixData::Int4(int4) = &self.data {
             let end = first + count;
             assert!(
-                first.is_multiple_of(*group) && (end.is_multiple_of(*group) || end == self.cols),
+                first.is_multiple_of(int4.group) && (end.is_multiple_of(int4.group) || end == self.cols),
                 "whole 4-bit groups"
             );
         }

@@ -94,7 +94,7 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
             let offsets = (random.below(2) == 0).then(|| random.values(groups).into());
             let codes = Bytes::copied(&codes);
             let int4 = Int4 { codes, scales, scale_type: Scales::F32, offsets, group: 32 };
-            Matrix::new(MatrixData::Int4(int4), rows, cols)
+            Matrix::new(MatrixData::Int4(int4.into()), rows, cols)
         }
     };
     let mut values = vec![0.0; rows * cols];

@@ -180,7 +180,7 @@ impl Layer<'_> {
         };
         let codes = Bytes::copied(&codes);
         let int4 = Int4 { codes, scales, scale_type, offsets: offsets.map(Into::into), group };
-        Matrix::new(MatrixData::Int4(int4), rows.len(), cols.len())
+        Matrix::new(MatrixData::Int4(int4.into()), rows.len(), cols.len())
     }
 
     /// `[rows, cols/8]` words: the stored words turned round.
