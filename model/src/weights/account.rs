@@ -103,7 +103,8 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
 }
 
 /// Bytes of weights that a running model keeps reading: tensors as they are mapped, or their copies where loading has to
-/// turn them round, as it does with 4-bit codes (then nobody reads the mapped original again). Tensors that are not run do not count.
+/// turn them round, as it does with 4-bit codes (then nobody reads the mapped original again). Tensors that are not run do
+/// not count.
 pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
     let turned = |row: &Expected| matches!(row.slot, Slot::Layer(_, Part::KvB));
     let bytes = |row: &Expected| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
