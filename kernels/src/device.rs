@@ -9,7 +9,7 @@ use crate::pool::Pool;
 /// The vector instructions that the CPU's kernels use. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// 512-bit vectors (F, BW, DQ, VL).
+    /// 512-bit vectors (F, BW, DQ, VL, VNNI): Ice Lake, Zen 4 and later.
     Avx512,
     /// 256-bit vectors with FMA and F16C: the practical floor.
     Avx2,
@@ -34,6 +34,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             Isa::Avx2 => avx2,
             Isa::Portable => true,
@@ -93,11 +94,16 @@ impl CpuDevice {
     /// How many parts an operation of `items` items and `work` elementary steps is worth: one for what is done before
     /// another thread wakes.
     pub(crate) fn parts_for(&self, items: usize, work: usize) -> usize {
+        self.parts_within(items, work, 4)
+    }
+
+    /// The same with another bound on the parts of a thread, for items that differ in size.
+    pub(crate) fn parts_within(&self, items: usize, work: usize, per_thread: usize) -> usize {
         let threads = self.pool.threads();
         if threads <= 1 || work < 2 * self.grain {
             return items.min(1);
         }
-        items.min((work / self.grain).clamp(1, threads * 4))
+        items.min((work / self.grain).clamp(1, threads * per_thread))
     }
 }
 

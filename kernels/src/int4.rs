@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::bytes::Bytes;
 use crate::matrix::{Matrix, MatrixData};
-use crate::packed::Scales;
+use crate::packed::{Codes, PackedFormat, Scales};
 
 /// The longest group; runs of columns that begin at multiples of it begin a group in every form.
 pub const INT4_GROUP_MAX: usize = 128;
@@ -35,6 +35,12 @@ impl Int4 {
         assert_eq!(self.scales.len(), groups * self.scale_type.bytes(), "scales of a {rows} x {cols} matrix");
         let offsets = self.offsets.as_ref().map_or(groups, |offsets| offsets.len());
         assert_eq!(offsets, groups, "offsets of a {rows} x {cols} matrix");
+    }
+
+    /// The packed form that keeps every value.
+    pub(crate) fn packed_format(&self) -> PackedFormat {
+        let offsets = self.offsets.is_some();
+        PackedFormat { codes: Codes::INT4, scales: self.scale_type, offsets, group: self.group }
     }
 
     /// The bytes of a part of `rows` rows and `cols` columns.

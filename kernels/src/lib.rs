@@ -17,6 +17,7 @@ mod pool;
 pub mod reference;
 mod stream;
 mod view;
+mod weight;
 
 pub use buffer::{Buffer, Plain};
 pub use bytes::Bytes;
@@ -25,7 +26,8 @@ pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
 pub use int4::{INT4_GROUP_MAX, Int4};
 pub use matrix::{ElementType, FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData};
-pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Planes, Scales};
+pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Scales};
 pub use pool::Pool;
 pub use stream::{Event, Stream};
 pub use view::{View, ViewMut};
+pub use weight::Weight;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::bytes::Bytes;
 use crate::int4::Int4;
+use crate::packed::{Codes, PackedFormat, Scales};
 
 /// The element types of activations' partners: what a plain matrix can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +161,38 @@ impl Matrix {
                 }
             }
             MatrixData::Int4(int4) => int4.dequantize(stored_row, self.stored_cols, self.first_col, out),
+        }
+    }
+
+    /// The packed form that keeps every value, for matrices that are stored in groups of integers.
+    pub fn packed_format(&self) -> Option<PackedFormat> {
+        match &self.data {
+            MatrixData::Mxfp4 { scales, .. } => {
+                // 2^(e-128), whose factor the doubled table makes up for; f16 holds 2^-24 to 2^15.
+                let fits = scales.as_slice().iter().all(|e| (104..=143).contains(e));
+                let scales = if fits { Scales::F16 } else { Scales::F32 };
+                Some(PackedFormat { codes: Codes::MXFP4, scales, offsets: false, group: MXFP4_GROUP })
+            }
+            MatrixData::Int4(int4) => Some(int4.packed_format()),
+            MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => None,
+        }
+    }
+
+    /// A group of a row, in a matrix that `packed_format` answers for: its codes, scale and offset.
+    pub(crate) fn stored_group(&self, row: usize, group: usize, codes: &mut [u8]) -> (f32, f32) {
+        let stored_row = self.first_row + row * self.row_step;
+        match &self.data {
+            MatrixData::Mxfp4 { blocks, scales } => {
+                let at = (stored_row * self.stored_cols + self.first_col) / MXFP4_GROUP + group;
+                let block = &blocks.as_slice()[at * MXFP4_GROUP / 2..(at + 1) * MXFP4_GROUP / 2];
+                for (pair, byte) in codes.chunks_exact_mut(2).zip(block) {
+                    (pair[0], pair[1]) = (byte & 15, byte >> 4);
+                }
+                // Halved for the doubled table; exact but for NaN, which stays.
+                (e8m0(scales.as_slice()[at]) * 0.5, 0.0)
+            }
+            MatrixData::Int4(_) => self.int4_group(row, group, codes),
+            MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => panic!("a matrix without groups"),
         }
     }
 

@@ -37,3 +37,25 @@ pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Resu
     }
     Ok(best)
 }
+
+/// Integer multiplications and additions per second of all threads of `device` together, from registers: the best of
+/// several passes. What the device's instructions can do, and a bound for every product of packed weights.
+pub fn int8_peak(device: &Device, at_least: Duration) -> f64 {
+    const ROUNDS: usize = 100_000;
+    let Device::Cpu(cpu) = device;
+    let threads = cpu.pool.threads();
+    let rounds = if cpu.isa == crate::device::Isa::Portable { ROUNDS / 100 } else { ROUNDS };
+    let started = Instant::now();
+    let mut best = 0.0f64;
+    for pass in 0.. {
+        let pass_started = Instant::now();
+        // Two parts a thread, so that a late one does not leave the others idle for long.
+        cpu.pool.run(2 * threads, &|_| crate::cpu::packed::peak(cpu.isa, rounds));
+        let operations = (2 * threads * rounds * crate::cpu::packed::PEAK_OPERATIONS) as f64;
+        best = best.max(operations / pass_started.elapsed().as_secs_f64());
+        if pass > 1 && started.elapsed() > at_least {
+            break;
+        }
+    }
+    best
+}

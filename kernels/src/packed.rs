@@ -1,26 +1,25 @@
 //! Packed weights: 4-bit or 8-bit codes with a scale per group, laid out for integer dot products.
 //!
 //! A matrix `[N, K]` is cut into **panels** of 16 rows; rows and columns that are missing at the edges have the code of
-//! zero and scale 0. With `n = ceil(K / G)` groups, a panel is three planes, one after the other, each padded to 64 bytes:
+//! zero and scale 0. A panel is a run of `n = ceil(K / G)` **records**, one per group:
 //!
 //! ```text
-//! codes    [n][lines][64]   4-bit: lines = G/8;  byte 4r + c of line j = code(r, 8j + c) | code(r, 8j + 4 + c) << 4
-//!                           8-bit: lines = G/4;  byte 4r + c of line j = code(r, 4j + c)
-//! scales   [n][16]          f16 or f32
-//! offsets  [n][16]          f32, in formats that have them
+//! scales    [16]        f16 or f32
+//! offsets   [16]        f32, in formats that have them
+//! codes     [lines][64] 4-bit: lines = G/8;  byte 4r + c of line j = code(r, 8j + c) | code(r, 8j + 4 + c) << 4
+//!                       8-bit: lines = G/4;  byte 4r + c of line j = code(r, 4j + c)
 //! ```
 //!
 //! `r` is the row within the panel, `c` 0..4, column indices count within the group. One 64-byte line feeds one AVX-512
-//! dot instruction for its low and one for its high nibbles; four neighbouring lanes of a warp read it as 16-byte words;
-//! and rows r, r + 8 of lines j.. are what an m16n8k32 fragment wants. What codes mean: ARITHMETIC.md, 8.
-
-use std::ops::Range;
+//! dot instruction for its low and one for its high nibbles. A thread that reads a panel reads one ascending run of
+//! bytes: with scales in a plane of their own a Zen 4 core streamed half as fast (notes/2026-11-20-w4a8.md). What codes
+//! mean: ARITHMETIC.md, 8.
 
 use crate::bytes::Bytes;
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
-/// The bytes of a line; planes begin at multiples of it.
+/// The bytes of a line of codes.
 pub const LINE: usize = 64;
 
 /// What a code stands for.
@@ -104,31 +103,29 @@ impl PackedFormat {
         self.group / self.codes.line_columns()
     }
 
-    /// The planes of a panel with `groups` groups.
-    pub fn planes(self, groups: usize) -> Planes {
-        let codes = groups * self.lines() * LINE;
-        let scales = (groups * PANEL_ROWS * self.scales.bytes()).next_multiple_of(LINE);
-        let offsets = if self.offsets { groups * PANEL_ROWS * 4 } else { 0 };
-        Planes { scales: codes, offsets: codes + scales, bytes: codes + scales + offsets }
+    /// The bytes of a record.
+    pub fn record(self) -> usize {
+        self.codes_at() + self.lines() * LINE
+    }
+
+    /// Where a record's offsets begin, if it has any.
+    pub fn offsets_at(self) -> usize {
+        PANEL_ROWS * self.scales.bytes()
+    }
+
+    /// Where a record's codes begin.
+    pub fn codes_at(self) -> usize {
+        self.offsets_at() + if self.offsets { PANEL_ROWS * 4 } else { 0 }
     }
 
     /// The bytes of a packed matrix `[rows, cols]`.
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(PANEL_ROWS) * self.planes(cols.div_ceil(self.group)).bytes
+        rows.div_ceil(PANEL_ROWS) * cols.div_ceil(self.group) * self.record()
     }
 }
 
 /// The group of weights that we quantise ourselves.
 pub const OWN_GROUP: usize = 64;
-
-/// Where the planes of a panel begin, in bytes from its start; the codes begin at 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Planes {
-    pub scales: usize,
-    pub offsets: usize,
-    /// Of the whole panel.
-    pub bytes: usize,
-}
 
 /// A packed matrix, or whole panels and whole groups of one.
 #[derive(Clone, Debug)]
@@ -197,40 +194,15 @@ impl Packed {
 
     /// The bytes of the part.
     pub fn stored_bytes(&self) -> usize {
-        self.panels() * self.format.planes(self.groups()).bytes
+        self.panels() * self.groups() * self.format.record()
     }
 
-    fn panel(&self, panel: usize) -> &[u8] {
-        let size = self.format.planes(self.stored_groups).bytes;
-        let start = (self.first_panel + panel) * size;
-        &self.bytes.as_slice()[start..start + size]
-    }
-
-    /// The codes of a panel: `[groups][lines][64]`.
-    pub fn codes(&self, panel: usize) -> &[u8] {
-        let group = self.format.lines() * LINE;
-        &self.panel(panel)[self.first_group * group..(self.first_group + self.groups()) * group]
-    }
-
-    /// The scales of a panel: `[groups][16]`, as stored.
-    pub fn scales(&self, panel: usize) -> &[u8] {
-        let planes = self.format.planes(self.stored_groups);
-        self.plane(panel, planes.scales, self.format.scales.bytes())
-    }
-
-    /// The offsets of a panel: `[groups][16]`, f32; empty in formats without.
-    pub fn offsets(&self, panel: usize) -> &[u8] {
-        if !self.format.offsets {
-            return &[];
-        }
-        let planes = self.format.planes(self.stored_groups);
-        self.plane(panel, planes.offsets, 4)
-    }
-
-    fn plane(&self, panel: usize, start: usize, element: usize) -> &[u8] {
-        let group = PANEL_ROWS * element;
-        let range: Range<usize> = self.first_group * group..(self.first_group + self.groups()) * group;
-        &self.panel(panel)[start..][range]
+    /// The records of a panel's groups.
+    pub fn panel(&self, panel: usize) -> &[u8] {
+        assert!(panel < self.panels(), "panel {panel} of {}", self.panels());
+        let record = self.format.record();
+        let first = (self.first_panel + panel) * self.stored_groups + self.first_group;
+        &self.bytes.as_slice()[first * record..(first + self.groups()) * record]
     }
 
     /// The code of an element. For tests and references: kernels read whole lines.
@@ -239,8 +211,12 @@ impl Packed {
         let (group, within) = (col / self.format.group, col % self.format.group);
         let (line, at) =
             (within / self.format.codes.line_columns(), within % self.format.codes.line_columns());
-        let byte = ((group * self.format.lines() + line) * LINE) + 4 * (row % PANEL_ROWS) + at % 4;
-        let byte = self.codes(row / PANEL_ROWS)[byte];
+        let byte = group * self.format.record()
+            + self.format.codes_at()
+            + line * LINE
+            + 4 * (row % PANEL_ROWS)
+            + at % 4;
+        let byte = self.panel(row / PANEL_ROWS)[byte];
         match self.format.codes {
             Codes::Int4 { .. } => (byte >> (4 * (at / 4))) & 15,
             Codes::Int8 => byte,
@@ -249,18 +225,18 @@ impl Packed {
 
     /// The scale of a row's group.
     pub fn scale(&self, row: usize, group: usize) -> f32 {
-        let at = group * PANEL_ROWS + row % PANEL_ROWS;
-        let scales = self.scales(row / PANEL_ROWS);
+        let record = &self.panel(row / PANEL_ROWS)[group * self.format.record()..];
+        let at = row % PANEL_ROWS;
         match self.format.scales {
-            Scales::F16 => half::f16::from_le_bytes([scales[2 * at], scales[2 * at + 1]]).to_f32(),
-            Scales::F32 => read_f32(scales, at),
+            Scales::F16 => half::f16::from_le_bytes([record[2 * at], record[2 * at + 1]]).to_f32(),
+            Scales::F32 => read_f32(record, at),
         }
     }
 
     /// The offset of a row's group, in formats that have them.
     pub fn offset(&self, row: usize, group: usize) -> Option<f32> {
-        let at = group * PANEL_ROWS + row % PANEL_ROWS;
-        self.format.offsets.then(|| read_f32(self.offsets(row / PANEL_ROWS), at))
+        let record = &self.panel(row / PANEL_ROWS)[group * self.format.record()..];
+        self.format.offsets.then(|| read_f32(&record[self.format.offsets_at()..], row % PANEL_ROWS))
     }
 
     /// Row `row` as f32, into `out` of `cols` elements.

@@ -2,65 +2,11 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Buffer, Bytes, CpuOptions, Device, ElementType, Int4, Isa, Matrix, MatrixData, Plain, Scales, Stream,
-    View, ViewMut, reference,
+    Bytes, ElementType, Int4, Matrix, MatrixData, Scales, Stream, View, ViewMut, reference,
 };
 
-/// SplitMix64; a failure prints the seed with the case.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-    /// Between -1 and 1, with many exponents.
-    fn value(&mut self) -> f32 {
-        let magnitude = 2f32.powi(-(self.below(12) as i32));
-        ((self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0) * magnitude
-    }
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.value()).collect()
-    }
-}
-
-/// One device per available instruction set, with one thread and with three.
-fn streams() -> Vec<Stream> {
-    let isas = [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available());
-    isas.flat_map(|isa| {
-        [1, 3].map(|threads| {
-            let options = CpuOptions { threads, pin: false, isa, grain: 64 };
-            Stream::new(&Device::cpu(options).expect("threads"))
-        })
-    })
-    .collect()
-}
-
-fn put<T: Plain>(stream: &Stream, values: &[T]) -> Buffer<T> {
-    let mut buffer = Buffer::zeros(stream.device(), values.len()).expect("memory");
-    stream.upload(values, &mut buffer).expect("a copy");
-    buffer
-}
-
-fn get<T: Plain>(stream: &Stream, buffer: &Buffer<T>) -> Vec<T> {
-    let mut values = vec![T::zeroed(); buffer.len()];
-    stream.download(buffer, 0, &mut values).expect("a copy");
-    values
-}
-
-#[track_caller]
-fn same(what: &str, got: &[f32], expected: &[f32]) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let equal = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
-        assert!(equal, "{what}: element {i} is {got:e}, the reference has {expected:e}");
-    }
-}
+mod common;
+use common::{Random, get, put, same, streams};
 
 /// A matrix in one of the stored forms, and its values.
 fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
@@ -440,7 +386,8 @@ fn experts_case(stream: &Stream, seed: u64) {
         fraction_bits: FRACTION_BITS,
     };
     let mut sums = PartialSums::new(stream.device(), rows, h).expect("memory");
-    ops::experts(stream, &args, &mut sums);
+    let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
+    ops::experts(stream, &args, &mut scratch, &mut sums).expect("memory");
     let mut out = put(stream, &vec![0.0; rows * h]);
     partial_sums::finish(stream, &sums, FRACTION_BITS, ViewMut::rows(&mut out, rows, h));
 
@@ -452,9 +399,10 @@ fn experts_case(stream: &Stream, seed: u64) {
             let expert = reference::ExpertRow {
                 x: &x[row * h..][..h],
                 weight: routing[row * top_k + k],
-                gate: &w.gate,
-                up: &w.up,
-                down: &w.down,
+                f,
+                gate: reference::RowWeight::Plain(&w.gate),
+                up: reference::RowWeight::Plain(&w.up),
+                down: reference::RowWeight::Plain(&w.down),
                 gate_bias: w.gate_bias.as_deref(),
                 up_bias: w.up_bias.as_deref(),
                 down_bias: w.down_bias.as_deref(),
@@ -487,9 +435,9 @@ impl ExpertValues {
         let bias = |bias: &Option<Vec<f32>>| bias.as_ref().map(|bias| bias[run.clone()].to_vec());
         ExpertPiece {
             expert,
-            gate: rows(&self.gate),
-            up: rows(&self.up),
-            down: Matrix::from_f32(&self.down, h, f).col_slice(run.start, run.len()),
+            gate: rows(&self.gate).into(),
+            up: rows(&self.up).into(),
+            down: Matrix::from_f32(&self.down, h, f).col_slice(run.start, run.len()).into(),
             gate_bias: bias(&self.gate_bias),
             up_bias: bias(&self.up_bias),
             down_bias: self.down_bias.clone().filter(|_| run.start == 0),

@@ -10,8 +10,10 @@ use crate::cpu::lanes::{Lanes, by_isa};
 use crate::cpu::linear::{Out, Tokens, rows_dot};
 use crate::cpu::rows::{activation_row, add_row};
 use crate::device::CpuDevice;
+use crate::matrix::Matrix;
 use crate::ops::{ExpertPiece, ExpertsArgs, WeightOn, run_of};
 use crate::view::SharedSlice;
+use crate::weight::Weight;
 
 /// Rows of gate and up, and output columns, that are computed together.
 const RUN: usize = 32;
@@ -41,6 +43,13 @@ pub(crate) fn add_pieces(cpu: &CpuDevice, args: &ExpertsArgs<'_>, sums: &mut [i6
     down.all(&jobs, &hidden);
     for (poison, flag) in poison.iter_mut().zip(flags) {
         *poison |= flag.into_inner();
+    }
+}
+
+fn plain(weight: &Weight) -> &Matrix {
+    match weight {
+        Weight::Plain(matrix) => matrix,
+        Weight::Packed(_) => panic!("packed and plain experts in one layer"),
     }
 }
 
@@ -91,7 +100,7 @@ fn gate_up_run(
 ) {
     let (f, h) = (job.width(), job.piece.gate.cols());
     let tokens = Tokens { x: &job.x, stride: h, count: job.rows.len() };
-    for (matrix, out) in [(&job.piece.gate, gate), (&job.piece.up, up)] {
+    for (matrix, out) in [(plain(&job.piece.gate), gate), (plain(&job.piece.up), up)] {
         let part = matrix.row_slice(run.start, 1, run.len());
         // SAFETY: these columns of all rows belong to this call alone.
         rows_dot(cpu.isa, tokens, &part, unsafe { Out::new(out.pointer(run.start), f) });
@@ -146,7 +155,7 @@ impl Down<'_> {
         for unit in (0..f).step_by(self.args.unit) {
             let length = self.args.unit.min(f - unit);
             let tokens = Tokens { x: &hidden[unit..], stride: f, count: job.rows.len() };
-            let part = job.piece.down.row_slice(columns.start, 1, n).col_slice(unit, length);
+            let part = plain(&job.piece.down).row_slice(columns.start, 1, n).col_slice(unit, length);
             // SAFETY: `y` has `n` elements for every token, and is ours alone.
             rows_dot(self.cpu.isa, tokens, &part, unsafe { Out::new(y.as_mut_ptr(), n) });
             y.chunks_exact(n).enumerate().for_each(|(token, y)| self.add(job, token, columns.start, y));

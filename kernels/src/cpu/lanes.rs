@@ -87,8 +87,13 @@ pub(crate) struct Portable([f32; LANES]);
 
 impl Portable {
     #[inline(always)]
-    fn map(f: impl Fn(usize) -> f32) -> Portable {
+    pub(crate) fn map(f: impl Fn(usize) -> f32) -> Portable {
         Portable(std::array::from_fn(f))
+    }
+
+    #[inline(always)]
+    pub(crate) fn lane(&self, j: usize) -> f32 {
+        self.0[j]
     }
 }
 
@@ -135,7 +140,7 @@ pub(crate) mod x86 {
 
     /// One 512-bit register.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
+    pub(crate) struct Avx512(pub(crate) __m512);
 
     impl Lanes for Avx512 {
         const WIDE: bool = true;
@@ -200,7 +205,7 @@ pub(crate) mod x86 {
 
     /// Two 256-bit registers.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256, __m256);
+    pub(crate) struct Avx2(pub(crate) __m256, pub(crate) __m256);
 
     const HALF: usize = LANES / 2;
 
@@ -262,7 +267,7 @@ macro_rules! by_isa {
         #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name(isa: $crate::device::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $ty),*) {
                 $kernel::<$crate::cpu::lanes::x86::Avx512 $(, $extra)?>($($arg),*)

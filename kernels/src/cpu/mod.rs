@@ -8,4 +8,7 @@ pub(crate) mod gate;
 pub(crate) mod lanes;
 pub(crate) mod linear;
 pub(crate) mod math;
+pub(crate) mod pack;
+pub(crate) mod packed;
+pub(crate) mod packed_experts;
 pub(crate) mod rows;

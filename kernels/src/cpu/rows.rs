@@ -48,7 +48,7 @@ by_isa! {
 }
 
 #[inline(always)]
-fn activation<L: Lanes>(kind: Activation, gate: &mut [f32], up: &[f32]) {
+pub(crate) fn activation<L: Lanes>(kind: Activation, gate: &mut [f32], up: &[f32]) {
     match kind {
         Activation::SwiGlu => {
             for (g, &u) in gate.iter_mut().zip(up) {

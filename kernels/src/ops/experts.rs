@@ -4,14 +4,14 @@
 //! `[f, H]`, down `[H, f]`. Sums `[T, H]` i64 and a poison flag per row. Partial sums of any shards add up to the same
 //! integers (ARITHMETIC.md, 6). Threads share out rows of gate and up first, output columns then: no atomics but flags.
 
-use super::Activation;
+use super::{Activation, QuantRows, quantize};
 use crate::buffer::Buffer;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::KernelError;
-use crate::matrix::Matrix;
 use crate::stream::Stream;
 use crate::view::{View, ViewMut};
+use crate::weight::Weight;
 
 /// The least length of a canonical unit along F.
 pub const UNIT_MIN: usize = 128;
@@ -37,11 +37,11 @@ pub enum WeightOn {
 pub struct ExpertPiece {
     pub expert: u32,
     /// `[f, H]`
-    pub gate: Matrix,
+    pub gate: Weight,
     /// `[f, H]`
-    pub up: Matrix,
+    pub up: Weight,
     /// `[H, f]`
-    pub down: Matrix,
+    pub down: Weight,
     /// `[f]`
     pub gate_bias: Option<Vec<f32>>,
     /// `[f]`
@@ -149,12 +149,49 @@ pub mod partial_sums {
     }
 }
 
+/// What `experts` keeps between calls: rows in int8, and who computes which.
+pub struct ExpertsScratch {
+    x: QuantRows,
+    plan: cpu::packed_experts::Plan,
+}
+
+impl ExpertsScratch {
+    /// Nothing yet; it grows with the first batches.
+    pub fn new(device: &Device) -> Result<ExpertsScratch, KernelError> {
+        Ok(ExpertsScratch { x: QuantRows::new(device, 0, 0)?, plan: Default::default() })
+    }
+}
+
 /// Adds what the pieces contribute to `sums`.
-pub fn experts(stream: &Stream, args: &ExpertsArgs<'_>, sums: &mut PartialSums) {
+pub fn experts(
+    stream: &Stream,
+    args: &ExpertsArgs<'_>,
+    scratch: &mut ExpertsScratch,
+    sums: &mut PartialSums,
+) -> Result<(), KernelError> {
     let at = args.x.layout();
     assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "experts: x");
     assert!(at.rows * args.top_k <= args.ids.len().min(args.weights.len()), "experts: routing");
     assert!(args.pieces.iter().all(|piece| piece.fits(at.width)), "experts: a piece's shape");
+    let Some(first) = args.pieces.first() else { return Ok(()) };
+    let Some(packed) = first.gate.packed() else {
+        let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
+        cpu::experts::add_pieces(stream.cpu(), args, values, poison);
+        return Ok(());
+    };
+    assert_eq!(args.unit, UNIT_MIN, "experts: packed groups divide the unit");
+    let group = packed.format().group;
+    let alike = |w: &Weight| w.packed().is_some_and(|w| w.format().group == group);
+    assert!(
+        args.pieces.iter().all(|piece| alike(&piece.gate) && alike(&piece.up)),
+        "experts: gates and ups in groups of one size"
+    );
+    if !scratch.x.has_room(at.rows, at.width) {
+        scratch.x = QuantRows::new(stream.device(), at.rows, at.width)?;
+    }
+    quantize(stream, args.x, group, &mut scratch.x);
     let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
-    cpu::experts::add_pieces(stream.cpu(), args, values, poison);
+    let x = scratch.x.set();
+    cpu::packed_experts::add_packed_pieces(stream.cpu(), args, x, &mut scratch.plan, values, poison);
+    Ok(())
 }

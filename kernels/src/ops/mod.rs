@@ -7,6 +7,8 @@ mod experts;
 mod gate;
 mod linear;
 mod norm;
+mod pack;
+mod packed;
 mod rope;
 
 pub use attention::{
@@ -15,12 +17,14 @@ pub use attention::{
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{
-    ExpertPiece, ExpertsArgs, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts, partial_sums,
-    unit_length,
+    ExpertPiece, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts,
+    partial_sums, unit_length,
 };
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
+pub use pack::{Packing, pack};
+pub use packed::{PackedProduct, QuantRows, packed_linear, quantize};
 pub use rope::{RopeStyle, rope};
 
 pub use crate::cpu::gate::MAX_GROUPS;

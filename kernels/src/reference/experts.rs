@@ -1,15 +1,39 @@
 //! ARITHMETIC.md, 6, for one row and one whole expert.
 
-use super::{activate, dot};
+use super::{activate, dot, packed_dot, quantize_row};
 use crate::ops::{Activation, WeightOn};
+use crate::packed::Packed;
 
-/// One expert as plain f32: gate and up `[F, H]`, down `[H, F]`, row-major.
+/// A matrix of an expert.
+#[derive(Clone, Copy)]
+pub enum RowWeight<'a> {
+    /// Row-major f32.
+    Plain(&'a [f32]),
+    Packed(&'a Packed),
+}
+
+impl RowWeight<'_> {
+    /// The product of row `n` with `x`, which stands at column `first`; the matrix has `cols` columns.
+    fn product(self, x: &[f32], n: usize, first: usize, cols: usize) -> f32 {
+        match self {
+            RowWeight::Plain(w) => dot(x, &w[n * cols + first..][..x.len()]),
+            RowWeight::Packed(w) => {
+                let part = w.col_slice(first, x.len());
+                packed_dot(&quantize_row(x, part.format().group), &part, n)
+            }
+        }
+    }
+}
+
+/// One expert: gate and up `[F, H]`, down `[H, F]`.
 pub struct ExpertRow<'a> {
     pub x: &'a [f32],
+    /// F
+    pub f: usize,
     pub weight: f32,
-    pub gate: &'a [f32],
-    pub up: &'a [f32],
-    pub down: &'a [f32],
+    pub gate: RowWeight<'a>,
+    pub up: RowWeight<'a>,
+    pub down: RowWeight<'a>,
     pub gate_bias: Option<&'a [f32]>,
     pub up_bias: Option<&'a [f32]>,
     pub down_bias: Option<&'a [f32]>,
@@ -21,9 +45,9 @@ pub struct ExpertRow<'a> {
 
 /// Adds the expert's terms to a row's sums; the result says whether the row is poisoned.
 pub fn add_expert_row(e: &ExpertRow<'_>, sums: &mut [i64]) -> bool {
-    let (h, f) = (e.x.len(), e.gate.len() / e.x.len());
-    let inner = |matrix: &[f32], row: usize, bias: Option<&[f32]>| {
-        let y = dot(e.x, &matrix[row * h..][..h]);
+    let (h, f) = (e.x.len(), e.f);
+    let inner = |matrix: RowWeight<'_>, row: usize, bias: Option<&[f32]>| {
+        let y = matrix.product(e.x, row, 0, h);
         let y = if e.weight_on == WeightOn::Input { e.weight * y } else { y };
         bias.map_or(y, |bias| y + bias[row])
     };
@@ -42,7 +66,7 @@ pub fn add_expert_row(e: &ExpertRow<'_>, sums: &mut [i64]) -> bool {
     for (column, sum) in sums.iter_mut().enumerate() {
         for unit in (0..f).step_by(e.unit) {
             let end = (unit + e.unit).min(f);
-            add(sum, dot(&a[unit..end], &e.down[column * f + unit..column * f + end]));
+            add(sum, e.down.product(&a[unit..end], column, unit, f));
         }
         if let Some(bias) = e.down_bias {
             add(sum, bias[column]);

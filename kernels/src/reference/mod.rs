@@ -5,11 +5,13 @@
 mod attention;
 mod experts;
 mod gate;
+mod pack;
 mod packed;
 
 pub use attention::{AttendedRow, attention_row};
-pub use experts::{ExpertRow, add_expert_row};
+pub use experts::{ExpertRow, RowWeight, add_expert_row};
 pub use gate::gate_row;
+pub use pack::{int4_group, int8_group};
 pub use packed::{QuantizedRow, packed_dot, packed_linear_row, quantize_row};
 
 use crate::cpu::math::exp;

@@ -1,0 +1,360 @@
+//! Packed weights of every format and instruction set against the plain twins, bit for bit, on random shapes.
+
+use gaterail_kernels::ops::{self, *};
+use gaterail_kernels::{
+    Bytes, Codes, Int4, LINE, Matrix, MatrixData, PANEL_ROWS, Packed, PackedFormat, Scales, Stream, View,
+    ViewMut, Weight, reference,
+};
+
+mod common;
+use common::{Random, get, put, same, streams};
+
+/// Codes, scales and offsets of every kind, in groups of every size.
+fn formats() -> Vec<PackedFormat> {
+    // The integers of IQ4_NL, wider than any table that saturates 16 bits by accident would allow.
+    let wide =
+        Codes::Int4 { table: [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113] };
+    let zero_table = Codes::Int4 { table: [-128, 0, 127, 3, -3, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12] };
+    let mut formats = Vec::new();
+    for codes in [Codes::INT4, Codes::MXFP4, wide, zero_table, Codes::Int8] {
+        for group in [32, 64, 128] {
+            for scales in [Scales::F16, Scales::F32] {
+                formats.extend([false, true].map(|offsets| PackedFormat { codes, scales, offsets, group }));
+            }
+        }
+    }
+    formats
+}
+
+/// Any bytes with finite scales and offsets are a packed matrix.
+fn random_packed(random: &mut Random, format: PackedFormat, rows: usize, cols: usize) -> Packed {
+    let mut bytes = vec![0u8; format.bytes(rows, cols)];
+    for record in bytes.chunks_exact_mut(format.record()) {
+        for r in 0..PANEL_ROWS {
+            let scale = random.value() * 0.01;
+            match format.scales {
+                Scales::F16 => {
+                    record[2 * r..][..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes())
+                }
+                Scales::F32 => record[4 * r..][..4].copy_from_slice(&scale.to_le_bytes()),
+            }
+            if format.offsets {
+                let at = format.offsets_at() + 4 * r;
+                record[at..at + 4].copy_from_slice(&(random.value() * 0.02).to_le_bytes());
+            }
+        }
+        record[format.codes_at()..].iter_mut().for_each(|byte| *byte = random.next() as u8);
+    }
+    Packed::new(format, Bytes::copied(&bytes), rows, cols)
+}
+
+/// Values with groups of zeros, of tiny values and of one outlier.
+fn activations(random: &mut Random, n: usize) -> Vec<f32> {
+    let mut x = random.values(n);
+    for chunk in x.chunks_mut(32) {
+        match random.below(9) {
+            0 => chunk.fill(0.0),
+            1 => chunk.iter_mut().for_each(|x| *x *= 2f32.powi(-105)),
+            2 => chunk[0] = 900.0,
+            3 => chunk.iter_mut().for_each(|x| *x = x.signum() * 1.5),
+            _ => {}
+        }
+    }
+    x
+}
+
+#[test]
+fn rows_are_quantised_like_their_twins() {
+    for stream in streams() {
+        for seed in 0..40 {
+            let random = &mut Random(seed);
+            let (rows, width, group) = (1 + random.below(9), 1 + random.below(400), 32 << random.below(3));
+            let mut x = activations(random, rows * width);
+            match seed {
+                5 => x[width / 2] = f32::NAN,
+                6 => x[width / 2] = f32::NEG_INFINITY,
+                _ => {}
+            }
+            let buffer = put(&stream, &x);
+            let mut quantized = QuantRows::new(stream.device(), rows, width).expect("memory");
+            ops::quantize(&stream, View::rows(&buffer, rows, width), group, &mut quantized);
+            for (row, x) in x.chunks_exact(width).enumerate() {
+                let (codes, scales, sums) = quantized.download(&stream, row).expect("a copy");
+                let twin = reference::quantize_row(x, group);
+                assert_eq!(codes[..width], twin.codes, "codes, seed {seed}");
+                assert!(codes[width..].iter().all(|&code| code == 0), "codes behind the row, seed {seed}");
+                assert_eq!(sums, twin.sums, "sums, seed {seed}");
+                same(&format!("scales, seed {seed}"), &scales, &twin.scales);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_their_twins() {
+    let streams = streams();
+    for (index, format) in formats().into_iter().enumerate() {
+        for case in 0..4 {
+            let seed = (index * 10 + case) as u64;
+            let random = &mut Random(seed);
+            let (rows, n, cols) = (1 + random.below(19), 1 + random.below(90), 1 + random.below(700));
+            let w = random_packed(random, format, n, cols);
+            let x = activations(random, rows * cols);
+            let bias = seed.is_multiple_of(2).then(|| random.values(n));
+            let expected: Vec<f32> = x
+                .chunks_exact(cols)
+                .flat_map(|x| reference::packed_linear_row(x, &w, bias.as_deref()))
+                .collect();
+            for stream in &streams {
+                let (x, bias) = (put(stream, &x), bias.as_ref().map(|bias| put(stream, bias)));
+                let mut quantized = QuantRows::new(stream.device(), rows, cols).expect("memory");
+                ops::quantize(stream, View::rows(&x, rows, cols), format.group, &mut quantized);
+                let mut out = put(stream, &vec![0.0; rows * n]);
+                let product =
+                    PackedProduct { w: &w, bias: bias.as_ref(), out: ViewMut::rows(&mut out, rows, n) };
+                ops::packed_linear(stream, &quantized, &mut [product]);
+                same(&format!("{format:?}, seed {seed}"), &get(stream, &out), &expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn our_own_groups_are_their_twins() {
+    for stream in streams() {
+        for seed in 0..30 {
+            let random = &mut Random(seed);
+            let (rows, cols) = (1 + random.below(40), 1 + random.below(300));
+            let mut values = activations(random, rows * cols);
+            match seed {
+                3 => values[0] = f32::INFINITY,
+                4 => values[0] = f32::NAN,
+                5 => values[0] = -3e38,
+                6 => values.iter_mut().for_each(|x| *x *= 1e-7),
+                _ => {}
+            }
+            let matrix = Matrix::from_f32(&values, rows, cols);
+            for packing in [Packing::Int4, Packing::Int8] {
+                let packed = ops::pack(stream.device(), &matrix, packing);
+                for (row, values) in values.chunks_exact(cols).enumerate() {
+                    for (group, x) in values.chunks(64).enumerate() {
+                        let (w, scale) = match packing {
+                            Packing::Int4 => reference::int4_group(x),
+                            _ => reference::int8_group(x),
+                        };
+                        let what = format!("{packing:?}, seed {seed}, row {row}, group {group}");
+                        same(&what, &[packed.scale(row, group)], &[scale]);
+                        for (i, &w) in w.iter().enumerate() {
+                            let code = packed.code(row, group * 64 + i);
+                            assert_eq!(packed.format().codes.value(code), w, "{what}, element {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn stored_groups_keep_their_values() {
+    for seed in 0..10 {
+        let random = &mut Random(seed);
+        let (rows, groups) = (1 + random.below(40), 1 + random.below(9));
+        let codes: Vec<u8> = (0..rows * groups * 16).map(|_| random.next() as u8).collect();
+        // Exponents that f16 scales hold, and beyond.
+        let span = if seed < 5 { 104..144 } else { 1..255 };
+        let exponents: Vec<u8> =
+            (0..rows * groups).map(|_| (span.start + random.below(span.len())) as u8).collect();
+        let data = MatrixData::Mxfp4 { blocks: Bytes::copied(&codes), scales: Bytes::copied(&exponents) };
+        let matrix = Matrix::new(data, rows, groups * 32);
+        check_stored(&matrix, if seed < 5 { Some(Scales::F16) } else { None });
+    }
+    for seed in 0..24 {
+        let random = &mut Random(seed);
+        let group = [32, 64, 128][seed as usize % 3];
+        // A short last group too.
+        let (rows, cols) = (1 + random.below(40), 2 * (1 + random.below(250)));
+        let groups = rows * cols.div_ceil(group);
+        let codes: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
+        let scales: Vec<half::f16> = random.values(groups).into_iter().map(half::f16::from_f32).collect();
+        let widened: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
+        let zero = |scale: &f32| scale * (8.0 - random.below(16) as f32);
+        let offsets = (seed % 2 == 0).then(|| widened.iter().map(zero).collect());
+        let (scale_type, scales) = match seed % 4 {
+            0 | 1 => {
+                let halves: Vec<u16> = scales.iter().map(|scale| scale.to_bits()).collect();
+                (Scales::F16, Bytes::copied(&halves))
+            }
+            _ => (Scales::F32, Bytes::copied(&widened)),
+        };
+        let int4 = Int4 { codes: Bytes::copied(&codes), scales, scale_type, offsets, group };
+        let matrix = Matrix::new(MatrixData::Int4(int4.into()), rows, cols);
+        check_stored(&matrix, Some(scale_type));
+        check_stored(&matrix.col_slice(0, cols / group * group), Some(scale_type));
+        if cols > group {
+            check_stored(&matrix.col_slice(group, cols - group), Some(scale_type));
+        }
+    }
+}
+
+/// Packs a matrix whole and a part of it, and compares every value.
+fn check_stored(matrix: &Matrix, scales: Option<Scales>) {
+    let stream = &streams()[0];
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let part = matrix.row_slice(rows / 3, 1, rows - rows / 3);
+    for matrix in [matrix, &part] {
+        let packed = ops::pack(stream.device(), matrix, Packing::AsStored);
+        assert!(scales.is_none_or(|scales| packed.format().scales == scales), "{:?}", packed.format());
+        let (mut got, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..matrix.rows() {
+            packed.dequantize_row(row, &mut got);
+            matrix.dequantize_row(row, &mut expected);
+            // The sign of a zero is all that integers cannot keep.
+            let unsigned = |values: &[f32]| values.iter().map(|x| x + 0.0).collect::<Vec<f32>>();
+            same("stored groups", &unsigned(&got), &unsigned(&expected));
+        }
+    }
+}
+
+/// One expert's packed matrices and biases.
+struct Expert {
+    gate: Packed,
+    up: Packed,
+    down: Packed,
+    gate_bias: Option<Vec<f32>>,
+    up_bias: Option<Vec<f32>>,
+    down_bias: Option<Vec<f32>>,
+}
+
+#[test]
+fn experts_are_their_twins() {
+    let streams = streams();
+    for seed in 0..60 {
+        experts_case(&streams, seed);
+    }
+}
+
+fn experts_case(streams: &[Stream], seed: u64) {
+    let random = &mut Random(seed);
+    let all = formats();
+    let (inner, down) = (all[random.below(all.len())], all[random.below(all.len())]);
+    let (h, f) = (1 + random.below(300), 1 + random.below(400));
+    let (experts, rows) = (1 + random.below(5), if seed % 7 == 0 { 70 } else { 1 + random.below(12) });
+    let top_k = 1 + random.below(experts);
+    let activation = match seed % 3 {
+        0 => Activation::ClampedSwiGlu { alpha: 1.702, limit: 0.5 },
+        _ => Activation::SwiGlu,
+    };
+    let weight_on = if seed % 5 == 4 { WeightOn::Input } else { WeightOn::Output };
+    let weights: Vec<Expert> = (0..experts)
+        .map(|_| {
+            let bias = |random: &mut Random, n| seed.is_multiple_of(2).then(|| random.values(n));
+            // Gate and up may be stored with and without offsets, or with scales of two kinds.
+            let mixed = PackedFormat { offsets: random.below(2) == 0, ..inner };
+            Expert {
+                gate: random_packed(random, inner, f, h),
+                up: random_packed(random, mixed, f, h),
+                down: random_packed(random, down, h, f),
+                gate_bias: bias(random, f),
+                up_bias: bias(random, f),
+                down_bias: bias(random, h),
+            }
+        })
+        .collect();
+    let mut x = activations(random, rows * h);
+    if seed % 10 == 3 {
+        x[0] = f32::NAN;
+    }
+    let mut ids = Vec::new();
+    for _ in 0..rows {
+        let first = random.below(experts);
+        ids.extend((0..top_k).map(|k| ((first + k) % experts) as u32));
+    }
+    let mut routing = random.values(rows * top_k);
+    if seed % 10 == 5 {
+        // A term beyond what fixed point holds.
+        routing[0] = 1e12;
+    }
+    // Shards hold runs of units; experts past `held` live elsewhere.
+    let held = if seed % 4 == 1 { experts.div_ceil(2) } else { experts };
+    let mut pieces = Vec::new();
+    for (expert, w) in weights.iter().enumerate().take(held) {
+        for (start, end) in [(0, f.min(128)), (128, f)].into_iter().filter(|(start, end)| start < end) {
+            pieces.push(piece(w, expert as u32, start, end));
+        }
+    }
+    let mut expected = Vec::new();
+    for row in 0..rows {
+        let (mut sums, mut poisoned) = (vec![0i64; h], false);
+        for k in (0..top_k).filter(|k| (ids[row * top_k + k] as usize) < held) {
+            let w = &weights[ids[row * top_k + k] as usize];
+            let expert = reference::ExpertRow {
+                x: &x[row * h..][..h],
+                f,
+                weight: routing[row * top_k + k],
+                gate: reference::RowWeight::Packed(&w.gate),
+                up: reference::RowWeight::Packed(&w.up),
+                down: reference::RowWeight::Packed(&w.down),
+                gate_bias: w.gate_bias.as_deref(),
+                up_bias: w.up_bias.as_deref(),
+                down_bias: w.down_bias.as_deref(),
+                activation,
+                weight_on,
+                unit: 128,
+                fraction_bits: 24,
+            };
+            poisoned |= reference::add_expert_row(&expert, &mut sums);
+        }
+        let value = |&sum: &i64| if poisoned { f32::NAN } else { (sum as f64 / 16_777_216.0) as f32 };
+        expected.extend(sums.iter().map(value));
+    }
+    assert!(seed != 13 || expected[0].is_nan(), "the poisoned row of seed 13");
+    for stream in streams {
+        let (x, ids, routing) = (put(stream, &x), put(stream, &ids), put(stream, &routing));
+        let args = ExpertsArgs {
+            x: View::rows(&x, rows, h),
+            ids: &ids,
+            weights: &routing,
+            top_k,
+            pieces: &pieces,
+            activation,
+            weight_on,
+            unit: 128,
+            fraction_bits: FRACTION_BITS,
+        };
+        let mut sums = PartialSums::new(stream.device(), rows, h).expect("memory");
+        let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
+        ops::experts(stream, &args, &mut scratch, &mut sums).expect("memory");
+        let mut out = put(stream, &vec![0.0; rows * h]);
+        partial_sums::finish(stream, &sums, FRACTION_BITS, ViewMut::rows(&mut out, rows, h));
+        same(&format!("experts, seed {seed}, {inner:?}, {down:?}"), &get(stream, &out), &expected);
+    }
+}
+
+fn piece(w: &Expert, expert: u32, start: usize, end: usize) -> ExpertPiece {
+    let bias = |bias: &Option<Vec<f32>>| bias.as_ref().map(|bias| bias[start..end].to_vec());
+    let run = |w: &Packed| Weight::from(w.row_slice(start, end - start));
+    ExpertPiece {
+        expert,
+        gate: run(&w.gate),
+        up: run(&w.up),
+        down: w.down.col_slice(start, end - start).into(),
+        gate_bias: bias(&w.gate_bias),
+        up_bias: bias(&w.up_bias),
+        down_bias: w.down_bias.clone().filter(|_| start == 0),
+    }
+}
+
+#[test]
+fn a_line_is_what_the_layout_says() {
+    // Row 3, column 13 of a 4-bit matrix in groups of 32: line 1, byte 4 * 3 + 1, high nibble.
+    let format = PackedFormat { group: 32, ..PackedFormat::INT4 };
+    let mut bytes = vec![0x88u8; format.bytes(16, 32)];
+    bytes[32 + LINE + 13] = 0xf8;
+    bytes[2 * 3..2 * 3 + 2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+    let packed = Packed::new(format, Bytes::copied(&bytes), 16, 32);
+    let mut row = [0.0; 32];
+    packed.dequantize_row(3, &mut row);
+    let expected: [f32; 32] = std::array::from_fn(|col| if col == 13 { 3.5 } else { 0.0 });
+    assert_eq!(row, expected);
+}
