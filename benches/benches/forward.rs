@@ -10,7 +10,7 @@ use gaterail_benches::{Spread, row};
 use gaterail_kernels::{CpuOptions, Device, measure};
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner, RunnerOptions};
-use gaterail_model::weights::{Role, account};
+use gaterail_model::weights::{Precision, Role, account};
 
 const STREAMS: [usize; 5] = [1, 2, 4, 8, 16];
 const CONTEXTS: [usize; 2] = [128, 2048];
@@ -28,7 +28,8 @@ fn main() {
     let rounds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(5);
     let device = Device::cpu(CpuOptions { pin: true, ..CpuOptions::default() }).expect("threads");
     let positions = STREAMS[STREAMS.len() - 1] * (CONTEXTS[CONTEXTS.len() - 1] + 64 * DECODE_STEPS);
-    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new() };
+    let options =
+        RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision: Precision::F32 };
     let mut runner = match Runner::load(Path::new(folder), &device, &options, &mut |_| {}) {
         Ok(runner) => runner,
         Err(error) => {

@@ -7,10 +7,10 @@
 use std::time::{Duration, Instant};
 
 use gaterail_benches::Spread;
-use gaterail_kernels::ops::{self, PackedProduct, QuantRows};
+use gaterail_kernels::ops::{self, Projection, QuantRows};
 use gaterail_kernels::{
     Buffer, Bytes, Codes, CpuOptions, Device, Isa, Packed, PackedFormat, Scales, Stream, View, ViewMut,
-    measure,
+    Weight, measure,
 };
 
 /// Rows of activations.
@@ -58,12 +58,11 @@ fn line(device: &Device, format: PackedFormat, rows: usize, rounds: usize) {
     let size = format.bytes(OUT, COLS);
     let bytes = random_bytes(size * matrices);
     let packed = |i: usize| Packed::new(format, bytes.slice(i * size..(i + 1) * size), OUT, COLS);
-    let weights: Vec<Packed> = (0..matrices).map(packed).collect();
+    let weights: Vec<Weight> = (0..matrices).map(|i| packed(i).into()).collect();
     let mut x = Buffer::zeros(device, rows * COLS).expect("memory");
     let values: Vec<f32> = (0..rows * COLS).map(|i| ((i * 37) % 201) as f32 / 100.0 - 1.0).collect();
     stream.upload(&values, &mut x).expect("a copy");
     let mut quantized = QuantRows::new(device, rows, COLS).expect("memory");
-    ops::quantize(&stream, View::rows(&x, rows, COLS), format.group, &mut quantized);
     let mut y = Buffer::zeros(device, rows * OUT).expect("memory");
     let (mut bandwidths, mut peaks) = (Vec::new(), Vec::new());
     let seconds = Spread::of(rounds, || {
@@ -73,7 +72,8 @@ fn line(device: &Device, format: PackedFormat, rows: usize, rounds: usize) {
         let started = Instant::now();
         for w in std::iter::repeat_n(&weights, repeats).flatten() {
             let out = ViewMut::rows(&mut y, rows, OUT);
-            ops::packed_linear(&stream, &quantized, &mut [PackedProduct { w, bias: None, out }]);
+            let x = View::rows(&x, rows, COLS);
+            ops::project(&stream, x, &mut quantized, &mut [Projection { w, bias: None, out }]);
         }
         started.elapsed().as_secs_f64() / (repeats * matrices) as f64
     });

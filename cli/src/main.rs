@@ -10,6 +10,7 @@ mod progress;
 mod source;
 mod synth;
 mod terminal;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -85,6 +85,23 @@ impl Matrix {
         Matrix::new(data, rows, cols)
     }
 
+    /// How it is stored.
+    pub fn data(&self) -> &MatrixData {
+        &self.data
+    }
+
+    /// The values rounded to bf16, in memory of their own.
+    pub fn to_bf16(&self) -> Matrix {
+        let mut elements = Vec::with_capacity(self.rows * self.cols);
+        let mut row_values = vec![0.0; self.cols];
+        for row in 0..self.rows {
+            self.dequantize_row(row, &mut row_values);
+            elements.extend(row_values.iter().map(|&value| half::bf16::from_f32(value).to_bits()));
+        }
+        let data = MatrixData::Plain { kind: ElementType::Bf16, elements: Bytes::copied(&elements) };
+        Matrix::new(data, self.rows, self.cols)
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

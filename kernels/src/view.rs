@@ -93,6 +93,11 @@ impl<'a> ViewMut<'a> {
         ViewMut { data: buffer.host_mut(), at }
     }
 
+    /// The same view, lent for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: self.data, at: self.at }
+    }
+
     pub fn columns(self, start: usize, width: usize) -> ViewMut<'a> {
         let at = self.at.columns(start, width);
         ViewMut { data: self.data, at }

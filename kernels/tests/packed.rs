@@ -105,14 +105,14 @@ fn products_are_their_twins() {
                 .chunks_exact(cols)
                 .flat_map(|x| reference::packed_linear_row(x, &w, bias.as_deref()))
                 .collect();
+            let weight = Weight::from(w);
             for stream in &streams {
                 let (x, bias) = (put(stream, &x), bias.as_ref().map(|bias| put(stream, bias)));
                 let mut quantized = QuantRows::new(stream.device(), rows, cols).expect("memory");
-                ops::quantize(stream, View::rows(&x, rows, cols), format.group, &mut quantized);
                 let mut out = put(stream, &vec![0.0; rows * n]);
-                let product =
-                    PackedProduct { w: &w, bias: bias.as_ref(), out: ViewMut::rows(&mut out, rows, n) };
-                ops::packed_linear(stream, &quantized, &mut [product]);
+                let projection =
+                    Projection { w: &weight, bias: bias.as_ref(), out: ViewMut::rows(&mut out, rows, n) };
+                ops::project(stream, View::rows(&x, rows, cols), &mut quantized, &mut [projection]);
                 same(&format!("{format:?}, seed {seed}"), &get(stream, &out), &expected);
             }
         }

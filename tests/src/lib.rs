@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner, RunnerOptions};
+use gaterail_model::weights::Precision;
 use gaterail_proto::ShardSpec;
 use serde::Deserialize;
 
@@ -68,7 +69,12 @@ pub fn device(isa: Isa) -> Device {
 
 /// A fixture's model, its experts in one shard or in those given.
 pub fn load(folder: &Path, device: &Device, shards: Vec<ShardSpec>) -> Runner {
-    let options = RunnerOptions { rows_max: 1024, positions: 8192, shards };
+    load_as(folder, device, shards, Precision::F32)
+}
+
+/// The same in a precision.
+pub fn load_as(folder: &Path, device: &Device, shards: Vec<ShardSpec>, precision: Precision) -> Runner {
+    let options = RunnerOptions { rows_max: 1024, positions: 8192, shards, precision };
     Runner::load(folder, device, &options, &mut |_| {})
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }

@@ -2,6 +2,7 @@
 
 use gaterail_kernels::Isa;
 use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::weights::Precision;
 use gaterail_tests::broken::{Copy, safetensors};
 use gaterail_tests::{bits, device, fixtures_folder, logits_in_chunks};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Loads the folder, which must fail, with all of `parts` in the message.
 #[track_caller]
 fn check(copy: &Copy, parts: &[&str]) -> String {
-    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new() };
+    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
     let error = match Runner::load(copy.path(), &device(Isa::detect()), &options, &mut |_| {}) {
         Ok(_) => panic!("a broken folder was loaded; {parts:?} was expected"),
         Err(error) => error.to_string(),

@@ -4,10 +4,10 @@ use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::arch::read_spec;
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner};
-use gaterail_model::weights::{check_cover, inventory};
+use gaterail_model::weights::{Precision, check_cover, inventory};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
-use gaterail_tests::{bits, device, expected, fixtures, load, logits_in_chunks};
+use gaterail_tests::{bits, device, expected, fixtures, load, load_as, logits_in_chunks};
 
 /// A long run of tokens, so that attention crosses pages (64) and chunks (256).
 const LONG: usize = 600;
@@ -21,11 +21,19 @@ fn some(logits: Vec<Vec<f32>>) -> Vec<Vec<u32>> {
     bits(&logits.into_iter().step_by(37).collect::<Vec<_>>())
 }
 
+/// Every kind of arithmetic: f32 activations; int8 ones with weights of both widths, and with those that are stored so.
+const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::Int4, Precision::Int8, Precision::AsStored];
+
+/// Every fixture in every kind of arithmetic.
+fn cases() -> impl Iterator<Item = (std::path::PathBuf, Precision)> {
+    fixtures().into_iter().flat_map(|folder| PRECISIONS.map(|precision| (folder.clone(), precision)))
+}
+
 #[test]
 fn chunking_changes_no_bit() {
     let device = device(Isa::detect());
-    for folder in fixtures() {
-        let mut runner = load(&folder, &device, Vec::new());
+    for (folder, precision) in cases() {
+        let mut runner = load_as(&folder, &device, Vec::new(), precision);
         let tokens = tokens(runner.spec().vocab, LONG, 1);
         let whole = logits_in_chunks(&mut runner, &tokens, std::iter::repeat(LONG));
         assert!(whole.iter().flatten().all(|x| x.is_finite()), "{}: not finite", folder.display());
@@ -80,8 +88,8 @@ fn sixteen_together(runner: &mut Runner, sequences: &[Vec<u32>], in_turns: bool)
 #[test]
 fn company_in_the_batch_changes_no_bit() {
     let device = device(Isa::detect());
-    for folder in fixtures() {
-        let mut runner = load(&folder, &device, Vec::new());
+    for (folder, precision) in cases() {
+        let mut runner = load_as(&folder, &device, Vec::new(), precision);
         let vocab = runner.spec().vocab;
         let sequences: Vec<Vec<u32>> =
             (0..16).map(|i| tokens(vocab, 20 + 11 * i as usize % 120, 100 + i)).collect();
@@ -102,7 +110,7 @@ fn company_in_the_batch_changes_no_bit() {
 fn cutting_the_experts_changes_no_bit() {
     let device = device(Isa::detect());
     let mut cut_into_units = Vec::new();
-    for folder in fixtures() {
+    for (folder, precision) in cases() {
         let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
         let inventory = inventory(&spec, None);
         let Some(at) = inventory.layers.first() else { continue };
@@ -112,7 +120,7 @@ fn cutting_the_experts_changes_no_bit() {
         let case = &expected(&folder).cases[1];
         let tokens = case.tokens();
         let run = |shards: Vec<ShardSpec>| {
-            let mut runner = load(&folder, &device, shards);
+            let mut runner = load_as(&folder, &device, shards, precision);
             bits(&logits_in_chunks(&mut runner, &tokens, [17, 1].into_iter().cycle()))
         };
         let whole = run(Vec::new());
@@ -142,11 +150,11 @@ fn cutting_the_experts_changes_no_bit() {
 
 #[test]
 fn threads_and_instructions_change_no_bit() {
-    for folder in fixtures() {
+    for (folder, precision) in cases() {
         let case = &expected(&folder).cases[1];
         let run = |threads: usize, isa: Isa| {
             let device = Device::cpu(CpuOptions { threads, pin: false, isa, grain: 256 }).expect("threads");
-            let mut runner = load(&folder, &device, Vec::new());
+            let mut runner = load_as(&folder, &device, Vec::new(), precision);
             bits(&logits_in_chunks(&mut runner, &case.tokens(), [29, 1].into_iter().cycle()))
         };
         let reference = run(1, Isa::Portable);

@@ -2,6 +2,7 @@
 
 use gaterail_kernels::Isa;
 use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::weights::Precision;
 use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::hash;
 use gaterail_tests::{device, fixtures, fuzzing, logits_in_chunks};
@@ -182,7 +183,8 @@ fn folders_of_4_bit_layers() {
                 }
             }
         });
-        let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new() };
+        let precision = [Precision::F32, Precision::AsStored][below(2)];
+        let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision };
         // Nothing of a panicking round is used again but the device's threads, which outlive it.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut runner = Runner::load(copy.path(), &device, &options, &mut |_| {}).ok()?;

@@ -6,6 +6,7 @@ use gaterail_model::sampler::SamplingParams;
 
 use crate::error::CliError;
 use crate::terminal;
+use crate::weights::WeightsArg;
 
 /// Generate text from a model folder, streaming it
 ///
@@ -104,6 +105,10 @@ pub struct GenerateArgs {
     /// Threads to compute with; all cores by default
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+
+    /// The precision of experts, projections and head
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = WeightsArg::Auto)]
+    pub weights: WeightsArg,
 
     /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
     #[arg(long)]

@@ -56,11 +56,13 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let text = engine::TextSide::new(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
+    let beside = plan::beside_weights(&spec, positions, rows_max);
+    let precision = args.weights.precision(&spec, &checkpoint, beside);
     if !args.no_memory_check {
-        plan::check_memory(&spec, &checkpoint, prompt.tokens.len(), positions, rows_max)?;
+        plan::check_memory(&spec, &checkpoint, precision, prompt.tokens.len(), positions, rows_max)?;
     }
     let device = machine::cpu(args.threads)?;
-    let options = RunnerOptions { rows_max, positions, shards: Vec::new() };
+    let options = RunnerOptions { rows_max, positions, shards: Vec::new(), precision };
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &request.params);

@@ -5,7 +5,7 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::Cursor;
-use gaterail_model::weights::resident_bytes;
+use gaterail_model::weights::{Precision, resident_bytes};
 
 use crate::error::CliError;
 use crate::machine;
@@ -29,16 +29,23 @@ pub fn max_tokens(spec: &ModelSpec, prompt: usize, asked: usize) -> Result<usize
     Ok(asked.min(spec.context - prompt))
 }
 
+/// Bytes of KV and work buffers.
+pub fn beside_weights(spec: &ModelSpec, positions: usize, rows_max: usize) -> u64 {
+    let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
+    Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES + kv
+}
+
 /// Refuses what cannot be held in memory, and says what could.
 pub fn check_memory(
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
+    precision: Precision,
     prompt: usize,
     positions: usize,
     rows_max: usize,
 ) -> Result<(), CliError> {
     let Some(available) = machine::available_memory_bytes() else { return Ok(()) };
-    let weights = resident_bytes(spec, checkpoint);
+    let weights = resident_bytes(spec, checkpoint, precision);
     let work = Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES;
     let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
     if weights + work + kv <= available {

@@ -7,7 +7,7 @@ use gaterail_kernels::ops::PAGE_POSITIONS;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
-use gaterail_model::weights::{Role, Share, account, resident_bytes};
+use gaterail_model::weights::{Precision, Role, Share, account, resident_bytes};
 use serde_json::{Value, json};
 
 use super::describe;
@@ -52,7 +52,8 @@ impl Report {
             estimated: checkpoint.is_none(),
             kv_bytes_per_token: page_bytes(spec) / PAGE_POSITIONS as u64,
             context: spec.context as u64,
-            resident_bytes: checkpoint.map_or(declared, |checkpoint| resident_bytes(spec, checkpoint)),
+            resident_bytes: checkpoint
+                .map_or(declared, |checkpoint| resident_bytes(spec, checkpoint, Precision::AsStored)),
             shares,
             machine: Machine {
                 device: device.to_string(),

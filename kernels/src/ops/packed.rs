@@ -1,9 +1,9 @@
-//! `quantize` and `packed_linear`: rows in int8, and their products with packed weights.
+//! `quantize` and `project`: rows in int8, and products of rows with weights of any form.
 //!
 //! x `[T, K]` f32 becomes codes `[T, groups * G]` i8, scales and sums `[T, groups]`; out `[T, N]` f32. Threads share out
 //! rows to quantise, panels of W to multiply.
 
-use super::run_of;
+use super::{linear, run_of};
 use crate::buffer::Buffer;
 use crate::cpu::packed::{PanelRun, QuantRow, QuantSet, panel_run, quantize_row};
 use crate::device::Device;
@@ -11,6 +11,7 @@ use crate::error::KernelError;
 use crate::packed::Packed;
 use crate::stream::Stream;
 use crate::view::{SharedRows, SharedSlice, View, ViewMut};
+use crate::weight::Weight;
 
 /// Rows in int8 (ARITHMETIC.md, 7), with room for more.
 pub struct QuantRows {
@@ -164,57 +165,80 @@ pub fn quantize(stream: &Stream, x: View<'_>, group: usize, rows: &mut QuantRows
     });
 }
 
-/// A product and where it goes.
-pub struct PackedProduct<'a> {
-    pub w: &'a Packed,
+/// A product of a row with a weight, and where it goes.
+pub struct Projection<'a> {
+    /// `[N, K]`
+    pub w: &'a Weight,
     pub bias: Option<&'a Buffer<f32>>,
     /// `[T, N]`
     pub out: ViewMut<'a>,
 }
 
-/// The most products of one call.
-pub const PRODUCTS_MAX: usize = 4;
+/// The most projections of one call.
+pub const PROJECTIONS_MAX: usize = 4;
 
-/// out <- x W^T + bias for several W of one format, in one go.
-pub fn packed_linear(stream: &Stream, x: &QuantRows, products: &mut [PackedProduct<'_>]) {
-    assert!(products.len() <= PRODUCTS_MAX, "packed_linear: {} products", products.len());
-    for product in products.iter() {
-        let at = product.out.layout();
-        assert_eq!((at.rows, at.heads), (x.rows, 1), "packed_linear: rows");
-        assert_eq!((at.width, x.width), (product.w.rows(), product.w.cols()), "packed_linear: shapes");
-        assert_eq!(x.group, product.w.format().group, "packed_linear: group");
-        assert!(product.bias.is_none_or(|bias| bias.len() == at.width), "packed_linear: bias");
+/// out <- x W^T + bias for several W that share x. Rows meet packed weights in int8, quantised once for all whose groups
+/// are of one size; `quantized` has room for them.
+pub fn project(stream: &Stream, x: View<'_>, quantized: &mut QuantRows, projections: &mut [Projection<'_>]) {
+    for group in [32, 64, 128] {
+        if projections.iter().any(|p| p.w.packed().is_some_and(|w| w.format().group == group)) {
+            quantize(stream, x, group, quantized);
+            packed_linear(stream, quantized, projections);
+        }
+    }
+    for projection in projections {
+        if let Weight::Plain(w) = projection.w {
+            linear(stream, x, w, projection.bias, projection.out.reborrow());
+        }
+    }
+}
+
+/// out <- x W^T + bias for those of the weights that are packed in x's groups, in one go.
+fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'_>]) {
+    assert!(projections.len() <= PROJECTIONS_MAX, "{} projections", projections.len());
+    let mut runs = [const { None::<Run<'_>> }; PROJECTIONS_MAX];
+    let mut panels = 0;
+    for (run, projection) in runs.iter_mut().zip(projections) {
+        let Some(w) = projection.w.packed().filter(|w| w.format().group == x.group) else { continue };
+        let at = projection.out.layout();
+        assert_eq!((at.rows, at.heads), (x.rows, 1), "project: rows");
+        assert_eq!((at.width, x.width), (w.rows(), w.cols()), "project: shapes");
+        let bias = projection.bias.map(|bias| bias.host());
+        assert!(bias.is_none_or(|bias| bias.len() == at.width), "project: bias");
+        *run = Some(Run { w, bias, out: projection.out.shared(), stride: at.row_stride, first: panels });
+        panels += w.panels();
     }
     if x.rows == 0 {
         return;
     }
     let cpu = stream.cpu();
-    let panels: usize = products.iter().map(|product| product.w.panels()).sum();
     let parts = cpu.parts_for(panels, x.rows * panels * x.width / 4);
-    let mut outs = [None::<SharedRows>; PRODUCTS_MAX];
-    for (out, product) in outs.iter_mut().zip(products.iter_mut()) {
-        *out = Some(product.out.shared());
-    }
-    let products = &*products;
     cpu.pool.run(parts, &|part| {
         let mine = run_of(panels, parts, part);
-        let mut first = 0;
-        for (product, out) in products.iter().zip(outs.iter().flatten()) {
-            let (start, end) = (mine.start.max(first), mine.end.min(first + product.w.panels()));
+        for run in runs.iter().flatten() {
+            let (start, end) = (mine.start.max(run.first), mine.end.min(run.first + run.w.panels()));
             if start < end {
-                let run = PanelRun {
-                    w: product.w,
-                    panels: start - first..end - first,
+                let panels = PanelRun {
+                    w: run.w,
+                    panels: start - run.first..end - run.first,
                     x: x.set(),
                     rows: x.rows,
-                    bias: product.bias.map(|bias| bias.host()),
-                    out: out.pointer(0, 0, 0),
-                    stride: product.out.layout().row_stride,
+                    bias: run.bias,
+                    out: run.out.pointer(0, 0, 0),
+                    stride: run.stride,
                 };
                 // SAFETY: parts have panels, and so columns, of their own; shapes were checked above.
-                unsafe { panel_run(cpu.isa, &run) };
+                unsafe { panel_run(cpu.isa, &panels) };
             }
-            first += product.w.panels();
         }
     });
+}
+
+/// A projection's panels among those of all.
+struct Run<'a> {
+    w: &'a Packed,
+    bias: Option<&'a [f32]>,
+    out: SharedRows,
+    stride: usize,
+    first: usize,
 }

@@ -1,6 +1,6 @@
 //! The first half of a layer: norm, projections, positions, KV, attention, output projection.
 
-use gaterail_kernels::ops::{self, AttentionArgs, KvView, KvWrite, Mask};
+use gaterail_kernels::ops::{self, AttentionArgs, KvView, KvWrite, Mask, Projection, QuantRows};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 
 use super::cursor::Cursor;
@@ -58,9 +58,13 @@ impl Call<'_> {
         };
         let (rows, stream) = (self.rows, self.stream);
         let (heads, kv_heads, dim) = (spec.heads, spec.kv_heads, spec.head_dim);
-        self.linear(&work.normed, self.hidden, query, &mut work.query);
-        self.linear(&work.normed, self.hidden, key, &mut work.key);
-        self.linear(&work.normed, self.hidden, value, &mut work.value);
+        let x = View::rows(&work.normed, rows, self.hidden);
+        let mut projections = [
+            projection(query, rows, &mut work.query),
+            projection(key, rows, &mut work.key),
+            projection(value, rows, &mut work.value),
+        ];
+        ops::project(stream, x, &mut work.quantized, &mut projections);
         let per_head = spec.qk_norm == QkNorm::PerHead;
         if matches!(spec.qk_norm, QkNorm::PerHead | QkNorm::AllHeads) {
             self.norm(
@@ -103,7 +107,7 @@ impl Call<'_> {
             scale: spec.scale,
         };
         ops::attention(stream, &args, ViewMut::heads(&mut work.attended, rows, heads, dim));
-        self.linear(&work.attended, heads * dim, output, &mut work.projected);
+        self.linear(&work.attended, heads * dim, output, &mut work.quantized, &mut work.projected);
     }
 
     /// normed -> projected, in the absorbed form: queries meet the stored latents directly.
@@ -122,7 +126,7 @@ impl Call<'_> {
             ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated),
         );
 
-        self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.key);
+        self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.quantized, &mut work.key);
         let latent = View::rows(&work.key, rows, stored).columns(0, rank);
         let normed = ViewMut::rows(&mut work.key_normed, rows, rank);
         ops::rms_norm(stream, latent, Some(&weights.kv_norm), spec.norm_eps, normed);
@@ -150,7 +154,13 @@ impl Call<'_> {
         let latent = View::heads(&work.latent, rows, heads, rank);
         let values = ViewMut::heads(&mut work.attended, rows, heads, spec.value_dim);
         ops::linear_heads(stream, latent, &weights.value_up, values);
-        self.linear(&work.attended, heads * spec.value_dim, &weights.output, &mut work.projected);
+        self.linear(
+            &work.attended,
+            heads * spec.value_dim,
+            &weights.output,
+            &mut work.quantized,
+            &mut work.projected,
+        );
     }
 
     /// normed -> attended `[T, heads, nope + rope]`, by way of the query's own low rank where it has one.
@@ -159,7 +169,7 @@ impl Call<'_> {
         let raw = spec.heads * spec.query_dim();
         match (&weights.query_a, spec.q_rank) {
             (Some((down, norm)), Some(rank)) => {
-                self.linear(&work.normed, self.hidden, down, &mut work.latent);
+                self.linear(&work.normed, self.hidden, down, &mut work.quantized, &mut work.latent);
                 let low = View::rows(&work.latent, rows, rank);
                 ops::rms_norm(
                     stream,
@@ -178,9 +188,16 @@ impl Call<'_> {
         }
     }
 
-    fn linear(&self, x: &Buffer<f32>, width: usize, by: &Linear, out: &mut Buffer<f32>) {
-        let out = ViewMut::rows(out, self.rows, by.weight.rows());
-        ops::linear(self.stream, View::rows(x, self.rows, width), &by.weight, by.bias.as_ref(), out);
+    fn linear(
+        &self,
+        x: &Buffer<f32>,
+        width: usize,
+        by: &Linear,
+        quantized: &mut QuantRows,
+        out: &mut Buffer<f32>,
+    ) {
+        let x = View::rows(x, self.rows, width);
+        ops::project(self.stream, x, quantized, &mut [projection(by, self.rows, out)]);
     }
 
     /// Norms `x` by way of `scratch`, which takes its place.
@@ -212,4 +229,10 @@ impl Call<'_> {
 /// A norm per head, or over all heads at once.
 fn shape(heads: usize, dim: usize, per_head: bool) -> (usize, usize) {
     if per_head { (heads, dim) } else { (1, heads * dim) }
+}
+
+/// A projection of `rows` rows to the front of a buffer.
+pub(super) fn projection<'a>(by: &'a Linear, rows: usize, out: &'a mut Buffer<f32>) -> Projection<'a> {
+    let out = ViewMut::rows(out, rows, by.weight.rows());
+    Projection { w: &by.weight, bias: by.bias.as_ref(), out }
 }

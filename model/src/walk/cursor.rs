@@ -1,6 +1,6 @@
 //! How far a batch is on its way through the layers.
 
-use gaterail_kernels::ops::{self, PAGE_POSITIONS};
+use gaterail_kernels::ops::{self, PAGE_POSITIONS, Projection};
 use gaterail_kernels::{Buffer, KernelError, Stream, View, ViewMut};
 use gaterail_proto::LayerId;
 
@@ -173,6 +173,7 @@ impl Cursor {
         ops::rms_norm(stream, gathered, Some(&lane.weights.norm), spec.norm_eps, last);
         let last = View::rows(&work.last, self.wanted, spec.hidden);
         let logits = ViewMut::rows(&mut work.logits, self.wanted, spec.vocab);
-        ops::linear(stream, last, &lane.weights.head, None, logits);
+        let head = Projection { w: &lane.weights.head, bias: None, out: logits };
+        ops::project(stream, last, &mut work.quantized, &mut [head]);
     }
 }

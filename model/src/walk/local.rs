@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use gaterail_kernels::ops::{self, ExpertsArgs, PartialSums, partial_sums};
+use gaterail_kernels::ops::{self, ExpertsArgs, ExpertsScratch, PartialSums, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_proto::LayerId;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub struct LocalExperts {
     shards: Vec<ExpertShard>,
     /// Sums that no ticket uses.
     spare: Vec<PartialSums>,
+    /// Made with the first batch.
+    scratch: Option<ExpertsScratch>,
 }
 
 /// Sums of rows that are computed and not yet fetched.
@@ -28,7 +30,7 @@ pub struct LocalTicket {
 
 impl LocalExperts {
     pub fn new(spec: Arc<ModelSpec>, shards: Vec<ExpertShard>) -> LocalExperts {
-        LocalExperts { spec, shards, spare: Vec::new() }
+        LocalExperts { spec, shards, spare: Vec::new(), scratch: None }
     }
 
     /// Zero sums for `rows` rows, recycled where possible.
@@ -43,14 +45,14 @@ impl LocalExperts {
     }
 
     fn compute(
-        &self,
-        shard: &ExpertShard,
+        &mut self,
+        shard: usize,
         layer: LayerId,
         rows: &ActRows<'_>,
         routing: &Routing<'_>,
         stream: &Stream,
         sums: &mut PartialSums,
-    ) {
+    ) -> Result<(), StepError> {
         let at = &self.spec.layers[layer.0 as usize];
         let sparse = at.mlp.sparse().unwrap_or_else(|| panic!("layer {} has no experts", layer.0));
         let args = ExpertsArgs {
@@ -58,13 +60,18 @@ impl LocalExperts {
             ids: routing.ids,
             weights: routing.weights,
             top_k: routing.top_k,
-            pieces: shard.pieces(layer),
+            pieces: self.shards[shard].pieces(layer),
             activation: sparse.activation,
             weight_on: sparse.weight_on,
             unit: unit_length(&self.spec),
             fraction_bits: self.spec.fraction_bits,
         };
-        ops::experts(stream, &args, sums);
+        let scratch = match &mut self.scratch {
+            Some(scratch) => scratch,
+            none => none.insert(ExpertsScratch::new(stream.device())?),
+        };
+        ops::experts(stream, &args, scratch, sums)?;
+        Ok(())
     }
 }
 
@@ -79,13 +86,13 @@ impl ExpertLayer for LocalExperts {
         stream: &Stream,
     ) -> Result<LocalTicket, StepError> {
         let mut total = self.sums(rows.rows, stream)?;
-        match self.shards.as_slice() {
-            [only] => self.compute(only, layer, rows, routing, stream, &mut total),
-            _ => {
+        match self.shards.len() {
+            1 => self.compute(0, layer, rows, routing, stream, &mut total)?,
+            shards => {
                 let mut partial = self.sums(rows.rows, stream)?;
-                for shard in &self.shards {
+                for shard in 0..shards {
                     partial.reset(stream, rows.rows);
-                    self.compute(shard, layer, rows, routing, stream, &mut partial);
+                    self.compute(shard, layer, rows, routing, stream, &mut partial)?;
                     partial_sums::add(stream, &partial, &mut total);
                 }
                 self.spare.push(partial);

@@ -1,11 +1,12 @@
 //! The second half of a layer on the lane: norm, gate, shared expert, dense layers.
 
-use gaterail_kernels::ops::{self, Activation, GateOutput};
+use gaterail_kernels::ops::{self, Activation, GateOutput, QuantRows};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 
+use super::attention::projection;
 use super::cursor::Cursor;
 use super::lane::Lane;
-use crate::weights::{Linear, Mlp, MlpWeights, SparseWeights};
+use crate::weights::{Mlp, MlpWeights, SparseWeights};
 
 impl Cursor {
     pub(super) fn post_norm(&mut self, lane: &Lane, layer: usize) {
@@ -25,8 +26,8 @@ impl Cursor {
             panic!("layer {layer} is not sparse");
         };
         let x = View::rows(&work.normed, self.rows, spec.hidden);
-        let logits = ViewMut::rows(&mut work.router, self.rows, sparse.experts);
-        ops::linear(stream, x, &weights.router.weight, weights.router.bias.as_ref(), logits);
+        let logits = projection(&weights.router, self.rows, &mut work.router);
+        ops::project(stream, x, &mut work.quantized, &mut [logits]);
         let logits = View::rows(&work.router, self.rows, sparse.experts);
         let out = GateOutput { ids: &mut work.ids, weights: &mut work.weights, top_k: sparse.top_k };
         ops::select(stream, &sparse.gate, logits, weights.correction.as_ref(), out);
@@ -36,8 +37,13 @@ impl Cursor {
         let (hidden, stream, rows) = (lane.spec.hidden, lane.stream(), self.rows);
         let Some(shared) = &weights.shared else { return };
         let work = &mut self.work;
-        let buffers =
-            MlpBuffers { x: &work.normed, gate: &mut work.gate, up: &mut work.up, out: &mut work.shared };
+        let buffers = MlpBuffers {
+            x: &work.normed,
+            gate: &mut work.gate,
+            up: &mut work.up,
+            quantized: &mut work.quantized,
+            out: &mut work.shared,
+        };
         mlp(stream, shared, rows, buffers);
         if let Some(logit) = &weights.shared_logit {
             let x = View::rows(&self.work.normed, rows, hidden);
@@ -67,8 +73,13 @@ impl Cursor {
             panic!("layer {layer} is not dense");
         };
         let work = &mut self.work;
-        let buffers =
-            MlpBuffers { x: &work.normed, gate: &mut work.gate, up: &mut work.up, out: &mut work.projected };
+        let buffers = MlpBuffers {
+            x: &work.normed,
+            gate: &mut work.gate,
+            up: &mut work.up,
+            quantized: &mut work.quantized,
+            out: &mut work.projected,
+        };
         mlp(stream, weights, rows, buffers);
         let projected = View::rows(&self.work.projected, rows, hidden);
         ops::add(stream, ViewMut::rows(&mut self.work.hidden, rows, hidden), projected);
@@ -80,6 +91,7 @@ struct MlpBuffers<'a> {
     x: &'a Buffer<f32>,
     gate: &'a mut Buffer<f32>,
     up: &'a mut Buffer<f32>,
+    quantized: &'a mut QuantRows,
     out: &'a mut Buffer<f32>,
 }
 
@@ -87,12 +99,10 @@ struct MlpBuffers<'a> {
 fn mlp(stream: &Stream, weights: &Mlp, rows: usize, b: MlpBuffers<'_>) {
     let (width, hidden) = (weights.gate.weight.rows(), weights.gate.weight.cols());
     let x = View::rows(b.x, rows, hidden);
-    let linear = |x: View<'_>, by: &Linear, out: ViewMut<'_>| {
-        ops::linear(stream, x, &by.weight, by.bias.as_ref(), out);
-    };
-    linear(x, &weights.gate, ViewMut::rows(b.gate, rows, width));
-    linear(x, &weights.up, ViewMut::rows(b.up, rows, width));
+    let both = &mut [projection(&weights.gate, rows, b.gate), projection(&weights.up, rows, b.up)];
+    ops::project(stream, x, b.quantized, both);
     let gate = ViewMut::rows(b.gate, rows, width);
     ops::activation(stream, Activation::SwiGlu, gate, View::rows(b.up, rows, width));
-    linear(View::rows(b.gate, rows, width), &weights.down, ViewMut::rows(b.out, rows, hidden));
+    let gate = View::rows(b.gate, rows, width);
+    ops::project(stream, gate, b.quantized, &mut [projection(&weights.down, rows, b.out)]);
 }

@@ -18,7 +18,7 @@ use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
 use crate::spec::ModelSpec;
 use crate::weights::{
-    LoadError, Loader, Loading, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
+    LoadError, Loader, Loading, Precision, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
 };
 
 /// A local step has no peer to wait for.
@@ -33,6 +33,7 @@ pub struct RunnerOptions {
     pub positions: usize,
     /// The shards that together hold all experts; empty: one that holds all.
     pub shards: Vec<ShardSpec>,
+    pub precision: Precision,
 }
 
 /// A loaded model.
@@ -66,7 +67,7 @@ impl Runner {
     ) -> Result<Runner, ModelError> {
         check_tensors(&spec, checkpoint)?;
         let spec = Arc::new(spec);
-        let mut loader = Loader::new(&spec, checkpoint, device, loading);
+        let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
         let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
         let whole = [ShardSpec::whole(&inventory(&spec, None))];
         let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };

@@ -1,5 +1,6 @@
 //! The buffers of one cursor: made for a number of rows, used again for every step that fits.
 
+use gaterail_kernels::ops::QuantRows;
 use gaterail_kernels::{Buffer, Device, KernelError};
 
 use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
@@ -37,6 +38,8 @@ pub(super) struct Workspace {
     /// Latent attention's values before their up-projection, and its low-rank query.
     pub latent: Buffer<f32>,
     pub projected: Buffer<f32>,
+    /// Rows in int8, where they meet packed weights.
+    pub quantized: QuantRows,
     pub gate: Buffer<f32>,
     pub up: Buffer<f32>,
     pub router: Buffer<f32>,
@@ -63,6 +66,11 @@ struct Widths {
 }
 
 impl Widths {
+    /// The widest row that a projection reads.
+    fn widest(&self, spec: &ModelSpec) -> usize {
+        spec.hidden.max(self.attended).max(self.mlp).max(self.latent)
+    }
+
     fn of(spec: &ModelSpec) -> Widths {
         let mut w = Widths::default();
         for layer in &spec.layers {
@@ -123,6 +131,7 @@ impl Workspace {
             attended: values(w.attended)?,
             latent: values(w.latent)?,
             projected: values(spec.hidden)?,
+            quantized: QuantRows::new(device, rows_max, w.widest(spec))?,
             gate: values(w.mlp)?,
             up: values(w.mlp)?,
             router: values(w.experts)?,
@@ -141,6 +150,7 @@ impl Workspace {
         let w = Widths::of(spec);
         let per_row = 6 * spec.hidden + 2 * w.query + 3 * w.key + w.attended + w.latent + 2 * w.mlp;
         let per_row = per_row + w.experts + 2 * w.top_k + 8;
-        ((rows * per_row + wanted * spec.vocab) * size_of::<f32>()) as u64
+        let quantized = QuantRows::bytes(rows, w.widest(spec));
+        ((rows * per_row + wanted * spec.vocab) * size_of::<f32>() + quantized) as u64
     }
 }

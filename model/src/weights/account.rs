@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 
-use super::expected::{Expected, Part, Role, Slot, expected_tensors, stored_form};
+use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
 use super::int4;
+use super::precision::{Precision, Use};
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
-use crate::spec::ModelSpec;
+use crate::spec::{AttentionSpec, ModelSpec};
 
 /// One part's share.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,20 +103,48 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
     }
 }
 
-/// Bytes of weights that a running model keeps reading: tensors as they are mapped, or their copies where loading has to
-/// turn them round, as it does with 4-bit codes (then nobody reads the mapped original again). Tensors that are not run do
-/// not count.
-pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint) -> u64 {
+/// Bytes of weights that a running model keeps reading in a precision: tensors as they are mapped, or their copies where
+/// loading turns them round or packs them (then nobody reads the mapped original again). Tensors that are not run do not
+/// count.
+pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) -> u64 {
     let turned = |row: &Expected| matches!(row.slot, Slot::Layer(_, Part::KvB));
-    let bytes = |row: &Expected| match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
-        // Coded matrices that are turned round are kept as f32.
-        Some(StoredType::F8E4m3) if turned(row) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
-        Some(_) => stored_bytes(checkpoint, &row.name),
-        None => match stored_form(spec.quantization, row.form) {
-            Quantization::Int4(_) if turned(row) => row.shape.iter().map(|&n| n as u64).product::<u64>() * 4,
-            Quantization::Int4(int4) => int4::resident_bytes(int4, row.shape[0], row.shape[1]),
-            _ => stored_bytes(checkpoint, &row.name),
-        },
+    let bytes = |row: &Expected| {
+        let stored = stored_bytes(checkpoint, &row.name);
+        let elements: u64 = row.shape.iter().map(|&n| n as u64).product();
+        match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
+            // Coded matrices that are turned round are kept as f32.
+            Some(StoredType::F8E4m3) if turned(row) => return elements * 4,
+            // Integers in groups stay what they are, a little more or less for another layout.
+            None => match stored_form(spec.quantization, row.form) {
+                Quantization::Int4(_) if turned(row) => return elements * 4,
+                Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
+                _ => return stored,
+            },
+            _ => {}
+        }
+        let cols = row.shape.last().map_or(1, |&n| n as u64);
+        let mut bytes = precision.bytes(elements / cols.max(1), cols, stored, usage(spec, row));
+        if row.slot == Slot::Embedding && spec.tied_embeddings {
+            let head = precision.bytes(elements / cols.max(1), cols, stored, Use::Head);
+            bytes += if head == stored { 0 } else { head };
+        }
+        bytes
     };
     expected_tensors(spec).iter().map(bytes).sum()
+}
+
+/// What a tensor is used for, as far as its precision goes.
+fn usage(spec: &ModelSpec, row: &Expected) -> Use {
+    let latent = |layer: usize| matches!(spec.layers[layer].attention, AttentionSpec::Latent(_));
+    match (row.form, row.role) {
+        (Form::Vector, _) => Use::AsStored,
+        (_, Role::Head) => Use::Head,
+        (_, Role::Experts) => Use::Expert,
+        (_, Role::Attention) => match row.slot {
+            Slot::Layer(layer, _) if latent(layer) => Use::AsStored,
+            _ => Use::Projection,
+        },
+        (Form::Matrix, Role::SharedExperts | Role::DenseLayers) => Use::Projection,
+        _ => Use::AsStored,
+    }
 }

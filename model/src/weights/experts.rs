@@ -10,6 +10,7 @@ use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardS
 use super::expected::{Part, Role, Slot, expected_tensors};
 use super::int4;
 use super::load::{Loader, Stacked};
+use super::precision::Use;
 use crate::arch::ExpertNames;
 use crate::checkpoint::Checkpoint;
 use crate::config::Quantization;
@@ -147,9 +148,9 @@ fn load_piece(
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {
         expert: slice.expert.0,
-        gate,
-        up,
-        down,
+        gate: loader.run_as(gate, Use::Expert),
+        up: loader.run_as(up, Use::Expert),
+        down: loader.run_as(down, Use::Expert),
         gate_bias: biases.as_ref().map(|biases| run(&biases.gate)),
         up_bias: biases.as_ref().map(|biases| run(&biases.up)),
         down_bias: biases.filter(|_| first == 0).map(|biases| biases.down),

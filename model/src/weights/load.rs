@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use gaterail_kernels::{
-    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
+    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData, Weight, ops,
 };
 
 use super::expected::{Expected, Form, Slot, expected_tensors, stored_form};
 use super::int4;
+use super::precision::{Precision, Step, Use};
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
 use crate::config::{Int4Linear, Quantization};
 use crate::spec::ModelSpec;
@@ -149,6 +150,7 @@ pub struct Loader<'a> {
     table: HashMap<Slot, Expected>,
     quantization: Quantization,
     device: &'a Device,
+    precision: Precision,
     loading: Loading<'a>,
 }
 
@@ -158,10 +160,11 @@ impl<'a> Loader<'a> {
         spec: &ModelSpec,
         checkpoint: &'a Checkpoint,
         device: &'a Device,
+        precision: Precision,
         loading: Loading<'a>,
     ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
-        Loader { checkpoint, table, quantization: spec.quantization, device, loading }
+        Loader { checkpoint, table, quantization: spec.quantization, device, precision, loading }
     }
 
     pub fn device(&self) -> &'a Device {
@@ -276,6 +279,21 @@ impl<'a> Loader<'a> {
             scales: self.tensor(&names.scales),
         };
         layer.part(rows, cols)
+    }
+
+    /// A matrix `[rows, cols]` in the precision asked for.
+    pub fn weight(&mut self, slot: Slot, usage: Use) -> Weight {
+        let matrix = self.matrix(slot);
+        self.run_as(matrix, usage)
+    }
+
+    /// A matrix in the precision asked for.
+    pub fn run_as(&self, matrix: Matrix, usage: Use) -> Weight {
+        match self.precision.step(&matrix, usage) {
+            Step::Keep => matrix.into(),
+            Step::ToBf16 => matrix.to_bf16().into(),
+            Step::Pack(packing) => ops::pack(self.device, &matrix, packing).into(),
+        }
     }
 
     /// One expert of a stack, as stored.

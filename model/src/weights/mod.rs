@@ -5,12 +5,14 @@ mod expected;
 mod experts;
 mod int4;
 mod load;
+mod precision;
 mod trunk;
 
 pub use account::{Share, account, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{ExpertShard, check_cover, inventory, load_shard, unit_length};
 pub use load::{LoadError, Loader, Loading, check_tensors};
+pub use precision::{Precision, Use};
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,
 };

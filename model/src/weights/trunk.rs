@@ -1,9 +1,10 @@
 //! The dense part of a model: embedding, attention, norms, gates, shared experts and dense layers, head.
 
-use gaterail_kernels::{Buffer, Matrix};
+use gaterail_kernels::{Buffer, Matrix, Weight};
 
 use super::expected::{Part, Slot};
 use super::load::{LoadError, Loader};
+use super::precision::Use;
 use crate::spec::{AttentionSpec, LatentSpec, MlpSpec, ModelSpec};
 
 /// All weights that stay with a lane.
@@ -13,7 +14,7 @@ pub struct TrunkWeights {
     /// `[H]`
     pub norm: Buffer<f32>,
     /// `[V, H]`; the embedding itself where they are tied.
-    pub head: Matrix,
+    pub head: Weight,
     pub layers: Vec<LayerWeights>,
 }
 
@@ -28,7 +29,7 @@ pub struct LayerWeights {
 
 /// A projection `[out, in]` with an optional bias `[out]`.
 pub struct Linear {
-    pub weight: Matrix,
+    pub weight: Weight,
     pub bias: Option<Buffer<f32>>,
 }
 
@@ -91,7 +92,8 @@ impl TrunkWeights {
         let embedding = loader.matrix(Slot::Embedding);
         let layers =
             (0..spec.layers.len()).map(|layer| load_layer(spec, layer, loader)).collect::<Result<_, _>>()?;
-        let head = if spec.tied_embeddings { embedding.clone() } else { loader.matrix(Slot::Head) };
+        let head = if spec.tied_embeddings { Slot::Embedding } else { Slot::Head };
+        let head = loader.weight(head, Use::Head);
         Ok(TrunkWeights { embedding, norm: loader.vector(Slot::FinalNorm)?, head, layers })
     }
 }
@@ -100,10 +102,10 @@ fn load_layer(spec: &ModelSpec, layer: usize, loader: &mut Loader<'_>) -> Result
     let slot = |part| Slot::Layer(layer, part);
     let attention = match &spec.layers[layer].attention {
         AttentionSpec::Grouped(_) => AttentionWeights::Grouped {
-            query: linear(loader, layer, Part::Query, Part::QueryBias)?,
-            key: linear(loader, layer, Part::Key, Part::KeyBias)?,
-            value: linear(loader, layer, Part::Value, Part::ValueBias)?,
-            output: linear(loader, layer, Part::Output, Part::OutputBias)?,
+            query: linear(loader, layer, Part::Query, Part::QueryBias, Use::Projection)?,
+            key: linear(loader, layer, Part::Key, Part::KeyBias, Use::Projection)?,
+            value: linear(loader, layer, Part::Value, Part::ValueBias, Use::Projection)?,
+            output: linear(loader, layer, Part::Output, Part::OutputBias, Use::Projection)?,
             query_norm: loader.vector_if(slot(Part::QueryNorm))?,
             key_norm: loader.vector_if(slot(Part::KeyNorm))?,
             sinks: loader.vector_if(slot(Part::Sinks))?,
@@ -112,12 +114,12 @@ fn load_layer(spec: &ModelSpec, layer: usize, loader: &mut Loader<'_>) -> Result
     };
     let mlp = match &spec.layers[layer].mlp {
         MlpSpec::Dense { .. } => MlpWeights::Dense(Mlp {
-            gate: linear(loader, layer, Part::Gate, Part::GateBias)?,
-            up: linear(loader, layer, Part::Up, Part::UpBias)?,
-            down: linear(loader, layer, Part::Down, Part::DownBias)?,
+            gate: linear(loader, layer, Part::Gate, Part::GateBias, Use::Projection)?,
+            up: linear(loader, layer, Part::Up, Part::UpBias, Use::Projection)?,
+            down: linear(loader, layer, Part::Down, Part::DownBias, Use::Projection)?,
         }),
         MlpSpec::Sparse(sparse) => MlpWeights::Sparse(SparseWeights {
-            router: linear(loader, layer, Part::Router, Part::RouterBias)?,
+            router: linear(loader, layer, Part::Router, Part::RouterBias, Use::AsStored)?,
             correction: loader.vector_if(slot(Part::CorrectionBias))?,
             shared: sparse.shared.map(|_| load_shared(layer, loader)),
             shared_logit: loader.has(slot(Part::SharedLogit)).then(|| loader.matrix(slot(Part::SharedLogit))),
@@ -131,15 +133,22 @@ fn load_layer(spec: &ModelSpec, layer: usize, loader: &mut Loader<'_>) -> Result
     })
 }
 
-fn linear(loader: &mut Loader<'_>, layer: usize, weight: Part, bias: Part) -> Result<Linear, LoadError> {
+fn linear(
+    loader: &mut Loader<'_>,
+    layer: usize,
+    weight: Part,
+    bias: Part,
+    usage: Use,
+) -> Result<Linear, LoadError> {
     Ok(Linear {
-        weight: loader.matrix(Slot::Layer(layer, weight)),
+        weight: loader.weight(Slot::Layer(layer, weight), usage),
         bias: loader.vector_if(Slot::Layer(layer, bias))?,
     })
 }
 
 fn load_shared(layer: usize, loader: &mut Loader<'_>) -> Mlp {
-    let mut plain = |part| Linear { weight: loader.matrix(Slot::Layer(layer, part)), bias: None };
+    let mut plain =
+        |part| Linear { weight: loader.weight(Slot::Layer(layer, part), Use::Projection), bias: None };
     Mlp { gate: plain(Part::SharedGate), up: plain(Part::SharedUp), down: plain(Part::SharedDown) }
 }
 
@@ -147,7 +156,7 @@ fn load_latent(spec: &LatentSpec, layer: usize, loader: &mut Loader<'_>) -> Resu
     let slot = |part| Slot::Layer(layer, part);
     let query_a = match spec.q_rank {
         Some(_) => {
-            let down = linear(loader, layer, Part::QueryA, Part::QueryABias)?;
+            let down = linear(loader, layer, Part::QueryA, Part::QueryABias, Use::AsStored)?;
             Some((down, loader.vector(slot(Part::QueryANorm))?))
         }
         None => None,
@@ -161,10 +170,10 @@ fn load_latent(spec: &LatentSpec, layer: usize, loader: &mut Loader<'_>) -> Resu
     Ok(Latent {
         query: loader.matrix(slot(if query_a.is_some() { Part::QueryB } else { Part::Query })),
         query_a,
-        kv_a: linear(loader, layer, Part::KvA, Part::KvABias)?,
+        kv_a: linear(loader, layer, Part::KvA, Part::KvABias, Use::AsStored)?,
         kv_norm: loader.vector(slot(Part::KvANorm))?,
         key_up: Matrix::stacked(&keys),
         value_up: Matrix::stacked(&values),
-        output: linear(loader, layer, Part::Output, Part::OutputBias)?,
+        output: linear(loader, layer, Part::Output, Part::OutputBias, Use::AsStored)?,
     })
 }

@@ -1,0 +1,49 @@
+//! `--weights`: in which precision a model runs, and what `auto` makes of it.
+
+use clap::ValueEnum;
+use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::spec::ModelSpec;
+use gaterail_model::weights::{Precision, resident_bytes};
+
+use crate::machine;
+use crate::progress::bytes_text;
+use crate::terminal;
+
+/// The precision of experts, projections and head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightsArg {
+    /// What is stored, if it fits in memory; else int4
+    Auto,
+    /// The stored values with f32 activations, exactly
+    F32,
+    /// bf16 with f32 activations
+    Bf16,
+    /// 8-bit integers in groups of 64, with 8-bit activations
+    Int8,
+    /// 4-bit integers in groups of 64, with 8-bit activations; the head has 8 bits
+    Int4,
+}
+
+impl WeightsArg {
+    /// The precision to run in; `beside` is what else must fit in memory.
+    pub fn precision(self, spec: &ModelSpec, checkpoint: &Checkpoint, beside: u64) -> Precision {
+        match self {
+            WeightsArg::F32 => return Precision::F32,
+            WeightsArg::Bf16 => return Precision::Bf16,
+            WeightsArg::Int8 => return Precision::Int8,
+            WeightsArg::Int4 => return Precision::Int4,
+            WeightsArg::Auto => {}
+        }
+        let stored = resident_bytes(spec, checkpoint, Precision::AsStored);
+        let Some(available) = machine::available_memory_bytes() else { return Precision::AsStored };
+        if stored + beside <= available || resident_bytes(spec, checkpoint, Precision::Int4) >= stored {
+            return Precision::AsStored;
+        }
+        terminal::note(&format!(
+            "gaterail: weights in int4: as stored they take {}, and {} are available (--weights says otherwise)",
+            bytes_text(stored),
+            bytes_text(available)
+        ));
+        Precision::Int4
+    }
+}
