@@ -473,10 +473,11 @@ pub(crate) fn quantize<L: Lanes>(
     for (((x, codes), scale), sum) in
         x.chunks(group).zip(codes.chunks_exact_mut(group)).zip(scales.iter_mut()).zip(sums.iter_mut())
     {
-        (*scale, *sum) = match x.len() {
-            32 => quantize_group(&x[..32], &mut codes[..32]),
-            64 => quantize_group(&x[..64], &mut codes[..64]),
-            128 => quantize_group(&x[..128], &mut codes[..128]),
+        // Whole groups with a length that the compiler knows.
+        (*scale, *sum) = match (x.len(), codes.len()) {
+            (32, 32) => quantize_group(&x[..32], &mut codes[..32]),
+            (64, 64) => quantize_group(&x[..64], &mut codes[..64]),
+            (128, 128) => quantize_group(&x[..128], &mut codes[..128]),
             _ => quantize_group(x, codes),
         };
     }
