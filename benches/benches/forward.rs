@@ -1,13 +1,14 @@
 //! The forward pass of a model folder: prefill, and decode with 1 to 16 streams at two contexts, beside the read
 //! bandwidth of this machine, measured in the same run with the same threads, in turns.
 //!
-//! `cargo bench -p gaterail-benches --bench forward -- MODEL [rounds]`; `gaterail synth` writes models.
+//! `cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [stored|f32|bf16|int8|int4] [avx512|avx2]`;
+//! `gaterail synth` writes models.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gaterail_benches::{Spread, row};
-use gaterail_kernels::{CpuOptions, Device, measure};
+use gaterail_kernels::{CpuOptions, Device, Isa, measure};
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner, RunnerOptions};
 use gaterail_model::weights::{Precision, Role, account};
@@ -22,14 +23,25 @@ fn main() {
     // `cargo bench` passes `--bench` as well.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let Some(folder) = args.first() else {
-        println!("usage: cargo bench -p gaterail-benches --bench forward -- MODEL [rounds]");
+        println!(
+            "usage: cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [PRECISION] [ISA]"
+        );
         return;
     };
     let rounds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(5);
-    let device = Device::cpu(CpuOptions { pin: true, ..CpuOptions::default() }).expect("threads");
+    let named = |name: &str| args.iter().any(|arg| arg == name);
+    let precisions = [
+        ("f32", Precision::F32),
+        ("bf16", Precision::Bf16),
+        ("int8", Precision::Int8),
+        ("int4", Precision::Int4),
+    ];
+    let precision = precisions.into_iter().find(|(name, _)| named(name));
+    let precision = precision.map_or(Precision::AsStored, |(_, precision)| precision);
+    let isa = if named("avx2") { Isa::Avx2 } else { Isa::detect() };
+    let device = Device::cpu(CpuOptions { pin: true, isa, ..CpuOptions::default() }).expect("threads");
     let positions = STREAMS[STREAMS.len() - 1] * (CONTEXTS[CONTEXTS.len() - 1] + 64 * DECODE_STEPS);
-    let options =
-        RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision: Precision::F32 };
+    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
     let mut runner = match Runner::load(Path::new(folder), &device, &options, &mut |_| {}) {
         Ok(runner) => runner,
         Err(error) => {

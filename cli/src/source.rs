@@ -1,17 +1,22 @@
-//! From what a person calls a model to its folder.
+//! From what a person calls a model to its place on disk.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use gaterail_model::source::gguf_files;
 
 use crate::error::CliError;
 use crate::hub::{HubConfig, resolve_local, why_not_local};
 
-/// A folder, or `ORG/NAME[@REVISION]` as the cache has it.
+const WHAT: &str = "a model is a GGUF file, or a folder with config.json and *.safetensors";
+
+/// A folder, a GGUF file, or `ORG/NAME[@REVISION]` as the cache has it.
 pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
     let path = Path::new(model);
     if path.is_dir() {
-        if !path.join("config.json").exists() {
-            let what = "a model is a folder with config.json and *.safetensors";
-            return Err(CliError::Refused(format!("{model} has no config.json; {what}")));
+        if !path.join("config.json").exists() && gguf_files(path).is_empty() {
+            return Err(CliError::Refused(format!("{model} has no config.json; {WHAT}")));
         }
         return Ok(path.to_path_buf());
     }
@@ -21,14 +26,17 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
         )));
     }
     if path.is_file() {
+        if begins_like_gguf(path) {
+            return Ok(path.to_path_buf());
+        }
         return Err(CliError::Refused(match path.extension().and_then(|end| end.to_str()) {
-            Some("gguf") => format!("{model}: GGUF files are not read yet; give a Hugging Face folder"),
+            Some("gguf") => format!("{model} is called a GGUF file, but does not begin like one"),
             Some("safetensors") => {
                 let folder =
                     path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
                 format!("{model} is one file of a model; give its folder: {}", folder.display())
             }
-            _ => format!("{model} is a file; a model is a folder with config.json and *.safetensors"),
+            _ => format!("{model} is a file; {WHAT}"),
         }));
     }
     let config = HubConfig::from_env(None)?;
@@ -46,4 +54,10 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
         }
         false => format!("there is no folder {model:?}, and it is no ORG/NAME"),
     }))
+}
+
+/// Files keep their kind whatever they are called; those of a cache are called by their checksum.
+fn begins_like_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
 }

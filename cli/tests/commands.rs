@@ -237,6 +237,36 @@ fn inspect_counts_4_bit_weights() {
 }
 
 #[test]
+fn gguf_files_are_models() {
+    let folder = fixture("gguf_olmoe");
+    let file = format!("{folder}/model.gguf");
+    let table = succeeds(&["inspect", &file, "--no-measure"]);
+    for part in ["OlmoeForCausalLM", "6, 3 per token, width 160 (2 units of 128)", "q4_0 + q8_0", "softmax\n"]
+    {
+        assert!(table.contains(part), "{part:?} is not in {table}");
+    }
+    // The file by its name, or the folder that holds it; with its tokenizer and its chat template, or without.
+    let answer = |args: &[&str]| -> Value {
+        let rest = ["-n", "4", "--json"];
+        serde_json::from_str(&succeeds(&[&["generate"], args, &rest].concat())).unwrap()
+    };
+    let spoken = answer(&[&file, "Hello"]);
+    assert_eq!(spoken["prompt_tokens"], answer(&[&folder, "Hello"])["prompt_tokens"]);
+    let raw = answer(&[&file, "<|user|>Hello<|end|><|end|>", "--raw"]);
+    assert_eq!(spoken["prompt_tokens"], raw["prompt_tokens"]);
+    assert_ne!(spoken["prompt_tokens"], answer(&[&file, "Hello", "--raw"])["prompt_tokens"]);
+    let ids = spoken["prompt_tokens"].as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>();
+    assert_eq!(spoken["text"], answer(&[&file, "--tokens", &ids.join(",")])["text"]);
+    fails(&["generate", &fixture("gguf_llama"), "Hello"], &["model.gguf", "tokenizer.ggml.tokens: missing"]);
+
+    let keep = tempfile::tempdir().unwrap();
+    let path = keep.path().join("x.gguf");
+    std::fs::write(&path, "{}").unwrap();
+    fails(&["inspect", path.to_str().unwrap()], &["x.gguf", "does not begin like one"]);
+    fails(&["inspect", keep.path().to_str().unwrap()], &["x.gguf", "not a GGUF file"]);
+}
+
+#[test]
 fn synth_writes_every_form_and_generate_runs_it() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["deepseek_v3_c", "gpt_oss_a", "llama4_a", "qwen2_moe_b", "qwen3_gptq", "mixtral_awq"] {

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "whole 4-bit groups")]
+    #[should_panic(expected = "whole groups of 32 columns")]
     fn columns_are_cut_between_groups() {
         sample(Scales::F16, false).col_slice(0, 48);
     }

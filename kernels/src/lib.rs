@@ -25,7 +25,9 @@ pub use cpu::math::{exp, sigmoid};
 pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
 pub use int4::{INT4_GROUP_MAX, Int4};
-pub use matrix::{ElementType, FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData};
+pub use matrix::{
+    ElementType, FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK,
+};
 pub use packed::{Codes, LINE, OWN_GROUP, PANEL_ROWS, Packed, PackedFormat, Scales};
 pub use pool::Pool;
 pub use stream::{Event, Stream};

@@ -30,6 +30,13 @@ pub const FP8_BLOCK: usize = 128;
 /// The values that share one MXFP4 exponent.
 pub const MXFP4_GROUP: usize = 32;
 
+/// The values that share one scale in Q4_0 and Q8_0, the block formats of GGUF files.
+pub const GGUF_GROUP: usize = 32;
+/// Bytes of a Q4_0 block: an f16 scale and 32 codes of four bits.
+pub const Q4_0_BLOCK: usize = 2 + GGUF_GROUP / 2;
+/// Bytes of a Q8_0 block: an f16 scale and 32 signed bytes.
+pub const Q8_0_BLOCK: usize = 2 + GGUF_GROUP;
+
 /// The stored form of a whole matrix `[rows, cols]`, row-major.
 #[derive(Clone, Debug)]
 pub enum MatrixData {
@@ -41,6 +48,23 @@ pub enum MatrixData {
     Mxfp4 { blocks: Bytes, scales: Bytes },
     /// 4-bit codes with a scale, and in some an offset, per group.
     Int4(Arc<Int4>),
+    /// `[rows, cols/32, 18]` bytes: an f16 scale d, then 16 bytes with two codes each, whose lower nibbles are the values
+    /// 0..16 and whose upper ones 16..32 of the group. A value is d * (code - 8).
+    Q4_0 { blocks: Bytes },
+    /// `[rows, cols/32, 34]` bytes: an f16 scale d, then 32 signed codes. A value is d * code.
+    Q8_0 { blocks: Bytes },
+}
+
+impl MatrixData {
+    /// The columns that only go together.
+    fn group(&self) -> usize {
+        match self {
+            MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => 1,
+            MatrixData::Mxfp4 { .. } => MXFP4_GROUP,
+            MatrixData::Q4_0 { .. } | MatrixData::Q8_0 { .. } => GGUF_GROUP,
+            MatrixData::Int4(int4) => int4.group,
+        }
+    }
 }
 
 /// A matrix, or rows and columns of one.
@@ -75,6 +99,8 @@ impl Matrix {
                 assert_eq!(scales.len(), rows * cols / MXFP4_GROUP, "exponents of a {rows} x {cols} matrix");
             }
             MatrixData::Int4(int4) => int4.check(rows, cols),
+            MatrixData::Q4_0 { blocks } => check_blocks(blocks, Q4_0_BLOCK, rows, cols),
+            MatrixData::Q8_0 { blocks } => check_blocks(blocks, Q8_0_BLOCK, rows, cols),
         }
         Matrix { data, stored_cols: cols, first_row: 0, row_step: 1, first_col: 0, rows, cols }
     }
@@ -121,22 +147,15 @@ impl Matrix {
         Matrix { first_row, row_step: self.row_step * step, rows: count, ..self.clone() }
     }
 
-    /// The columns `first..first + count`; of MXFP4 and 4-bit codes whole groups.
+    /// The columns `first..first + count`; whole groups, of which only the last may be short.
     pub fn col_slice(&self, first: usize, count: usize) -> Matrix {
-        assert!(first + count <= self.cols, "columns {first}..+{count} of {}", self.cols);
-        if matches!(self.data, MatrixData::Mxfp4 { .. }) {
-            assert!(
-                first.is_multiple_of(MXFP4_GROUP) && count.is_multiple_of(MXFP4_GROUP),
-                "whole MXFP4 groups"
-            );
-        }
-        if let MatrixData::Int4(int4) = &self.data {
-            let end = first + count;
-            assert!(
-                first.is_multiple_of(int4.group) && (end.is_multiple_of(int4.group) || end == self.cols),
-                "whole 4-bit groups"
-            );
-        }
+        let end = first + count;
+        assert!(end <= self.cols, "columns {first}..+{count} of {}", self.cols);
+        let group = self.data.group();
+        assert!(
+            first.is_multiple_of(group) && (end.is_multiple_of(group) || end == self.cols),
+            "whole groups of {group} columns"
+        );
         Matrix { first_col: self.first_col + first, cols: count, ..self.clone() }
     }
 
@@ -148,6 +167,8 @@ impl Matrix {
             MatrixData::Fp8 { .. } => elements + elements.div_ceil(FP8_BLOCK * FP8_BLOCK) * 4,
             MatrixData::Mxfp4 { .. } => elements / 2 + elements / MXFP4_GROUP,
             MatrixData::Int4(int4) => int4.stored_bytes(self.rows, self.cols),
+            MatrixData::Q4_0 { .. } => elements / GGUF_GROUP * Q4_0_BLOCK,
+            MatrixData::Q8_0 { .. } => elements / GGUF_GROUP * Q8_0_BLOCK,
         }
     }
 
@@ -178,6 +199,26 @@ impl Matrix {
                 }
             }
             MatrixData::Int4(int4) => int4.dequantize(stored_row, self.stored_cols, self.first_col, out),
+            MatrixData::Q4_0 { blocks } => {
+                let groups = out.chunks_exact_mut(GGUF_GROUP).zip(blocks_from(blocks, Q4_0_BLOCK, start));
+                for (values, block) in groups {
+                    let (scale, codes) = split_block(block);
+                    let (low, high) = values.split_at_mut(GGUF_GROUP / 2);
+                    for ((low, high), &code) in low.iter_mut().zip(high).zip(codes) {
+                        *low = scale * (f32::from(code & 15) - 8.0);
+                        *high = scale * (f32::from(code >> 4) - 8.0);
+                    }
+                }
+            }
+            MatrixData::Q8_0 { blocks } => {
+                let groups = out.chunks_exact_mut(GGUF_GROUP).zip(blocks_from(blocks, Q8_0_BLOCK, start));
+                for (values, block) in groups {
+                    let (scale, codes) = split_block(block);
+                    for (value, &code) in values.iter_mut().zip(codes) {
+                        *value = scale * f32::from(code.cast_signed());
+                    }
+                }
+            }
         }
     }
 
@@ -191,6 +232,8 @@ impl Matrix {
                 Some(PackedFormat { codes: Codes::MXFP4, scales, offsets: false, group: MXFP4_GROUP })
             }
             MatrixData::Int4(int4) => Some(int4.packed_format()),
+            MatrixData::Q4_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT4 }),
+            MatrixData::Q8_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT8 }),
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => None,
         }
     }
@@ -209,6 +252,23 @@ impl Matrix {
                 (e8m0(scales.as_slice()[at]) * 0.5, 0.0)
             }
             MatrixData::Int4(_) => self.int4_group(row, group, codes),
+            MatrixData::Q4_0 { blocks } => {
+                let at = (stored_row * self.stored_cols + self.first_col) / GGUF_GROUP + group;
+                let block = &blocks.as_slice()[at * Q4_0_BLOCK..(at + 1) * Q4_0_BLOCK];
+                let (low, high) = codes.split_at_mut(GGUF_GROUP / 2);
+                for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[2..]) {
+                    (*low, *high) = (byte & 15, byte >> 4);
+                }
+                (half::f16::from_le_bytes([block[0], block[1]]).to_f32(), 0.0)
+            }
+            MatrixData::Q8_0 { blocks } => {
+                let at = (stored_row * self.stored_cols + self.first_col) / GGUF_GROUP + group;
+                let block = &blocks.as_slice()[at * Q8_0_BLOCK..(at + 1) * Q8_0_BLOCK];
+                for (code, byte) in codes.iter_mut().zip(&block[2..]) {
+                    *code = byte ^ 0x80; // the signed byte plus 128
+                }
+                (half::f16::from_le_bytes([block[0], block[1]]).to_f32(), 0.0)
+            }
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => panic!("a matrix without groups"),
         }
     }
@@ -297,6 +357,22 @@ impl Matrix {
         let stride = self.row_step * self.stored_cols;
         (elements, self.first_row * self.stored_cols + self.first_col, stride)
     }
+}
+
+fn check_blocks(blocks: &Bytes, block: usize, rows: usize, cols: usize) {
+    assert_eq!(cols % GGUF_GROUP, 0, "columns come in groups of {GGUF_GROUP}");
+    assert_eq!(blocks.len(), rows * cols / GGUF_GROUP * block, "blocks of a {rows} x {cols} matrix");
+}
+
+/// The blocks from the one on that begins at element `start`.
+pub(crate) fn blocks_from(blocks: &Bytes, block: usize, start: usize) -> std::slice::ChunksExact<'_, u8> {
+    blocks.as_slice()[start / GGUF_GROUP * block..].chunks_exact(block)
+}
+
+/// A block's scale and its codes.
+#[inline(always)]
+pub(crate) fn split_block(block: &[u8]) -> (f32, &[u8]) {
+    (half::f16::from_le_bytes([block[0], block[1]]).to_f32(), &block[2..])
 }
 
 fn plain_row(kind: ElementType, elements: &Bytes, start: usize, out: &mut [f32]) {

@@ -2,11 +2,15 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Bytes, ElementType, Int4, Matrix, MatrixData, Scales, Stream, View, ViewMut, reference,
+    Bytes, ElementType, Int4, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Scales, Stream, View, ViewMut,
+    reference,
 };
 
 mod common;
 use common::{Random, get, put, same, streams};
+
+/// The stored forms below.
+const FORMS: usize = 8;
 
 /// A matrix in one of the stored forms, and its values.
 fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
@@ -26,6 +30,17 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
             let codes: Vec<u8> = (0..rows * cols).map(|_| (random.next() as u8) & 0xbf).collect();
             let scales = random.values(rows.div_ceil(128) * cols.div_ceil(128));
             Matrix::new(MatrixData::Fp8 { codes: Bytes::copied(&codes), scales: scales.into() }, rows, cols)
+        }
+        5 | 6 => {
+            let block = if form == 5 { Q4_0_BLOCK } else { Q8_0_BLOCK };
+            let mut blocks: Vec<u8> = (0..rows * cols / 32 * block).map(|_| random.next() as u8).collect();
+            for block in blocks.chunks_exact_mut(block) {
+                let scale = half::f16::from_f32(random.values(1)[0] / if form == 5 { 8.0 } else { 127.0 });
+                block[..2].copy_from_slice(&scale.to_le_bytes());
+            }
+            let blocks = Bytes::copied(&blocks);
+            let data = if form == 5 { MatrixData::Q4_0 { blocks } } else { MatrixData::Q8_0 { blocks } };
+            Matrix::new(data, rows, cols)
         }
         4 => {
             let blocks: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
@@ -55,10 +70,10 @@ fn linear_is_the_plain_dot() {
     for stream in streams() {
         for seed in 0..60 {
             let random = &mut Random(seed);
-            let form = seed as usize % 6;
+            let form = seed as usize % FORMS;
             let cols = match form {
-                4 => 32 * (1 + random.below(8)),
-                5 => 2 * (1 + random.below(150)),
+                4..7 => 32 * (1 + random.below(8)),
+                7 => 2 * (1 + random.below(150)),
                 _ => 1 + random.below(300),
             };
             let (rows, tokens) = (1 + random.below(90), 1 + random.below(11));

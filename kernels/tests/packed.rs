@@ -173,6 +173,16 @@ fn stored_groups_keep_their_values() {
         let data = MatrixData::Mxfp4 { blocks: Bytes::copied(&codes), scales: Bytes::copied(&exponents) };
         let matrix = Matrix::new(data, rows, groups * 32);
         check_stored(&matrix, if seed < 5 { Some(Scales::F16) } else { None });
+        for block in [18, 34] {
+            let mut blocks: Vec<u8> = (0..rows * groups * block).map(|_| random.next() as u8).collect();
+            for block in blocks.chunks_exact_mut(block) {
+                let scale = half::f16::from_f32(random.value());
+                block[..2].copy_from_slice(&scale.to_le_bytes());
+            }
+            let blocks = Bytes::copied(&blocks);
+            let data = if block == 18 { MatrixData::Q4_0 { blocks } } else { MatrixData::Q8_0 { blocks } };
+            check_stored(&Matrix::new(data, rows, groups * 32), Some(Scales::F16));
+        }
     }
     for seed in 0..24 {
         let random = &mut Random(seed);

@@ -4,11 +4,13 @@
 
 use std::path::Path;
 
+use gaterail_kernels::Bytes;
 use gaterail_model::arch::parse_spec;
-use gaterail_model::checkpoint::{parse_header, parse_index};
-use gaterail_model::config::Fields;
+use gaterail_model::checkpoint::{Checkpoint, parse_header, parse_index};
+use gaterail_model::config::{Fields, GenerationDefaults};
+use gaterail_model::gguf::GgufFile;
 use gaterail_model::text::{ChatInput, ChatTemplate, Detokenizer, TextError, Tokenizer};
-use gaterail_model::weights::{account, expected_tensors};
+use gaterail_model::weights::{account, check_tensors, expected_tensors};
 use serde_json::json;
 
 /// A safetensors file: accepted tensors lie in the file, in order, without overlap.
@@ -20,6 +22,22 @@ pub fn header(data: &[u8]) {
         end = tensor.bytes.end;
     }
     assert!(tensors.is_empty() || end == data.len(), "bytes that belong to no tensor");
+}
+
+/// A GGUF file: accepted tensors lie in the file without overlap; specification, tokenizer and template may refuse.
+pub fn gguf(data: &[u8]) {
+    let Ok(file) = GgufFile::parse(Path::new("fuzzed.gguf"), Bytes::copied(data)) else { return };
+    let mut end = 0;
+    for tensor in file.tensors() {
+        assert!(tensor.bytes.start >= end && tensor.bytes.end <= data.len(), "{tensor:?}");
+        end = tensor.bytes.end;
+    }
+    if let Ok(spec) = file.spec() {
+        assert!(spec.hidden > 0 && spec.vocab > 0 && !spec.layers.is_empty());
+        let _ = check_tensors(&spec, &Checkpoint::of_gguf(&file));
+    }
+    let _ = Tokenizer::from_gguf(&file).map(|tokenizer| speak(&tokenizer));
+    let _ = (ChatTemplate::from_gguf(&file), GenerationDefaults::from_gguf(&file));
 }
 
 /// A config.json: an accepted one has a table of tensors whose sizes can be counted.
@@ -53,11 +71,15 @@ pub fn template(data: &[u8]) {
 /// A tokenizer.json: an accepted one can be used, or says why not.
 pub fn tokenizer(data: &[u8]) {
     let Ok(tokenizer) = Tokenizer::from_bytes("fuzzed", data) else { return };
+    speak(&tokenizer);
+}
+
+fn speak(tokenizer: &Tokenizer) {
     if let Ok(ids) = tokenizer.encode("Hello, wörld! 🦀 aa", true) {
         let _ = tokenizer.decode(&ids, true);
         let mut detokenizer = Detokenizer::new(true);
-        let _ = ids.iter().try_for_each(|id| detokenizer.push(&tokenizer, *id).map(drop));
-        let _ = detokenizer.finish(&tokenizer);
+        let _ = ids.iter().try_for_each(|id| detokenizer.push(tokenizer, *id).map(drop));
+        let _ = detokenizer.finish(tokenizer);
     }
 }
 

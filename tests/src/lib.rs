@@ -4,6 +4,7 @@
 pub mod broken;
 pub mod cuts;
 pub mod fuzzing;
+pub mod gguf;
 
 use std::path::{Path, PathBuf};
 

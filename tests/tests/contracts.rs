@@ -1,13 +1,13 @@
 //! Contract 3 (one row, one result) and contract 4 (placement does not change the answer), on every fixture, to the bit.
 
 use gaterail_kernels::{CpuOptions, Device, Isa};
-use gaterail_model::arch::read_spec;
+use gaterail_model::ModelSource;
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner};
 use gaterail_model::weights::{Precision, check_cover, inventory};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
-use gaterail_tests::{bits, device, expected, fixtures, load, load_as, logits_in_chunks};
+use gaterail_tests::{bits, device, expected, fixtures, load_as, logits_in_chunks};
 
 /// A long run of tokens, so that attention crosses pages (64) and chunks (256).
 const LONG: usize = 600;
@@ -120,7 +120,7 @@ fn cutting_the_experts_changes_no_bit() {
     let device = device(Isa::detect());
     let mut cut_into_units = Vec::new();
     for (folder, precision) in cases() {
-        let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
+        let spec = ModelSource::open(&folder).expect("a fixture").spec().expect("a fixture's configuration");
         let inventory = inventory(&spec, None);
         let Some(at) = inventory.layers.first() else { continue };
         if at.units >= 2 {
@@ -143,7 +143,8 @@ fn cutting_the_experts_changes_no_bit() {
             assert!(whole == run(scrambled(&inventory, n, 7)), "{}: {n} scrambled shards", folder.display());
         }
     }
-    // Every layout: plain, FP8, MXFP4, GPTQ, AWQ, inputs first in halves and taking turns, with biases, with the gate on the input.
+    // Every layout: plain, FP8, MXFP4, GPTQ, AWQ, inputs first in halves and taking turns, with biases, with the gate on
+    // the input; blocks of GGUF files.
     for name in [
         "mixtral_b",
         "deepseek_v3_c",
@@ -152,6 +153,7 @@ fn cutting_the_experts_changes_no_bit() {
         "llama4_a",
         "qwen3_moe_gptq_a",
         "mixtral_awq",
+        "gguf_olmoe",
     ] {
         assert!(cut_into_units.iter().any(|cut| cut == name), "{name} has no expert of several units");
     }
@@ -181,7 +183,7 @@ type Break<'a> = &'a dyn Fn(&mut ShardSpec);
 #[test]
 fn shards_that_leave_gaps_or_overlap_are_refused() {
     let folder = gaterail_tests::fixtures_folder().join("mixtral_b");
-    let spec = read_spec(&folder.join("config.json")).expect("a fixture's configuration");
+    let spec = ModelSource::open(&folder).expect("a fixture").spec().expect("a fixture's configuration");
     let whole = ShardSpec::whole(&inventory(&spec, None));
     let change = |change: Break| {
         let mut shard = whole.clone();

@@ -5,6 +5,7 @@ use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
 use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::hash;
+use gaterail_tests::gguf::Parts;
 use gaterail_tests::{device, fixtures, fuzzing, logits_in_chunks};
 use serde_json::{Value, json};
 
@@ -77,6 +78,28 @@ fn headers() {
         )])
         .collect();
     replay(&seeds, 6_000, fuzzing::header);
+}
+
+#[test]
+fn gguf_files() {
+    let folder = gaterail_tests::fixtures_folder().join("../tokenizers");
+    let tokenizers =
+        ["gpt2", "llama_spm"].map(|name| std::fs::read(folder.join(format!("{name}.gguf"))).unwrap());
+    // Metadata and names of whole models over tensors of one number, so that mutations meet the header.
+    let models = ["gguf_olmoe", "gguf_qwen3moe", "gguf_mixtral_each", "gguf_llama"].map(|name| {
+        let mut file = Parts::of(name);
+        file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+        for tensor in file.tensors.iter_mut().filter(|tensor| tensor.name != "token_embd.weight") {
+            (tensor.kind, tensor.shape) = (0, vec![1]);
+            tensor.bytes.truncate(4);
+        }
+        file.bytes()
+    });
+    let seeds: Vec<Vec<u8>> = tokenizers.into_iter().chain(models).collect();
+    for seed in &seeds {
+        assert!(gaterail_model::gguf::parse_gguf(seed).is_ok());
+    }
+    replay(&seeds, 6_000, fuzzing::gguf);
 }
 
 #[test]

@@ -8,15 +8,15 @@ use crate::error::CliError;
 use crate::terminal;
 use crate::weights::WeightsArg;
 
-/// Generate text from a model folder, streaming it
+/// Generate text from a model, streaming it
 ///
-/// A chat template in the folder is applied to the prompt; --raw leaves the prompt as it is. Sampling follows the model's
-/// generation_config.json where a flag does not say otherwise, and is greedy where neither does. The answer goes to
+/// The model's chat template, if it has one, is applied to the prompt; --raw leaves the prompt as it is. Sampling follows the model's
+/// generation_config.json (a GGUF file's general.sampling) where a flag does not say otherwise, and is greedy where neither does. The answer goes to
 /// standard output, everything else to standard error.
 #[derive(Args, Debug)]
 #[command(allow_negative_numbers = true)]
 pub struct GenerateArgs {
-    /// A Hugging Face folder, or ORG/NAME that `gaterail pull` has fetched
+    /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched
     pub model: String,
 
     /// The prompt; `-` reads standard input, as does nothing where it is not a terminal. One end of line at its end is
@@ -165,9 +165,9 @@ impl GenerateArgs {
             return Err(CliError::Usage(format!("--min-tokens {min} is more than --max-tokens {max}")));
         }
         let params = self.sampling(defaults);
-        params
-            .validate(vocab)
-            .map_err(|error| CliError::Refused(format!("the model's generation_config.json: {error}")))?;
+        params.validate(vocab).map_err(|error| {
+            CliError::Refused(format!("the model's generation_config.json (or general.sampling): {error}"))
+        })?;
         if params.is_greedy() && (self.top_p.is_some() || self.top_k.is_some() || self.min_p.is_some()) {
             terminal::note("gaterail: the answer is greedy; --top-p, --top-k and --min-p need --temperature");
         }

@@ -136,7 +136,7 @@ impl<'a> TextSide<'a> {
     /// Checks the request's stop strings; nothing is loaded for that.
     pub fn new(request: &Request<'a>, skip_special: bool) -> Result<TextSide<'a>, CliError> {
         if request.tokenizer.is_none() && !request.params.stop.is_empty() {
-            return Err(CliError::Refused("--stop needs a tokenizer, and the folder has none".to_string()));
+            return Err(CliError::Refused("--stop needs a tokenizer, and the model has none".to_string()));
         }
         let detokenizer = match request.tokenizer {
             Some(tokenizer) => Detokenizer::after(tokenizer, request.prompt, skip_special)?,

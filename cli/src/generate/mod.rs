@@ -6,13 +6,11 @@ mod output;
 mod plan;
 
 use std::io::{IsTerminal, Read};
-use std::path::Path;
 use std::time::Instant;
 
-use gaterail_model::arch::read_spec;
+use gaterail_model::ModelSource;
 use gaterail_model::checkpoint::Checkpoint;
-use gaterail_model::config::GenerationDefaults;
-use gaterail_model::text::{ChatInput, ChatTemplate, Tokenizer};
+use gaterail_model::text::{ChatInput, Tokenizer};
 use gaterail_model::walk::{Runner, RunnerOptions};
 use serde_json::json;
 
@@ -34,15 +32,15 @@ struct Prompt {
 
 pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let started = Instant::now();
-    let folder = source::resolve(&args.model)?;
-    let spec = read_spec(&folder.join("config.json"))?;
-    let checkpoint = Checkpoint::open(&folder)?;
-    let prompt = read_prompt(args, &folder)?;
+    let source = ModelSource::open(&source::resolve(&args.model)?)?;
+    let spec = source.spec()?;
+    let checkpoint = source.checkpoint()?;
+    let prompt = read_prompt(args, &source)?;
     if let Some(&token) = prompt.tokens.iter().find(|&&token| token as usize >= spec.vocab) {
         let detail = format!("token {token} lies outside the vocabulary of {}", spec.vocab);
         return Err(CliError::Refused(detail));
     }
-    let defaults = GenerationDefaults::from_folder(&folder)?;
+    let defaults = source.generation_defaults()?;
     let params = args.checked_sampling(&defaults, spec.vocab)?;
     let max_tokens = plan::max_tokens(&spec, prompt.tokens.len(), args.max_tokens)?;
     let own = prompt.tokenizer.as_ref().map(|tokenizer| tokenizer.stop_ids().to_vec());
@@ -102,10 +100,9 @@ fn load(
     Ok(runner?)
 }
 
-fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
+fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<Prompt, CliError> {
     if let Some(tokens) = &args.tokens {
-        let has_tokenizer = folder.join("tokenizer.json").is_file();
-        let tokenizer = if has_tokenizer { Some(Tokenizer::from_folder(folder)?) } else { None };
+        let tokenizer = if source.has_tokenizer() { Some(source.tokenizer()?) } else { None };
         return Ok(Prompt { tokens: tokens.0.clone(), tokenizer });
     }
     let text = match args.prompt.as_deref() {
@@ -117,8 +114,8 @@ fn read_prompt(args: &GenerateArgs, folder: &Path) -> Result<Prompt, CliError> {
             return Err(CliError::Usage(format!("there is no prompt: {hint}")));
         }
     };
-    let tokenizer = Tokenizer::from_folder(folder)?;
-    let template = if args.raw { None } else { ChatTemplate::from_folder(folder)? };
+    let tokenizer = source.tokenizer()?;
+    let template = if args.raw { None } else { source.chat_template()? };
     let tokens = match template {
         Some(template) => {
             let mut messages = Vec::new();

@@ -98,6 +98,7 @@ fn rope_text(rope: &Rope) -> String {
         RopeScaling::Linear { factor } => format!("linear, factor {factor}"),
         RopeScaling::Llama3 { factor, original, .. } => format!("llama3, factor {factor} on {original}"),
         RopeScaling::Yarn(yarn) => yarn.to_string(),
+        RopeScaling::Divided => "scaled by factors in the file".to_string(),
     };
     format!("{scaling}, theta {}", rope.theta)
 }

@@ -3,11 +3,8 @@
 mod describe;
 mod report;
 
-use std::path::Path;
-
 use clap::Args;
-use gaterail_model::arch::read_spec;
-use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::ModelSource;
 use gaterail_model::weights::check_tensors;
 
 use crate::error::CliError;
@@ -18,7 +15,7 @@ use crate::{machine, source, terminal};
 /// Reads headers (and of GPTQ the order of inputs); no weight is loaded. A folder with nothing but config.json gives an estimate.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// A Hugging Face folder, or ORG/NAME that `gaterail pull` has fetched
+    /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched
     pub model: String,
 
     /// Print one JSON object
@@ -31,12 +28,9 @@ pub struct InspectArgs {
 }
 
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let folder = source::resolve(&args.model)?;
-    let spec = read_spec(&folder.join("config.json"))?;
-    let checkpoint = match has_weights(&folder) {
-        true => Some(Checkpoint::open(&folder)?),
-        false => None,
-    };
+    let source = ModelSource::open(&source::resolve(&args.model)?)?;
+    let spec = source.spec()?;
+    let checkpoint = if has_weights(&source) { Some(source.checkpoint()?) } else { None };
     if let Some(checkpoint) = &checkpoint {
         check_tensors(&spec, checkpoint)?;
     }
@@ -48,7 +42,8 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
 }
 
 /// Whether anything in the folder means to be weights, whole or not: then they are read, and what is wrong is said.
-fn has_weights(folder: &Path) -> bool {
+fn has_weights(source: &ModelSource) -> bool {
+    let ModelSource::Folder(folder) = source else { return true };
     let ends = [".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"];
     let names = std::fs::read_dir(folder)
         .into_iter()

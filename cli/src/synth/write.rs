@@ -146,6 +146,7 @@ fn stored(spec: &ModelSpec, row: &gaterail_model::weights::Expected) -> Vec<Stor
                 _ if row.role == Role::Embedding => 1.0,
                 Form::Vector => 0.1,
                 Form::Stack | Form::Matrix | Form::PlainMatrix => (row.shape[1] as f32).powf(-0.5),
+                Form::OutputStack => (row.shape[2] as f32).powf(-0.5),
             };
             let mean = if row.role == Role::Norms { 1.0 } else { 0.0 };
             vec![make("", dtype, row.shape.clone(), width, Kind::Values { element, mean, scale })]

@@ -3,7 +3,10 @@
 //! Neither form passes through a subnormal f32, which some processors are very slow at.
 
 use crate::cpu::lanes::{Lanes, by_isa};
-use crate::matrix::{FP8_BLOCK, MXFP4_GROUP, Matrix, MatrixData, e8m0};
+use crate::matrix::{
+    FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, blocks_from, e8m0,
+    split_block,
+};
 
 /// Row `row` of a coded matrix as f32.
 pub(crate) fn decode_row(isa: crate::device::Isa, w: &Matrix, row: usize, out: &mut [f32]) {
@@ -27,6 +30,8 @@ pub(crate) fn decode_row(isa: crate::device::Isa, w: &Matrix, row: usize, out: &
             let blocks = &blocks.as_slice()[start / 2..(start + out.len()) / 2];
             mxfp4_run(isa, blocks, &scales.as_slice()[start / MXFP4_GROUP..], out);
         }
+        MatrixData::Q4_0 { blocks } => q4_0_run(isa, blocks_from(blocks, Q4_0_BLOCK, start), out),
+        MatrixData::Q8_0 { blocks } => q8_0_run(isa, blocks_from(blocks, Q8_0_BLOCK, start), out),
     }
 }
 
@@ -74,6 +79,40 @@ fn mxfp4<L: Lanes>(blocks: &[u8], exponents: &[u8], out: &mut [f32]) {
     }
 }
 
+by_isa! {
+    /// `out = d * (code - 8)`, whole groups.
+    fn q4_0_run(blocks: std::slice::ChunksExact<'_, u8>, out: &mut [f32]) = q4_0
+}
+
+#[inline(always)]
+fn q4_0<L: Lanes>(blocks: std::slice::ChunksExact<'_, u8>, out: &mut [f32]) {
+    for (values, block) in out.chunks_exact_mut(GGUF_GROUP).zip(blocks) {
+        let (scale, codes) = split_block(block);
+        let (low, high) = values.split_at_mut(GGUF_GROUP / 2);
+        for (value, &code) in low.iter_mut().zip(codes) {
+            *value = scale * (i32::from(code & 15) - 8) as f32;
+        }
+        for (value, &code) in high.iter_mut().zip(codes) {
+            *value = scale * (i32::from(code >> 4) - 8) as f32;
+        }
+    }
+}
+
+by_isa! {
+    /// `out = d * code`, whole groups.
+    fn q8_0_run(blocks: std::slice::ChunksExact<'_, u8>, out: &mut [f32]) = q8_0
+}
+
+#[inline(always)]
+fn q8_0<L: Lanes>(blocks: std::slice::ChunksExact<'_, u8>, out: &mut [f32]) {
+    for (values, block) in out.chunks_exact_mut(GGUF_GROUP).zip(blocks) {
+        let (scale, codes) = split_block(block);
+        for (value, &code) in values.iter_mut().zip(codes) {
+            *value = scale * i32::from(code.cast_signed()) as f32;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +144,36 @@ mod tests {
                             "{code} at 2^{exponent}: {value} is not {expected}"
                         );
                     }
+                }
+            }
+        }
+    }
+
+    /// Every code at several scales (a subnormal, an infinite and a NaN one too), against `dequantize_row`.
+    #[test]
+    fn blocks_decode_as_dequantize_row_does() {
+        let scales = [0x0001u16, 0x3c00, 0xbc00, 0x2e66, 0x7bff, 0x7c00, 0x7e00, 0x8000];
+        let block = |scale: u16, codes: &[u8]| [&scale.to_le_bytes()[..], codes].concat();
+        let nibbles: Vec<u8> = (0..16).map(|i| i | (15 - i) << 4).collect();
+        let q4_0: Vec<u8> = scales.iter().flat_map(|&scale| block(scale, &nibbles)).collect();
+        let bytes: Vec<u8> = (0..=255).collect();
+        let runs = scales.iter().zip(bytes.chunks_exact(GGUF_GROUP));
+        let q8_0: Vec<u8> = runs.flat_map(|(&scale, codes)| block(scale, codes)).collect();
+        let q4_0 = MatrixData::Q4_0 { blocks: crate::Bytes::copied(&q4_0) };
+        let q8_0 = MatrixData::Q8_0 { blocks: crate::Bytes::copied(&q8_0) };
+        for data in [q4_0, q8_0] {
+            let whole = Matrix::new(data, 2, 128);
+            for part in [whole.clone(), whole.row_slice(1, 1, 1), whole.col_slice(32, 64)] {
+                let mut expected = vec![0.0; part.cols()];
+                part.dequantize_row(part.rows() - 1, &mut expected);
+                for isa in
+                    [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available())
+                {
+                    let mut out = vec![0.0; part.cols()];
+                    decode_row(isa, &part, part.rows() - 1, &mut out);
+                    let same =
+                        |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+                    assert!(out.iter().zip(&expected).all(same), "{out:?} is not {expected:?}");
                 }
             }
         }

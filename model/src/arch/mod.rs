@@ -12,7 +12,7 @@ mod qwen;
 
 use std::path::Path;
 
-pub use names::{ExpertNames, Names};
+pub use names::{ExpertNames, Names, TensorNames};
 
 use crate::config::{ConfigError, Fields};
 use crate::spec::ModelSpec;

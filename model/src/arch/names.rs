@@ -13,6 +13,8 @@ pub struct Names {
     /// The shared expert, inside `mlp`.
     pub shared: &'static str,
     pub experts: ExpertNames,
+    /// Which format's names these are.
+    pub tensors: TensorNames,
     /// Tensors that begin so belong to parts that are not run (a vision tower).
     pub ignored: &'static [&'static str],
 }
@@ -25,6 +27,17 @@ pub enum ExpertNames {
     /// `experts.gate_up_proj` `[E, H, 2F]` and `experts.down_proj` `[E, F, H]`, inputs first. Gate and up are halves of
     /// the last axis, or take turns.
     Fused { take_turns: bool },
+    /// A stack of all experts' matrices for each of gate, up and down, outputs first: `[E, out, in]` (GGUF).
+    Stacked,
+}
+
+/// Whose names a checkpoint's tensors bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorNames {
+    /// As the templates in `Names` say.
+    HuggingFace,
+    /// As llama.cpp's converter calls them, whatever the architecture.
+    Gguf,
 }
 
 impl Names {
@@ -36,6 +49,7 @@ impl Names {
         router: "gate",
         shared: "shared_expert",
         experts: ExpertNames::Each { gate: "gate_proj", up: "up_proj", down: "down_proj" },
+        tensors: TensorNames::HuggingFace,
         ignored: &[],
     };
 }

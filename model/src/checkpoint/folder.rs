@@ -10,6 +10,7 @@ use super::CheckpointError;
 use super::header::{StoredType, TensorEntry, parse_header};
 use super::map::map_file;
 use crate::file::read_limited;
+use crate::gguf::GgufFile;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -19,6 +20,7 @@ const SHARDS_MAX: usize = 4096;
 
 /// An open checkpoint. Opening maps files and reads headers; no tensor is touched.
 pub struct Checkpoint {
+    /// Or the GGUF file itself.
     folder: PathBuf,
     files: Vec<MappedFile>,
     tensors: HashMap<String, (usize, TensorEntry)>,
@@ -63,6 +65,16 @@ impl Checkpoint {
             };
             Err(CheckpointError::Invalid { path: folder.to_path_buf(), detail })
         }
+    }
+
+    /// The tensors of an open GGUF file.
+    pub fn of_gguf(gguf: &GgufFile) -> Checkpoint {
+        let mut checkpoint = Checkpoint::empty(gguf.path());
+        // The header has been checked to name no tensor twice.
+        let entries = gguf.tensors().iter().map(|entry| (entry.name.clone(), (0, entry.clone())));
+        checkpoint.tensors = entries.collect();
+        checkpoint.files.push(MappedFile { path: gguf.path().to_path_buf(), bytes: gguf.bytes().clone() });
+        checkpoint
     }
 
     fn empty(folder: &Path) -> Checkpoint {

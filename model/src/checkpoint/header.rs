@@ -25,6 +25,9 @@ pub enum StoredType {
     F8E4m3,
     U8,
     I32,
+    /// Blocks of 32 values (GGUF)
+    Q4_0,
+    Q8_0,
     /// Anything else the format knows; never computed with.
     Other,
 }
@@ -52,6 +55,8 @@ impl fmt::Display for StoredType {
             StoredType::F8E4m3 => "f8_e4m3",
             StoredType::U8 => "u8",
             StoredType::I32 => "i32",
+            StoredType::Q4_0 => "q4_0",
+            StoredType::Q8_0 => "q8_0",
             StoredType::Other => "an unsupported type",
         })
     }

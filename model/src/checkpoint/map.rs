@@ -20,7 +20,7 @@ impl AsRef<[u8]> for Mapped {
 }
 
 /// The whole file as shared bytes.
-pub(super) fn map_file(path: &Path) -> Result<Bytes, CheckpointError> {
+pub(crate) fn map_file(path: &Path) -> Result<Bytes, CheckpointError> {
     let read = |source| CheckpointError::Read { path: path.to_path_buf(), source };
     let file = File::open(path).map_err(read)?;
     if !file.metadata().map_err(read)?.is_file() {

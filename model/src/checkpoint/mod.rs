@@ -9,3 +9,4 @@ mod map;
 pub use error::CheckpointError;
 pub use folder::{Checkpoint, Tensor, parse_index};
 pub use header::{StoredType, TensorEntry, parse_header};
+pub(crate) use map::map_file;

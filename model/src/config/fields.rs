@@ -28,6 +28,9 @@ pub struct Fields {
     /// Such as `text_config.`, empty at the top.
     within: String,
     map: Map<String, Value>,
+    /// For files with other words: what is asked for, and what the file calls it behind `prefix`.
+    words: &'static [(&'static str, &'static str)],
+    prefix: String,
 }
 
 impl Fields {
@@ -42,15 +45,33 @@ impl Fields {
     pub fn parse(path: &Path, text: &[u8]) -> Result<Fields, ConfigError> {
         let path = path.to_path_buf();
         match serde_json::from_slice(text) {
-            Ok(Value::Object(map)) => Ok(Fields { path, within: String::new(), map }),
+            Ok(Value::Object(map)) => Ok(Fields::new(path, map)),
             Ok(_) => Err(ConfigError::Invalid { path, detail: "not a JSON object".into() }),
             Err(source) => Err(ConfigError::Json { path, source }),
         }
     }
 
+    fn new(path: PathBuf, map: Map<String, Value>) -> Fields {
+        Fields { path, within: String::new(), map, words: &[], prefix: String::new() }
+    }
+
+    /// Fields of a file that has other `words` for them, each behind `prefix`; errors speak the file's language.
+    pub(crate) fn translated(
+        path: &Path,
+        prefix: String,
+        map: Map<String, Value>,
+        words: &'static [(&'static str, &'static str)],
+    ) -> Fields {
+        Fields { words, prefix, ..Fields::new(path.to_path_buf(), map) }
+    }
+
     /// An error at `field`.
     pub fn invalid(&self, field: &str, detail: impl std::fmt::Display) -> ConfigError {
-        let detail = format!("{}{field}: {detail}", self.within);
+        let field = format!("{}{field}", self.within);
+        let detail = match self.words.iter().find(|(word, _)| *word == field) {
+            Some((_, own)) => format!("{}{own}: {detail}", self.prefix),
+            None => format!("{field}: {detail}"),
+        };
         ConfigError::Invalid { path: self.path.clone(), detail }
     }
 
@@ -80,6 +101,8 @@ impl Fields {
                 path: self.path.clone(),
                 within: format!("{}{field}.", self.within),
                 map: map.clone(),
+                words: self.words,
+                prefix: self.prefix.clone(),
             })),
             Some(_) => Err(self.invalid(field, "not an object")),
         }

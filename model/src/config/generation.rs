@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{ConfigError, Fields};
+use crate::gguf::GgufFile;
 
 /// Sampling defaults; `None` where the file is silent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +20,26 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
+    /// Reads `general.sampling` of a GGUF file; the tokenizer knows the tokens that end an answer.
+    pub fn from_gguf(file: &GgufFile) -> Result<GenerationDefaults, ConfigError> {
+        let number = |name: &str| {
+            let read = file.metadata().number(&format!("general.sampling.{name}"));
+            let invalid = |detail| ConfigError::Invalid { path: file.path().to_path_buf(), detail };
+            read.map(|number| number.map(|number| number as f32)).map_err(invalid)
+        };
+        let temperature = number("temp")?;
+        Ok(GenerationDefaults {
+            sample: temperature.is_some_and(|temperature| temperature > 0.0),
+            temperature,
+            top_p: number("top_p")?,
+            // Some say -1 for all.
+            top_k: number("top_k")?.map(|top_k| top_k.max(0.0) as u32),
+            min_p: number("min_p")?,
+            repetition_penalty: number("penalty_repeat")?,
+            stop_ids: Vec::new(),
+        })
+    }
+
     /// Reads the file of a model folder; a model need not have one.
     pub fn from_folder(folder: &Path) -> Result<GenerationDefaults, ConfigError> {
         let path = folder.join("generation_config.json");

@@ -10,9 +10,18 @@ use super::{ConfigError, Fields};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
     Default,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    Linear {
+        factor: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original: f64,
+    },
     Yarn(Yarn),
+    /// Every frequency is divided by a number of its own, which the checkpoint holds (GGUF files of Llama 3.1).
+    Divided,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,7 +93,7 @@ impl Rope {
     pub fn new(theta: f64, scaling: RopeScaling, rotated: usize) -> Rope {
         let plain: Vec<f32> = powers(theta, rotated).into_iter().map(|power| 1.0 / power).collect();
         let inv_freq = match scaling {
-            RopeScaling::Default => plain,
+            RopeScaling::Default | RopeScaling::Divided => plain,
             RopeScaling::Linear { factor } => plain.into_iter().map(|f| f / factor as f32).collect(),
             RopeScaling::Llama3 { factor, low, high, original } => plain
                 .into_iter()
@@ -97,6 +106,14 @@ impl Rope {
             _ => 1.0,
         };
         Rope { theta, scaling, inv_freq, attention_factor }
+    }
+
+    /// Divides frequency i by `factors[i]`.
+    pub(crate) fn divide(&mut self, factors: &[f32]) {
+        self.scaling = RopeScaling::Divided;
+        for (frequency, factor) in self.inv_freq.iter_mut().zip(factors) {
+            *frequency /= factor;
+        }
     }
 
     /// DeepSeek multiplies the softmax scale by the square of YaRN's mscale over all dimensions.

@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | [`tokenizer`] | text to ids and back; the special tokens of a model folder |
+//! | `gguf` | tokenizer and template of a GGUF file |
 //! | `guard` | what a `tokenizer.json` from anywhere may ask for |
 //! | `pieces` | the bytes of one token |
 //! | [`detokenize`] | ids to text while they come, never half a character |
@@ -14,6 +15,7 @@
 pub mod detokenize;
 pub mod error;
 mod files;
+mod gguf;
 mod guard;
 mod pieces;
 pub mod stop;

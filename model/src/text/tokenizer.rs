@@ -63,6 +63,11 @@ impl Tokenizer {
         Ok(Tokenizer { inner, file: file.to_owned(), stops: Vec::new(), pieces })
     }
 
+    /// The same with the ids that end a generation.
+    pub(super) fn with_stops(self, stops: Vec<u32>) -> Tokenizer {
+        Tokenizer { stops, ..self }
+    }
+
     /// The ids of `text`; with `add_special` those that the model wants around it too.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         if text.len() > TEXT_BYTES_MAX {

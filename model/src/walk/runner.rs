@@ -16,6 +16,7 @@ use super::seam::{StepError, walk};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
+use crate::source::ModelSource;
 use crate::spec::ModelSpec;
 use crate::weights::{
     LoadError, Loader, Loading, Precision, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
@@ -45,16 +46,15 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Checks and loads a model folder. `loading` is told of bytes as they are read.
+    /// Checks and loads a model folder or a GGUF file. `loading` is told of bytes as they are read.
     pub fn load(
-        folder: &Path,
+        model: &Path,
         device: &Device,
         options: &RunnerOptions,
         loading: Loading<'_>,
     ) -> Result<Runner, ModelError> {
-        let spec = crate::arch::read_spec(&folder.join("config.json"))?;
-        let checkpoint = Checkpoint::open(folder)?;
-        Runner::from_checkpoint(spec, &checkpoint, device, options, loading)
+        let source = ModelSource::open(model)?;
+        Runner::from_checkpoint(source.spec()?, &source.checkpoint()?, device, options, loading)
     }
 
     /// Checks and loads an open checkpoint.

@@ -76,6 +76,8 @@ fn stored_precision(spec: &ModelSpec, checkpoint: &Checkpoint, expected: &Expect
         Some(F16) => "f16",
         Some(Bf16) => "bf16",
         Some(F8E4m3) => "fp8",
+        Some(Q4_0) => "q4_0",
+        Some(Q8_0) => "q8_0",
         Some(_) => "other",
         None => match stored_form(spec.quantization, expected.form) {
             Quantization::Int4(int4) => int4.precision(),

@@ -3,7 +3,7 @@
 //! Readers look tensors up by slot; the check, `inspect` and `synth` go through the whole table. A bias or norm is used
 //! exactly if it stands in the table.
 
-use crate::arch::ExpertNames;
+use crate::arch::{ExpertNames, TensorNames};
 use crate::config::Quantization;
 use crate::spec::{AttentionSpec, GroupedSpec, LatentSpec, MlpSpec, ModelSpec, QkNorm, SparseSpec};
 
@@ -59,6 +59,9 @@ pub enum Part {
     FusedGateUpBias,
     FusedDown,
     FusedDownBias,
+    StackedGate,
+    StackedUp,
+    StackedDown,
 }
 
 /// What a tensor is for, for sums by part.
@@ -85,6 +88,8 @@ pub enum Form {
     Matrix,
     /// All experts' matrices in one tensor, inputs first: `[E, in, out]`; as MXFP4 outputs first, blocks and scales.
     Stack,
+    /// All experts' matrices in one tensor, outputs first: `[E, out, in]`.
+    OutputStack,
 }
 
 /// One row of the table. The shape is that of the unquantised tensor.
@@ -109,7 +114,7 @@ pub fn stored_form(quantization: Quantization, form: Form) -> Quantization {
 
 /// The whole table, in the order of the forward pass.
 pub fn expected_tensors(spec: &ModelSpec) -> Vec<Expected> {
-    let mut table = Table { rows: Vec::new() };
+    let mut table = Table { rows: Vec::new(), names: spec.names.tensors };
     let model = spec.names.model;
     let width = [spec.vocab, spec.hidden];
     table.put(
@@ -142,10 +147,16 @@ pub fn expected_tensors(spec: &ModelSpec) -> Vec<Expected> {
 
 struct Table {
     rows: Vec<Expected>,
+    names: TensorNames,
 }
 
 impl Table {
+    /// `name` is Hugging Face's.
     fn put(&mut self, slot: Slot, name: String, shape: &[usize], form: Form, role: Role) {
+        let name = match self.names {
+            TensorNames::HuggingFace => name,
+            TensorNames::Gguf => crate::gguf::tensor_name(slot),
+        };
         self.rows.push(Expected { slot, name, shape: shape.to_vec(), form, role });
     }
 }
@@ -241,6 +252,7 @@ impl LayerTable<'_> {
         match names.experts {
             ExpertNames::Each { gate, up, down } => self.each_expert(mlp, s, [gate, up, down]),
             ExpertNames::Fused { .. } => self.fused_experts(mlp, s),
+            ExpertNames::Stacked => self.stacked_experts(mlp, s),
         }
         if let Some(shared) = s.shared {
             let (path, role) = (format!("{mlp}.{}", names.shared), Role::SharedExperts);
@@ -268,6 +280,17 @@ impl LayerTable<'_> {
                     Role::Experts,
                 );
             }
+        }
+    }
+
+    fn stacked_experts(&mut self, mlp: &str, s: &SparseSpec) {
+        let (e, h, f) = (s.experts, self.hidden, s.width);
+        for (part, name, shape) in [
+            (Part::StackedGate, "gate_proj", [e, f, h]),
+            (Part::StackedUp, "up_proj", [e, f, h]),
+            (Part::StackedDown, "down_proj", [e, h, f]),
+        ] {
+            self.put(part, &format!("{mlp}.experts.{name}"), &shape, Form::OutputStack, Role::Experts);
         }
     }
 

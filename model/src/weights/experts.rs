@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece};
-use gaterail_kernels::{FP8_BLOCK, INT4_GROUP_MAX, MXFP4_GROUP, Matrix};
+use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::expected::{Part, Role, Slot, expected_tensors};
@@ -28,6 +28,9 @@ impl ExpertShard {
         &self.layers[layer.0 as usize]
     }
 }
+
+/// The blocks of a GGUF file need no units of their own.
+const _: () = assert!(ops::UNIT_MIN.is_multiple_of(GGUF_GROUP));
 
 /// The length of a canonical unit in this model.
 pub fn unit_length(spec: &ModelSpec) -> usize {
@@ -130,6 +133,10 @@ fn load_piece(
     let first = slice.units.start as usize * unit;
     let end = (slice.units.end as usize * unit).min(sparse.width);
     let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
+    let run = |[gate, up, down]: [Matrix; 3]| {
+        let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
+        (run(gate), run(up), down.col_slice(first, end - first))
+    };
     let (gate, up, down) = match spec.names.experts {
         ExpertNames::Each { .. } => {
             let slot = |part| Slot::Expert(layer, expert, part);
@@ -137,6 +144,8 @@ fn load_piece(
             let up = loader.matrix_rows(slot(Part::Up), first..end);
             (gate, up, loader.matrix_cols(slot(Part::Down), first..end))
         }
+        ExpertNames::Stacked => run([Part::StackedGate, Part::StackedUp, Part::StackedDown]
+            .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert))),
         ExpertNames::Fused { take_turns } => {
             let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
             let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);

@@ -10,6 +10,7 @@ use gaterail_kernels::{
 use super::expected::{Expected, Form, Slot, expected_tensors, stored_form};
 use super::int4;
 use super::precision::{Precision, Step, Use};
+use crate::arch::TensorNames;
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
 use crate::config::{Int4Linear, Quantization};
 use crate::spec::ModelSpec;
@@ -35,7 +36,10 @@ pub fn check_tensors(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), Ch
     let mut problems = Vec::new();
     let mut used: HashSet<String> = HashSet::new();
     for expected in expected_tensors(spec) {
-        check_one(spec, checkpoint, &expected, &mut used, &mut problems);
+        match spec.names.tensors {
+            TensorNames::HuggingFace => check_one(spec, checkpoint, &expected, &mut used, &mut problems),
+            TensorNames::Gguf => check_gguf(checkpoint, expected, &mut used, &mut problems),
+        }
     }
     let mut extra: Vec<&str> = checkpoint
         .names()
@@ -112,6 +116,21 @@ fn check_one(
         used.insert(scale);
     }
     used.insert(name.clone());
+}
+
+/// Every matrix of a GGUF file may be in blocks.
+fn check_gguf(
+    checkpoint: &Checkpoint,
+    expected: Expected,
+    used: &mut HashSet<String>,
+    problems: &mut Vec<String>,
+) {
+    use StoredType::{Bf16, F16, F32, Q4_0, Q8_0};
+    const PLAIN: &[StoredType] = &[F32, F16, Bf16];
+    const ALL: &[StoredType] = &[F32, F16, Bf16, Q4_0, Q8_0];
+    let types = if expected.form == Form::Vector { PLAIN } else { ALL };
+    check_tensor(checkpoint, &expected.name, &expected.shape, types, problems);
+    used.insert(expected.name);
 }
 
 pub(super) fn check_tensor(
@@ -222,7 +241,7 @@ impl<'a> Loader<'a> {
         let tensor = self.tensor(&name);
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         if tensor.stored != StoredType::F8E4m3 {
-            return plain_matrix(&tensor, rows, cols);
+            return whole_matrix(&tensor, rows, cols);
         }
         let scale = self.tensor(&scale_name(&name));
         let count: usize = scale.shape.iter().product();
@@ -309,6 +328,13 @@ impl<'a> Loader<'a> {
         Stacked::OutputsFirst(Matrix::new(MatrixData::Mxfp4 { blocks, scales }, outputs, inputs))
     }
 
+    /// One expert of a stack `[E, out, in]`, as stored.
+    pub fn output_stacked(&mut self, slot: Slot, expert: usize) -> Matrix {
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        let tensor = self.part_of(&name, expert, shape[0]);
+        whole_matrix(&tensor, shape[1], shape[2])
+    }
+
     /// The values of one expert of a stack of vectors `[E, n]`.
     pub fn stacked_values(&mut self, slot: Slot, expert: usize) -> Vec<f32> {
         let Expected { name, shape, .. } = self.expected(slot).clone();
@@ -353,6 +379,16 @@ impl Stacked {
             Stacked::InputsFirst(matrix) => matrix.row_slice(first, 1, count).transposed(),
             Stacked::OutputsFirst(matrix) => matrix.col_slice(first, count),
         }
+    }
+}
+
+/// A matrix whose scales, if it has any, lie between its codes.
+fn whole_matrix(tensor: &Tensor<'_>, rows: usize, cols: usize) -> Matrix {
+    let blocks = || tensor.bytes.clone();
+    match tensor.stored {
+        StoredType::Q4_0 => Matrix::new(MatrixData::Q4_0 { blocks: blocks() }, rows, cols),
+        StoredType::Q8_0 => Matrix::new(MatrixData::Q8_0 { blocks: blocks() }, rows, cols),
+        _ => plain_matrix(tensor, rows, cols),
     }
 }
 

@@ -66,7 +66,7 @@ impl ChatTemplate {
         if let Some(text) = files::text(&jinja)? {
             sources.insert("default".to_owned(), text);
             more_templates(folder, &mut sources)?;
-            return ChatTemplate::new(
+            return ChatTemplate::from_sources(
                 &jinja.display().to_string(),
                 &sources,
                 special_tokens(folder, &config)?,
@@ -78,7 +78,7 @@ impl ChatTemplate {
         if sources.is_empty() {
             return Ok(None);
         }
-        ChatTemplate::new(&file, &sources, special_tokens(folder, &config)?).map(Some)
+        ChatTemplate::from_sources(&file, &sources, special_tokens(folder, &config)?).map(Some)
     }
 
     /// A template from its text, with the special tokens that it may use; errors call it `file`.
@@ -88,10 +88,11 @@ impl ChatTemplate {
         special: Map<String, Value>,
     ) -> Result<ChatTemplate, TextError> {
         let sources = BTreeMap::from([("default".to_owned(), source.to_owned())]);
-        ChatTemplate::new(file, &sources, special)
+        ChatTemplate::from_sources(file, &sources, special)
     }
 
-    fn new(
+    /// Templates by name; one of them should be called `default`.
+    pub(in crate::text) fn from_sources(
         file: &str,
         sources: &BTreeMap<String, String>,
         special: Map<String, Value>,
