@@ -23,7 +23,9 @@ fn main() {
     // `cargo bench` passes `--bench` as well.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let Some(folder) = args.first() else {
-        println!("usage: cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [PRECISION] [ISA]");
+        println!(
+            "usage: cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [PRECISION] [ISA]"
+        );
         return;
     };
     let rounds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(5);
@@ -39,8 +41,7 @@ fn main() {
     let isa = if named("avx2") { Isa::Avx2 } else { Isa::detect() };
     let device = Device::cpu(CpuOptions { pin: true, isa, ..CpuOptions::default() }).expect("threads");
     let positions = STREAMS[STREAMS.len() - 1] * (CONTEXTS[CONTEXTS.len() - 1] + 64 * DECODE_STEPS);
-    let options =
-        RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
+    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
     let mut runner = match Runner::load(Path::new(folder), &device, &options, &mut |_| {}) {
         Ok(runner) => runner,
         Err(error) => {

@@ -205,6 +205,38 @@ fn inspect_counts_what_is_there() {
 }
 
 #[test]
+fn inspect_counts_4_bit_weights() {
+    let cases = [
+        ("qwen3_moe_gptq_b", "int4 gptq g64", 3 * 4 * 64 * 96, 64),
+        ("qwen2_moe_gptq", "int4 gptq per row", 0, 0),
+        ("mixtral_awq", "int4 awq g128", 3 * 3 * 128 * 256, 128),
+    ];
+    for (name, precision, parameters, group) in cases {
+        let report: Value =
+            serde_json::from_str(&succeeds(&["inspect", &fixture(name), "--json", "--no-measure"])).unwrap();
+        let file = std::fs::read(format!("{}/model.safetensors", fixture(name))).unwrap();
+        let data = file.len() as u64 - 8 - u64::from_le_bytes(file[..8].try_into().unwrap());
+        assert_eq!(report["total"]["bytes"], data, "{name}");
+        let experts = &report["parts"]["experts"];
+        assert_eq!(experts["bytes_by_precision"][precision], experts["bytes"], "{name}: {experts}");
+        if group > 0 {
+            // Codes, f16 scales and 4-bit zero points.
+            let groups = |inputs: u64, outputs: u64| inputs.div_ceil(group) * outputs;
+            assert_eq!(experts["parameters"], parameters, "{name}");
+            let (h, f, count) = if group == 64 { (64, 96, 4) } else { (128, 256, 3) };
+            let groups = count * (2 * groups(h, f) + groups(f, h));
+            let order = if precision.contains("gptq") { count * 4 * (2 * h + f) } else { 0 };
+            assert_eq!(experts["bytes"], parameters / 2 + groups * 2 + groups / 2 + order, "{name}");
+        }
+        let table = succeeds(&["inspect", &fixture(name), "--no-measure"]);
+        assert!(table.contains(precision), "{table}");
+    }
+    // o_proj was left out of the quantisation.
+    let table = succeeds(&["inspect", &fixture("qwen3_moe_gptq_b"), "--no-measure"]);
+    assert!(table.contains("bf16 + int4 gptq g64"), "{table}");
+}
+
+#[test]
 fn gguf_files_are_models() {
     let folder = fixture("gguf_olmoe");
     let file = format!("{folder}/model.gguf");
@@ -237,7 +269,7 @@ fn gguf_files_are_models() {
 #[test]
 fn synth_writes_every_form_and_generate_runs_it() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["deepseek_v3_c", "gpt_oss_a", "llama4_a", "qwen2_moe_b"] {
+    for name in ["deepseek_v3_c", "gpt_oss_a", "llama4_a", "qwen2_moe_b", "qwen3_gptq", "mixtral_awq"] {
         let out = folder.path().join(name).to_str().unwrap().to_string();
         let config = format!("{}/config.json", fixture(name));
         succeeds(&["synth", "--config", &config, &out, "--shard-bytes", "100000"]);

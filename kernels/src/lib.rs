@@ -8,6 +8,7 @@ mod bytes;
 mod cpu;
 mod device;
 mod error;
+mod int4;
 mod matrix;
 pub mod measure;
 pub mod ops;
@@ -23,6 +24,7 @@ pub use bytes::Bytes;
 pub use cpu::math::{exp, sigmoid};
 pub use device::{CpuOptions, Device, Isa};
 pub use error::KernelError;
+pub use int4::{INT4_GROUP_MAX, Int4};
 pub use matrix::{
     ElementType, FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK,
 };

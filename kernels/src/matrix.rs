@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::bytes::Bytes;
+use crate::int4::Int4;
 use crate::packed::{Codes, PackedFormat, Scales};
 
 /// The element types of activations' partners: what a plain matrix can hold.
@@ -45,6 +46,8 @@ pub enum MatrixData {
     Fp8 { codes: Bytes, scales: Arc<[f32]> },
     /// `[rows, cols/32, 16]` bytes with two E2M1 codes each, the lower nibble first; `[rows, cols/32]` E8M0 exponents.
     Mxfp4 { blocks: Bytes, scales: Bytes },
+    /// 4-bit codes with a scale, and in some an offset, per group.
+    Int4(Arc<Int4>),
     /// `[rows, cols/32, 18]` bytes: an f16 scale d, then 16 bytes with two codes each, whose lower nibbles are the values
     /// 0..16 and whose upper ones 16..32 of the group. A value is d * (code - 8).
     Q4_0 { blocks: Bytes },
@@ -59,6 +62,7 @@ impl MatrixData {
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => 1,
             MatrixData::Mxfp4 { .. } => MXFP4_GROUP,
             MatrixData::Q4_0 { .. } | MatrixData::Q8_0 { .. } => GGUF_GROUP,
+            MatrixData::Int4(int4) => int4.group,
         }
     }
 }
@@ -94,6 +98,7 @@ impl Matrix {
                 assert_eq!(blocks.len(), rows * cols / 2, "codes of a {rows} x {cols} matrix");
                 assert_eq!(scales.len(), rows * cols / MXFP4_GROUP, "exponents of a {rows} x {cols} matrix");
             }
+            MatrixData::Int4(int4) => int4.check(rows, cols),
             MatrixData::Q4_0 { blocks } => check_blocks(blocks, Q4_0_BLOCK, rows, cols),
             MatrixData::Q8_0 { blocks } => check_blocks(blocks, Q8_0_BLOCK, rows, cols),
         }
@@ -142,12 +147,13 @@ impl Matrix {
         Matrix { first_row, row_step: self.row_step * step, rows: count, ..self.clone() }
     }
 
-    /// The columns `first..first + count`; whole groups of MXFP4, Q4_0 and Q8_0.
+    /// The columns `first..first + count`; whole groups, of which only the last may be short.
     pub fn col_slice(&self, first: usize, count: usize) -> Matrix {
-        assert!(first + count <= self.cols, "columns {first}..+{count} of {}", self.cols);
+        let end = first + count;
+        assert!(end <= self.cols, "columns {first}..+{count} of {}", self.cols);
         let group = self.data.group();
         assert!(
-            first.is_multiple_of(group) && count.is_multiple_of(group),
+            first.is_multiple_of(group) && (end.is_multiple_of(group) || end == self.cols),
             "whole groups of {group} columns"
         );
         Matrix { first_col: self.first_col + first, cols: count, ..self.clone() }
@@ -160,6 +166,7 @@ impl Matrix {
             MatrixData::Plain { kind, .. } => elements * kind.bytes(),
             MatrixData::Fp8 { .. } => elements + elements.div_ceil(FP8_BLOCK * FP8_BLOCK) * 4,
             MatrixData::Mxfp4 { .. } => elements / 2 + elements / MXFP4_GROUP,
+            MatrixData::Int4(int4) => int4.stored_bytes(self.rows, self.cols),
             MatrixData::Q4_0 { .. } => elements / GGUF_GROUP * Q4_0_BLOCK,
             MatrixData::Q8_0 { .. } => elements / GGUF_GROUP * Q8_0_BLOCK,
         }
@@ -191,6 +198,7 @@ impl Matrix {
                     }
                 }
             }
+            MatrixData::Int4(int4) => int4.dequantize(stored_row, self.stored_cols, self.first_col, out),
             MatrixData::Q4_0 { blocks } => {
                 let groups = out.chunks_exact_mut(GGUF_GROUP).zip(blocks_from(blocks, Q4_0_BLOCK, start));
                 for (values, block) in groups {
@@ -223,6 +231,7 @@ impl Matrix {
                 let scales = if fits { Scales::F16 } else { Scales::F32 };
                 Some(PackedFormat { codes: Codes::MXFP4, scales, offsets: false, group: MXFP4_GROUP })
             }
+            MatrixData::Int4(int4) => Some(int4.packed_format()),
             MatrixData::Q4_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT4 }),
             MatrixData::Q8_0 { .. } => Some(PackedFormat { group: GGUF_GROUP, ..PackedFormat::INT8 }),
             MatrixData::Plain { .. } | MatrixData::Fp8 { .. } => None,
@@ -242,6 +251,7 @@ impl Matrix {
                 // Halved for the doubled table; exact but for NaN, which stays.
                 (e8m0(scales.as_slice()[at]) * 0.5, 0.0)
             }
+            MatrixData::Int4(_) => self.int4_group(row, group, codes),
             MatrixData::Q4_0 { blocks } => {
                 let at = (stored_row * self.stored_cols + self.first_col) / GGUF_GROUP + group;
                 let block = &blocks.as_slice()[at * Q4_0_BLOCK..(at + 1) * Q4_0_BLOCK];

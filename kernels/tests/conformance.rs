@@ -2,14 +2,15 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Bytes, ElementType, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Stream, View, ViewMut, reference,
+    Bytes, ElementType, Int4, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Scales, Stream, View, ViewMut,
+    reference,
 };
 
 mod common;
 use common::{Random, get, put, same, streams};
 
 /// The stored forms below.
-const FORMS: usize = 7;
+const FORMS: usize = 8;
 
 /// A matrix in one of the stored forms, and its values.
 fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
@@ -41,11 +42,20 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
             let data = if form == 5 { MatrixData::Q4_0 { blocks } } else { MatrixData::Q8_0 { blocks } };
             Matrix::new(data, rows, cols)
         }
-        _ => {
+        4 => {
             let blocks: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
             let scales: Vec<u8> = (0..rows * cols / 32).map(|_| 118 + random.below(10) as u8).collect();
             let data = MatrixData::Mxfp4 { blocks: Bytes::copied(&blocks), scales: Bytes::copied(&scales) };
             Matrix::new(data, rows, cols)
+        }
+        _ => {
+            let codes: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
+            let groups = rows * cols.div_ceil(32);
+            let scales = Bytes::copied(&random.values(groups));
+            let offsets = (random.below(2) == 0).then(|| random.values(groups).into());
+            let codes = Bytes::copied(&codes);
+            let int4 = Int4 { codes, scales, scale_type: Scales::F32, offsets, group: 32 };
+            Matrix::new(MatrixData::Int4(int4.into()), rows, cols)
         }
     };
     let mut values = vec![0.0; rows * cols];
@@ -61,7 +71,11 @@ fn linear_is_the_plain_dot() {
         for seed in 0..60 {
             let random = &mut Random(seed);
             let form = seed as usize % FORMS;
-            let cols = if form >= 4 { 32 * (1 + random.below(8)) } else { 1 + random.below(300) };
+            let cols = match form {
+                4..7 => 32 * (1 + random.below(8)),
+                7 => 2 * (1 + random.below(150)),
+                _ => 1 + random.below(300),
+            };
             let (rows, tokens) = (1 + random.below(90), 1 + random.below(11));
             let (matrix, w) = stored(random, form, rows, cols);
             let (x, bias) = (random.values(tokens * cols), random.values(rows));

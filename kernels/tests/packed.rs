@@ -2,8 +2,8 @@
 
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
-    Bytes, Codes, LINE, Matrix, MatrixData, PANEL_ROWS, Packed, PackedFormat, Scales, Stream, View, ViewMut,
-    Weight, reference,
+    Bytes, Codes, Int4, LINE, Matrix, MatrixData, PANEL_ROWS, Packed, PackedFormat, Scales, Stream, View,
+    ViewMut, Weight, reference,
 };
 
 mod common;
@@ -182,6 +182,32 @@ fn stored_groups_keep_their_values() {
             let blocks = Bytes::copied(&blocks);
             let data = if block == 18 { MatrixData::Q4_0 { blocks } } else { MatrixData::Q8_0 { blocks } };
             check_stored(&Matrix::new(data, rows, groups * 32), Some(Scales::F16));
+        }
+    }
+    for seed in 0..24 {
+        let random = &mut Random(seed);
+        let group = [32, 64, 128][seed as usize % 3];
+        // A short last group too.
+        let (rows, cols) = (1 + random.below(40), 2 * (1 + random.below(250)));
+        let groups = rows * cols.div_ceil(group);
+        let codes: Vec<u8> = (0..rows * cols / 2).map(|_| random.next() as u8).collect();
+        let scales: Vec<half::f16> = random.values(groups).into_iter().map(half::f16::from_f32).collect();
+        let widened: Vec<f32> = scales.iter().map(|scale| scale.to_f32()).collect();
+        let zero = |scale: &f32| scale * (8.0 - random.below(16) as f32);
+        let offsets = (seed % 2 == 0).then(|| widened.iter().map(zero).collect());
+        let (scale_type, scales) = match seed % 4 {
+            0 | 1 => {
+                let halves: Vec<u16> = scales.iter().map(|scale| scale.to_bits()).collect();
+                (Scales::F16, Bytes::copied(&halves))
+            }
+            _ => (Scales::F32, Bytes::copied(&widened)),
+        };
+        let int4 = Int4 { codes: Bytes::copied(&codes), scales, scale_type, offsets, group };
+        let matrix = Matrix::new(MatrixData::Int4(int4.into()), rows, cols);
+        check_stored(&matrix, Some(scale_type));
+        check_stored(&matrix.col_slice(0, cols / group * group), Some(scale_type));
+        if cols > group {
+            check_stored(&matrix.col_slice(group, cols - group), Some(scale_type));
         }
     }
 }

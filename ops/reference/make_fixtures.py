@@ -215,7 +215,8 @@ def bystanders(v, gen):
 def stored(tensors, dtype):
     """Everything in the storage dtype but what is quantised, a scale, or always float32."""
     def cast(name, t):
-        exact = name.endswith(("e_score_correction_bias", "_scale_inv")) or t.element_size() == 1
+        exact = (name.endswith(("e_score_correction_bias", "_scale_inv", ".scales"))
+                 or t.element_size() == 1 or not t.is_floating_point())
         return (t if exact else t.to(dtype)).contiguous().clone()
     return {name: cast(name, t) for name, t in tensors.items()}
 
@@ -254,7 +255,8 @@ def load_reference(folder):
     if "quantization_config" in config:
         with tempfile.TemporaryDirectory() as tmp:
             plain = {k: v for k, v in config.items() if k != "quantization_config"}
-            write_folder(Path(tmp) / "m", plain, dequantise_f32(read_tensors(folder)), 1)
+            tensors = dequantise_f32(read_tensors(folder), config["quantization_config"])
+            write_folder(Path(tmp) / "m", plain, tensors, 1)
             return load_reference(Path(tmp) / "m")
     extra = {"config": text_config(config)} if config["model_type"] == "llama4" else {}
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -268,8 +270,8 @@ def load_reference(folder):
     return model.eval()
 
 
-def dequantise_f32(tensors):
-    return {n: t.float().contiguous() for n, t in quant.dequantise(tensors).items()}
+def dequantise_f32(tensors, config):
+    return {n: t.float().contiguous() for n, t in quant.dequantise(tensors, config).items()}
 
 
 # ------------------------------------------------------------------ expected values
@@ -343,7 +345,7 @@ def write_variant(v, folder, seed):
     tensors = published_names(random_state(skeleton, v, gen), v["arch"])
     tensors.update(bystanders(v, gen))
     if v["quant"]:
-        tensors = quant.quantise(tensors, v["quant"], gen)
+        tensors = quant.quantise(tensors, v["quant"], gen, DTYPES[v["dtype"]])
     tensors = stored(tensors, DTYPES[v["dtype"]])
     write_folder(folder, config, tensors, v["shards"])
 

@@ -61,6 +61,13 @@ variant("mixtral_b", "mixtral", dict(
     tie_word_embeddings=True, router_aux_loss_coef=0.001, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new", shards=3, long=True)
 
+variant("mixtral_awq", "mixtral", dict(
+    vocab_size=96, hidden_size=128, intermediate_size=256, num_hidden_layers=1,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    num_local_experts=3, num_experts_per_tok=2, sliding_window=None, rms_norm_eps=1e-5,
+    tie_word_embeddings=False, router_aux_loss_coef=0.02, output_router_logits=False,
+), rope=rope(1000000.0), dtype="float16", quant="awq_g128")
+
 # ---------------------------------------------------------------- Qwen2-MoE
 variant("qwen2_moe_a", "qwen2_moe", dict(
     vocab_size=96, hidden_size=32, intermediate_size=56, num_hidden_layers=4,
@@ -79,6 +86,15 @@ variant("qwen2_moe_b", "qwen2_moe", dict(
     mlp_only_layers=[1], use_sliding_window=True, sliding_window=6, rms_norm_eps=0.01,
     tie_word_embeddings=False, router_aux_loss_coef=0.001, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new")
+
+variant("qwen2_moe_gptq", "qwen2_moe", dict(
+    vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    max_window_layers=2, moe_intermediate_size=48, shared_expert_intermediate_size=80,
+    num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, decoder_sparse_step=1,
+    use_sliding_window=False, sliding_window=32768, rms_norm_eps=1e-6,
+    tie_word_embeddings=False, router_aux_loss_coef=0.001, output_router_logits=False,
+), rope=rope(1000000.0), dtype="float16", quant="gptq_rows")
 
 # ---------------------------------------------------------------- Qwen3-MoE
 variant("qwen3_moe_a", "qwen3_moe", dict(
@@ -99,6 +115,24 @@ variant("qwen3_moe_b", "qwen3_moe", dict(
     tie_word_embeddings=True, router_aux_loss_coef=0.001, output_router_logits=False,
 ), rope=rope(10000.0, **YARN), dtype="float16", spelling="new", shards=2, gains=dict(expert=3.0))
 
+variant("qwen3_moe_gptq_a", "qwen3_moe", dict(
+    vocab_size=96, hidden_size=64, head_dim=16, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    attention_bias=False, max_window_layers=2, moe_intermediate_size=160, num_experts=4,
+    num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+    use_sliding_window=False, sliding_window=None, rms_norm_eps=1e-6,
+    tie_word_embeddings=False, router_aux_loss_coef=0.001, output_router_logits=False,
+), rope=rope(1000000.0), dtype="float16", quant="gptq_g32", shards=2)
+
+variant("qwen3_moe_gptq_b", "qwen3_moe", dict(
+    vocab_size=96, hidden_size=64, head_dim=16, intermediate_size=128, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    attention_bias=True, max_window_layers=2, moe_intermediate_size=96, num_experts=4,
+    num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[1],
+    use_sliding_window=False, sliding_window=None, rms_norm_eps=1e-6,
+    tie_word_embeddings=False, router_aux_loss_coef=0.001, output_router_logits=False,
+), rope=rope(1000000.0), dtype="bfloat16", quant="gptq_v2_g64", spelling="new")
+
 # ---------------------------------------------------------------- OLMoE
 variant("olmoe_a", "olmoe", dict(
     vocab_size=96, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
@@ -115,6 +149,14 @@ variant("olmoe_b", "olmoe", dict(
     norm_topk_prob=True, pad_token_id=1, rms_norm_eps=0.01,
     tie_word_embeddings=False, router_aux_loss_coef=0.01, output_router_logits=False,
 ), rope=rope(10000.0), dtype="bfloat16", spelling="new")
+
+variant("olmoe_awq", "olmoe", dict(
+    vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+    num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    attention_bias=False, clip_qkv=None, num_experts=4, num_experts_per_tok=2,
+    norm_topk_prob=True, pad_token_id=1, rms_norm_eps=1e-5,
+    tie_word_embeddings=False, router_aux_loss_coef=0.01, output_router_logits=False,
+), rope=rope(10000.0), dtype="bfloat16", quant="awq_g64", spelling="new")
 
 # ---------------------------------------------------------------- DeepSeek-V2
 variant("deepseek_v2_a", "deepseek_v2", dict(
@@ -261,3 +303,10 @@ variant("qwen3_b", "qwen3", dict(
     attention_bias=True, max_window_layers=1, use_sliding_window=True, sliding_window=6,
     rms_norm_eps=0.01, tie_word_embeddings=False,
 ), rope=rope(10000.0), spelling="new")
+
+variant("qwen3_gptq", "qwen3", dict(
+    vocab_size=96, hidden_size=128, head_dim=16, intermediate_size=200, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    attention_bias=False, max_window_layers=2, use_sliding_window=False, sliding_window=None,
+    rms_norm_eps=1e-6, tie_word_embeddings=True,
+), rope=rope(1000000.0), dtype="float16", quant="gptq_v2_g128")

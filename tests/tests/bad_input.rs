@@ -4,7 +4,7 @@ use gaterail_kernels::Isa;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
 use gaterail_tests::broken::{Copy, safetensors};
-use gaterail_tests::device;
+use gaterail_tests::{bits, device, fixtures_folder, logits_in_chunks};
 use serde_json::{Value, json};
 
 const CONFIG: &str = "config.json";
@@ -90,7 +90,7 @@ fn missing_extra_and_misshapen_tensors_are_all_listed() {
         norm["shape"] = json!([1, length]);
         let gate = header["model.layers.1.mlp.gate.weight"].as_object_mut().unwrap();
         assert_eq!(gate["dtype"], "F32");
-        gate["dtype"] = "I32".into();
+        gate["dtype"] = "U32".into();
         let _ = data;
     });
     check(
@@ -131,6 +131,131 @@ fn quantised_tensors_need_their_scales_in_their_shape() {
         scales["shape"] = json!(shape);
     });
     check(&copy, &["model.layers.0.mlp.experts.down_proj_scales in model.safetensors: shape"]);
+}
+
+#[test]
+fn what_of_gptq_and_awq_is_not_read_is_named() {
+    let (gptq, awq) = ("qwen3_moe_gptq_b", "mixtral_awq");
+    let cases: [(&str, &str, Value, &[&str]); 19] = [
+        (gptq, "bits", json!(3), &["bits: 3 is not supported", "reads 4"]),
+        (gptq, "bits", json!(null), &["bits: missing"]),
+        (gptq, "group_size", json!(null), &["group_size: missing"]),
+        (gptq, "group_size", json!(48), &["group_size: 48 is not supported", "32, 64, 128"]),
+        (gptq, "group_size", json!(0), &["group_size: 0 is not supported"]),
+        (gptq, "checkpoint_format", json!("marlin"), &["checkpoint_format: \"marlin\"", "gptq_v2"]),
+        (gptq, "is_marlin_format", json!(true), &["is_marlin_format"]),
+        (gptq, "lm_head", json!(true), &["lm_head: true is not supported"]),
+        (gptq, "pack_dtype", json!("int8"), &["pack_dtype: \"int8\"", "int32"]),
+        (gptq, "rotation", json!("hadamard"), &["rotation: \"hadamard\" is not supported"]),
+        (gptq, "adapter", json!({"name": "lora"}), &["adapter:", "is not supported"]),
+        (gptq, "dynamic", json!({"+:.*down.*": {"bits": 8}}), &["dynamic: \"+:.*down.*\" sets bits to 8"]),
+        (gptq, "dynamic", json!({".*": {"group_size": 32}}), &["\".*\" sets group_size to 32"]),
+        (gptq, "dynamic", json!([]), &["dynamic: not an object"]),
+        (awq, "bits", json!(8), &["bits: 8 is not supported"]),
+        (awq, "version", json!("gemv"), &["version: \"gemv\" is not supported", "gemm"]),
+        (awq, "checkpoint_format", json!("gemv_fast"), &["checkpoint_format: \"gemv_fast\""]),
+        (awq, "zero_point", json!(false), &["zero_point: false is not supported"]),
+        (awq, "backend", json!("llm-awq"), &["backend: \"llm-awq\" is not supported"]),
+    ];
+    for (fixture, field, value, parts) in cases {
+        let copy = Copy::of(fixture);
+        copy.json(CONFIG, |config| {
+            drop(config["quantization_config"].as_object_mut().unwrap().insert(field.into(), value))
+        });
+        check(&copy, &[&[CONFIG, "quantization_config."], parts].concat());
+    }
+    // Experts that are one tensor have no published 4-bit form that would be read.
+    let copy = Copy::of("llama4_a");
+    let quantization = json!({"quant_method": "gptq", "bits": 4, "group_size": 32});
+    copy.json(CONFIG, |config| drop(config.insert("quantization_config".into(), quantization)));
+    check(&copy, &[CONFIG, "4-bit experts of this architecture"]);
+}
+
+#[test]
+fn tensors_of_4_bit_layers_are_checked_by_name() {
+    let copy = Copy::of("qwen3_moe_gptq_b");
+    copy.tensors(SINGLE, |header, _| {
+        let layer = "model.layers.0.mlp.experts.1";
+        let zeros = header.remove(&format!("{layer}.up_proj.qzeros")).unwrap();
+        header.insert(format!("{layer}.up_proj.spare"), zeros);
+        let words = header.remove(&format!("{layer}.gate_proj.qweight")).unwrap();
+        header.insert(format!("{layer}.gate_proj.codes"), words);
+        let shape = |name: &str| format!("model.layers.0.self_attn.{name}");
+        header[&shape("q_proj.qweight")]["shape"].as_array_mut().unwrap().reverse();
+        header[&shape("k_proj.scales")]["dtype"] = "I16".into();
+        header[&shape("v_proj.qweight")]["dtype"] = "F32".into();
+    });
+    check(
+        &copy,
+        &[
+            "7 tensor(s) do not fit",
+            "experts.1.up_proj.qzeros: missing, [1, 12] expected",
+            "experts.1.up_proj.spare: not part",
+            "experts.1.gate_proj.qweight: missing, [8, 96] expected",
+            "experts.1.gate_proj.codes: not part",
+            "q_proj.qweight in model.safetensors: shape [64, 8], [8, 64] expected",
+            "k_proj.scales in model.safetensors: stored as an unsupported type, f16 or bf16 expected",
+            "v_proj.qweight in model.safetensors: stored as f32, i32 expected",
+        ],
+    );
+
+    let copy = Copy::of("mixtral_awq");
+    copy.json(CONFIG, |config| config["quantization_config"]["group_size"] = json!(64));
+    check(
+        &copy,
+        &["q_proj.qzeros in model.safetensors: shape [1, 16], [2, 16] expected", "q_proj.scales in"],
+    );
+}
+
+/// The data of a tensor.
+fn data_of<'a>(header: &serde_json::Map<String, Value>, data: &'a mut [u8], name: &str) -> &'a mut [u8] {
+    let [start, end]: [usize; 2] = serde_json::from_value(header[name]["data_offsets"].clone()).unwrap();
+    &mut data[start..end]
+}
+
+#[test]
+fn inputs_out_of_order_and_doubtful_zero_points_are_refused() {
+    for desc_act in [false, true] {
+        let copy = Copy::of("qwen3_gptq");
+        let name = "model.layers.1.mlp.down_proj.g_idx";
+        copy.json(CONFIG, |config| config["quantization_config"]["desc_act"] = json!(desc_act));
+        // 200 inputs in groups of 128: the first now counts to the second group.
+        copy.tensors(SINGLE, |header, data| data_of(header, data, name)[..4].copy_from_slice(&[1, 0, 0, 0]));
+        check(&copy, &[name, "in model.safetensors: inputs are not in the order", "128", "static_groups"]);
+    }
+    let copy = Copy::of("qwen2_moe_gptq");
+    let name = "model.layers.0.self_attn.k_proj.qzeros";
+    copy.tensors(SINGLE, |header, data| data_of(header, data, name)[2] |= 0xf0);
+    check(&copy, &[name, "stored as 15", "gptq_v2"]);
+}
+
+#[test]
+fn an_order_may_be_left_unsaid_and_a_bias_of_zeros_said() {
+    let copy = Copy::of("qwen2_moe_gptq");
+    // This group index is all zeros, as is a bias that some writers add; another is put where nothing is looked at.
+    let rename = |from: &'static str, to: &'static str| {
+        move |header: &mut serde_json::Map<String, Value>, _: &mut Vec<u8>| {
+            let tensor = header.remove(from).unwrap();
+            header.insert(to.into(), tensor);
+        }
+    };
+    let down = "model.layers.0.mlp.experts.0.down_proj.g_idx";
+    copy.tensors(SINGLE, rename(down, "model.layers.0.mlp.experts.0.down_proj.bias"));
+    let query = "model.layers.0.self_attn.q_proj.g_idx";
+    copy.tensors(SINGLE, rename(query, "model.layers.0.self_attn.rotary_emb.inv_freq"));
+    let device = device(Isa::detect());
+    let logits = |folder: &std::path::Path| {
+        let mut runner = gaterail_tests::load(folder, &device, Vec::new());
+        bits(&logits_in_chunks(&mut runner, &[5, 6, 7, 8], std::iter::repeat(4)))
+    };
+    assert_eq!(logits(copy.path()), logits(&fixtures_folder().join("qwen2_moe_gptq")));
+
+    copy.json(CONFIG, |config| config["quantization_config"]["desc_act"] = json!(true));
+    check(&copy, &["down_proj.g_idx: missing", "q_proj.g_idx: missing"]);
+    copy.json(CONFIG, |config| config["quantization_config"]["desc_act"] = json!(false));
+    let bias = "model.layers.0.mlp.experts.0.down_proj.bias";
+    copy.tensors(SINGLE, |header, data| data_of(header, data, bias)[0] = 1);
+    check(&copy, &[bias, "not part of this architecture"]);
 }
 
 #[test]
@@ -187,8 +312,8 @@ fn unknown_architectures_and_quantisations_say_what_is_supported() {
         ("architectures", json!([]), &["architectures: missing", "MixtralForCausalLM"]),
         (
             "quantization_config",
-            json!({"quant_method": "awq", "bits": 4}),
-            &["quant_method", "\"awq\"", "mxfp4"],
+            json!({"quant_method": "aqlm", "bits": 2}),
+            &["quant_method", "\"aqlm\"", "mxfp4", "gptq"],
         ),
         ("quantization_config", json!({"quant_method": "fp8"}), &["weight_block_size: missing"]),
         ("rope_scaling", json!({"rope_type": "longrope", "factor": 4.0}), &["rope_type", "longrope", "yarn"]),

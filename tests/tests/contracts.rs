@@ -143,9 +143,18 @@ fn cutting_the_experts_changes_no_bit() {
             assert!(whole == run(scrambled(&inventory, n, 7)), "{}: {n} scrambled shards", folder.display());
         }
     }
-    // Every layout: plain, FP8, MXFP4, inputs first in halves and taking turns, with biases, with the gate on the input;
-    // blocks of GGUF files.
-    for name in ["mixtral_b", "deepseek_v3_c", "gpt_oss_a", "gpt_oss_b", "llama4_a", "gguf_olmoe"] {
+    // Every layout: plain, FP8, MXFP4, GPTQ, AWQ, inputs first in halves and taking turns, with biases, with the gate on
+    // the input; blocks of GGUF files.
+    for name in [
+        "mixtral_b",
+        "deepseek_v3_c",
+        "gpt_oss_a",
+        "gpt_oss_b",
+        "llama4_a",
+        "qwen3_moe_gptq_a",
+        "mixtral_awq",
+        "gguf_olmoe",
+    ] {
         assert!(cut_into_units.iter().any(|cut| cut == name), "{name} has no expert of several units");
     }
 }

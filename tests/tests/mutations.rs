@@ -1,8 +1,13 @@
 //! The fuzz targets over mutated seeds, on stable Rust and with a fixed seed: a quick net under the real fuzzing.
 
+use gaterail_kernels::Isa;
+use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::weights::Precision;
+use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::hash;
 use gaterail_tests::gguf::Parts;
-use gaterail_tests::{fixtures, fuzzing};
+use gaterail_tests::{device, fixtures, fuzzing, logits_in_chunks};
+use serde_json::{Value, json};
 
 /// Bytes that mean something in JSON and templates, and two that mean nothing anywhere.
 const LETTERS: &[u8] = b"0123456789{}[]\",:-.eE%|\x00\xff";
@@ -150,4 +155,69 @@ fn generation_configurations() {
     ]
     .map(|text| text.as_bytes().to_vec());
     replay(&seeds, 6_000, fuzzing::generation);
+}
+
+/// Folders with 4-bit layers whose headers and configurations are well formed but say something else: they are refused,
+/// or they run.
+#[test]
+fn folders_of_4_bit_layers() {
+    let device = device(Isa::detect());
+    let settings = [
+        ("bits", vec![json!(3), json!(4), json!("4")]),
+        ("group_size", vec![json!(32), json!(64), json!(96), json!(128), json!(-1), json!(65_536), json!(0)]),
+        ("checkpoint_format", vec![json!("gptq"), json!("gptq_v2"), json!("gemm")]),
+        ("quant_method", vec![json!("gptq"), json!("awq"), json!("fp8")]),
+        ("desc_act", vec![json!(true), json!(false)]),
+        ("sym", vec![json!(true), json!(false)]),
+    ];
+    let swaps = [("I32", "F32"), ("F32", "U32"), ("F16", "BF16"), ("BF16", "F16"), ("U32", "I32")];
+    let (mut refused, mut run) = (0, 0);
+    for round in 0..300 {
+        let mut state = hash(round);
+        let mut below = |n: usize| {
+            state = hash(state);
+            (state % n as u64) as usize
+        };
+        let copy = Copy::of(["qwen3_moe_gptq_b", "qwen2_moe_gptq", "mixtral_awq", "qwen3_gptq"][below(4)]);
+        if below(2) == 0 {
+            let (field, values) = &settings[below(settings.len())];
+            let value = values[below(values.len())].clone();
+            copy.json("config.json", |config| config["quantization_config"][field] = value);
+        }
+        copy.tensors("model.safetensors", |header, data| {
+            let names: Vec<String> = header.keys().filter(|name| *name != "__metadata__").cloned().collect();
+            for _ in 0..below(3) {
+                let [name, other] = [names[below(names.len())].clone(), names[below(names.len())].clone()];
+                match below(4) {
+                    0 => header[&name]["shape"].as_array_mut().expect("a shape").reverse(),
+                    1 => {
+                        let dtype = header[&name]["dtype"].clone();
+                        let swap = swaps.iter().find(|(from, _)| dtype == *from);
+                        header[&name]["dtype"] = swap.map_or(dtype, |(_, to)| Value::from(*to));
+                    }
+                    2 => {
+                        let [a, b] = [header[&name].clone(), header[&other].clone()];
+                        (header[&name], header[&other]) = (b, a);
+                    }
+                    _ => {
+                        let at = below(data.len());
+                        data[at] ^= 1 << below(8);
+                    }
+                }
+            }
+        });
+        let precision = [Precision::F32, Precision::AsStored][below(2)];
+        let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision };
+        // Nothing of a panicking round is used again but the device's threads, which outlive it.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut runner = Runner::load(copy.path(), &device, &options, &mut |_| {}).ok()?;
+            Some(logits_in_chunks(&mut runner, &[5, 6, 7], std::iter::repeat(3)).len())
+        }));
+        match outcome {
+            Ok(None) => refused += 1,
+            Ok(Some(_)) => run += 1,
+            Err(_) => panic!("round {round} panics"),
+        }
+    }
+    assert!(refused > 50 && run > 50, "{refused} refused, {run} run: one of them is hardly tested");
 }

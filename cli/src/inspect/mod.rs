@@ -12,7 +12,7 @@ use crate::{machine, source, terminal};
 
 /// Show a model's architecture, its bytes by part, and what fits on this machine
 ///
-/// Reads headers only; no weight is loaded. A folder with nothing but config.json gives an estimate.
+/// Reads headers (and of GPTQ the order of inputs); no weight is loaded. A folder with nothing but config.json gives an estimate.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
     /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched

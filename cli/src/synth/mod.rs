@@ -118,6 +118,10 @@ fn adjusted(origin: &Path, text: &str, args: &SynthArgs) -> Result<Map<String, V
             cut_layers(inner, layers).map_err(invalid)?;
         }
     }
+    if let Some(Value::Object(quantization)) = config.get_mut("quantization_config") {
+        // GPTQ's groups are written in order.
+        quantization.entry("desc_act").and_modify(|desc_act| *desc_act = false.into());
+    }
     if let Some(dtype) = &args.dtype {
         let name = match dtype.as_str() {
             "f32" => "float32",

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
-use gaterail_model::config::Quantization;
+use gaterail_model::config::{Int4Packing, Quantization};
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Form, Role, expected_tensors, stored_form};
 use serde_json::{Map, Value, json};
@@ -108,6 +108,28 @@ fn stored(spec: &ModelSpec, row: &gaterail_model::weights::Expected) -> Vec<Stor
                     1,
                     Kind::ConstantByte(exponent),
                 ),
+            ]
+        }
+        Quantization::Int4(int4) => {
+            let [rows, cols] = [row.shape[0], row.shape[1]];
+            let groups = cols.div_ceil(int4.stored_group(cols));
+            let module = row.name.trim_end_matches("weight");
+            let named = |leaf: &str, dtype, shape, width, kind| Stored {
+                name: format!("{module}{leaf}"),
+                ..make("", dtype, shape, width, kind)
+            };
+            let words = match int4.packing {
+                Int4Packing::Gptq | Int4Packing::GptqV2 => vec![cols / 8, rows],
+                Int4Packing::Awq => vec![cols, rows / 8],
+            };
+            // Zero points of 8.
+            let zeros = if int4.packing == Int4Packing::Gptq { 0x77 } else { 0x88 };
+            let scale =
+                Kind::Values { element: ElementType::F16, mean: (cols as f32).powf(-0.5) / 4.0, scale: 0.0 };
+            vec![
+                named("qweight", "I32", words, 4, Kind::Bytes),
+                named("qzeros", "I32", vec![groups, rows / 8], 4, Kind::ConstantByte(zeros)),
+                named("scales", "F16", vec![groups, rows], 2, scale),
             ]
         }
         Quantization::None => {

@@ -13,7 +13,7 @@ pub(crate) fn decode_row(isa: crate::device::Isa, w: &Matrix, row: usize, out: &
     let stored_row = w.first_row + row * w.row_step;
     let start = stored_row * w.stored_cols + w.first_col;
     match &w.data {
-        MatrixData::Plain { .. } => w.dequantize_row(row, out),
+        MatrixData::Plain { .. } | MatrixData::Int4(_) => w.dequantize_row(row, out),
         MatrixData::Fp8 { codes, scales } => {
             let scales = &scales[stored_row / FP8_BLOCK * w.stored_cols.div_ceil(FP8_BLOCK)..];
             let codes = &codes.as_slice()[start..start + out.len()];

@@ -5,7 +5,7 @@ use gaterail_kernels::ops::{
 };
 use gaterail_kernels::{ElementType, MXFP4_GROUP};
 
-use crate::arch::Names;
+use crate::arch::{ExpertNames, Names};
 use crate::config::{ConfigError, Fields, Quantization, Rope};
 use crate::spec::{AttentionSpec, GroupedSpec, LayerSpec, MlpSpec, ModelSpec, QkNorm, RopeUse, SparseSpec};
 
@@ -234,6 +234,11 @@ impl ModelSpec {
         let odd = [self.hidden, sparse.width].into_iter().find(|side| !side.is_multiple_of(MXFP4_GROUP));
         if let (Quantization::Mxfp4Experts, Some(odd)) = (self.quantization, odd) {
             let detail = format!("mxfp4 has groups of {MXFP4_GROUP}, and {odd} is no multiple of that");
+            return Err(config.invalid("quantization_config", detail));
+        }
+        if let (Quantization::Int4(_), ExpertNames::Fused { .. }) = (self.quantization, self.names.experts) {
+            let detail = "4-bit experts of this architecture are not supported; gptq and awq are read where every \
+                          expert has matrices of its own";
             return Err(config.invalid("quantization_config", detail));
         }
         sparse.gate.groups.map_or(Ok(()), |groups| check_groups(sparse, groups, config))

@@ -24,6 +24,7 @@ pub enum StoredType {
     /// FP8 E4M3
     F8E4m3,
     U8,
+    I32,
     /// Blocks of 32 values (GGUF)
     Q4_0,
     Q8_0,
@@ -39,6 +40,7 @@ impl StoredType {
             Dtype::BF16 => StoredType::Bf16,
             Dtype::F8_E4M3 => StoredType::F8E4m3,
             Dtype::U8 => StoredType::U8,
+            Dtype::I32 => StoredType::I32,
             _ => StoredType::Other,
         }
     }
@@ -52,6 +54,7 @@ impl fmt::Display for StoredType {
             StoredType::Bf16 => "bf16",
             StoredType::F8E4m3 => "f8_e4m3",
             StoredType::U8 => "u8",
+            StoredType::I32 => "i32",
             StoredType::Q4_0 => "q4_0",
             StoredType::Q8_0 => "q8_0",
             StoredType::Other => "an unsupported type",

@@ -1,6 +1,6 @@
 //! How a checkpoint's weights are stored, as `quantization_config` says.
 
-use super::{ConfigError, Fields};
+use super::{ConfigError, Fields, Int4Linear};
 
 /// The stored forms that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,10 +11,11 @@ pub enum Quantization {
     Fp8Blocks,
     /// Experts in MXFP4 (gpt-oss).
     Mxfp4Experts,
+    /// Linear layers in 4 bits (GPTQ, AWQ).
+    Int4(Int4Linear),
 }
 
-const SUPPORTED: &str =
-    "this version reads f32, f16 and bf16 weights, fp8 (E4M3, 128 x 128 blocks) and mxfp4 (experts)";
+const SUPPORTED: &str = "this version reads f32, f16 and bf16 weights, fp8 (E4M3, 128 x 128 blocks), mxfp4 (experts), gptq and awq (4 bits)";
 
 impl Quantization {
     /// Reads `quantization_config` of a configuration's top level.
@@ -40,6 +41,8 @@ impl Quantization {
                     Some(other) => Err(quantization.invalid("fmt", format!("{other:?}; {SUPPORTED}"))),
                 }
             }
+            Some("gptq") => Int4Linear::gptq(&quantization).map(Quantization::Int4),
+            Some("awq") => Int4Linear::awq(&quantization).map(Quantization::Int4),
             Some("mxfp4") => Ok(Quantization::Mxfp4Experts),
             Some(other) => Err(quantization.invalid("quant_method", format!("found {other:?}; {SUPPORTED}"))),
             None => Err(quantization.invalid("quant_method", format!("missing; {SUPPORTED}"))),
@@ -53,6 +56,7 @@ impl std::fmt::Display for Quantization {
             Quantization::None => "none",
             Quantization::Fp8Blocks => "FP8 (E4M3, 128 x 128 blocks)",
             Quantization::Mxfp4Experts => "MXFP4 experts",
+            Quantization::Int4(int4) => int4.precision(),
         })
     }
 }

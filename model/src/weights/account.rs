@@ -6,6 +6,7 @@ use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 
 use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
+use super::int4;
 use super::precision::{Precision, Use};
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
@@ -31,7 +32,7 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
         let parameters: u64 = expected.shape.iter().map(|&n| n as u64).product();
         let (bytes, precision) = match checkpoint {
             Some(checkpoint) => {
-                (stored_bytes(checkpoint, &expected.name), stored_precision(checkpoint, &expected))
+                (stored_bytes(checkpoint, &expected.name), stored_precision(spec, checkpoint, &expected))
             }
             None => declared(spec, &expected, parameters),
         };
@@ -68,7 +69,7 @@ fn touched(spec: &ModelSpec, role: Role) -> (u64, u64) {
     }
 }
 
-fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
+fn stored_precision(spec: &ModelSpec, checkpoint: &Checkpoint, expected: &Expected) -> &'static str {
     use StoredType::*;
     match checkpoint.tensor(&expected.name).map(|tensor| tensor.stored) {
         Some(F32) => "f32",
@@ -78,7 +79,10 @@ fn stored_precision(checkpoint: &Checkpoint, expected: &Expected) -> &'static st
         Some(Q4_0) => "q4_0",
         Some(Q8_0) => "q8_0",
         Some(_) => "other",
-        None => "mxfp4",
+        None => match stored_form(spec.quantization, expected.form) {
+            Quantization::Int4(int4) => int4.precision(),
+            _ => "mxfp4",
+        },
     }
 }
 
@@ -88,6 +92,11 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
             (parameters + parameters.div_ceil((FP8_BLOCK * FP8_BLOCK) as u64) * 4, "fp8")
         }
         Quantization::Mxfp4Experts => (parameters / 2 + parameters / MXFP4_GROUP as u64, "mxfp4"),
+        Quantization::Int4(int4) => {
+            let [rows, cols] = [expected.shape[0], expected.shape[1]];
+            let groups = cols.div_ceil(int4.stored_group(cols)) as u64 * rows as u64;
+            (parameters / 2 + groups * 2 + groups / 2, int4.precision())
+        }
         Quantization::None => match spec.declared {
             Some(ElementType::F32) => (parameters * 4, "f32"),
             Some(ElementType::F16) => (parameters * 2, "f16"),
@@ -108,12 +117,16 @@ pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Prec
             // Coded matrices that are turned round are kept as f32.
             Some(StoredType::F8E4m3) if turned(row) => return elements * 4,
             // Integers in groups stay what they are, a little more or less for another layout.
-            None => return stored,
             Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => {
                 let head = row.slot == Slot::Embedding && spec.tied_embeddings;
                 // The head is packed, the embedding stays.
                 return if head && precision != Precision::F32 { 2 * stored } else { stored };
             }
+            None => match stored_form(spec.quantization, row.form) {
+                Quantization::Int4(_) if turned(row) => return elements * 4,
+                Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
+                _ => return stored,
+            },
             _ => {}
         }
         let cols = row.shape.last().map_or(1, |&n| n as u64);

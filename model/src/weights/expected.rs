@@ -107,6 +107,7 @@ pub fn stored_form(quantization: Quantization, form: Form) -> Quantization {
     match (quantization, form) {
         (Quantization::Fp8Blocks, Form::Matrix) => Quantization::Fp8Blocks,
         (Quantization::Mxfp4Experts, Form::Stack) => Quantization::Mxfp4Experts,
+        (Quantization::Int4(int4), Form::Matrix) => Quantization::Int4(int4),
         _ => Quantization::None,
     }
 }

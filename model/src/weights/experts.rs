@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece};
-use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix};
+use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::expected::{Part, Role, Slot, expected_tensors};
+use super::int4;
 use super::load::{Loader, Stacked};
 use super::precision::Use;
 use crate::arch::ExpertNames;
@@ -37,6 +38,7 @@ pub fn unit_length(spec: &ModelSpec) -> usize {
         Quantization::None => 1,
         Quantization::Fp8Blocks => FP8_BLOCK,
         Quantization::Mxfp4Experts => MXFP4_GROUP,
+        Quantization::Int4(_) => INT4_GROUP_MAX,
     })
 }
 
@@ -62,11 +64,15 @@ pub fn inventory(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> ExpertInv
     ExpertInventory { layers: layers.collect() }
 }
 
-/// A tensor's bytes with those of its scales and blocks.
+/// A tensor's bytes with those of its scales and blocks, or of what stands for it in 4 bits.
 pub(super) fn stored_bytes(checkpoint: &Checkpoint, name: &str) -> u64 {
-    ["", "_scale_inv", "_blocks", "_scales"]
+    let beside = ["", "_scale_inv", "_blocks", "_scales"].map(|suffix| format!("{name}{suffix}"));
+    let instead = int4::tensor_names(name).filter(|names| checkpoint.tensor(&names.qweight).is_some());
+    let instead = instead.map(|names| [names.qweight, names.qzeros, names.scales, names.g_idx]);
+    beside
         .iter()
-        .filter_map(|suffix| checkpoint.tensor(&format!("{name}{suffix}")))
+        .chain(instead.iter().flatten())
+        .filter_map(|name| checkpoint.tensor(name))
         .map(|tensor| tensor.bytes.len() as u64)
         .sum()
 }
@@ -133,19 +139,22 @@ fn load_piece(
         let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
         (run(gate), run(up), down.col_slice(first, end - first))
     };
-    let (gate, up, down) =
-        match spec.names.experts {
-            ExpertNames::Each { .. } => run([Part::Gate, Part::Up, Part::Down]
-                .map(|part| loader.matrix(Slot::Expert(layer, expert, part)))),
-            ExpertNames::Stacked => run([Part::StackedGate, Part::StackedUp, Part::StackedDown]
-                .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert))),
-            ExpertNames::Fused { take_turns } => {
-                let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
-                let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
-                let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
-                (gate, up, down.inputs(first, end - first))
-            }
-        };
+    let (gate, up, down) = match spec.names.experts {
+        ExpertNames::Each { .. } => {
+            let slot = |part| Slot::Expert(layer, expert, part);
+            let gate = loader.matrix_rows(slot(Part::Gate), first..end);
+            let up = loader.matrix_rows(slot(Part::Up), first..end);
+            (gate, up, loader.matrix_cols(slot(Part::Down), first..end))
+        }
+        ExpertNames::Stacked => run([Part::StackedGate, Part::StackedUp, Part::StackedDown]
+            .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert))),
+        ExpertNames::Fused { take_turns } => {
+            let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
+            let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
+            let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
+            (gate, up, down.inputs(first, end - first))
+        }
+    };
     let biases = sparse.expert_bias.then(|| load_biases(spec, sparse, layer, expert, loader));
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {

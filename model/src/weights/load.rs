@@ -1,15 +1,18 @@
 //! Checking a checkpoint against the table, and taking tensors out of it by slot.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use gaterail_kernels::{
     Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData, Weight, ops,
 };
 
-use super::expected::{Expected, Form, Role, Slot, expected_tensors};
+use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
+use super::int4;
 use super::precision::{Precision, Step, Use};
 use crate::arch::TensorNames;
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
+use crate::config::{Int4Linear, Quantization};
 use crate::spec::ModelSpec;
 
 /// Problems that one error lists.
@@ -34,12 +37,16 @@ pub fn check_tensors(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<(), Ch
     let mut used: HashSet<String> = HashSet::new();
     for expected in expected_tensors(spec) {
         match spec.names.tensors {
-            TensorNames::HuggingFace => check_one(checkpoint, &expected, &mut used, &mut problems),
+            TensorNames::HuggingFace => check_one(spec, checkpoint, &expected, &mut used, &mut problems),
             TensorNames::Gguf => check_gguf(checkpoint, expected, &mut used, &mut problems),
         }
     }
-    let mut extra: Vec<&str> =
-        checkpoint.names().filter(|name| !used.contains(*name) && !is_ignored(spec, name)).collect();
+    let mut extra: Vec<&str> = checkpoint
+        .names()
+        .filter(|name| {
+            !used.contains(*name) && !is_ignored(spec, name) && !int4::is_empty_bias(checkpoint, name)
+        })
+        .collect();
     extra.sort_unstable();
     problems.extend(extra.into_iter().map(|name| format!("{name}: not part of this architecture")));
     if problems.is_empty() {
@@ -70,6 +77,7 @@ fn is_ignored(spec: &ModelSpec, name: &str) -> bool {
 }
 
 fn check_one(
+    spec: &ModelSpec,
     checkpoint: &Checkpoint,
     expected: &Expected,
     used: &mut HashSet<String>,
@@ -87,6 +95,13 @@ fn check_one(
             check_tensor(checkpoint, &blocks, &[e, outputs, groups, 16], &[StoredType::U8], problems);
             check_tensor(checkpoint, &scales, &[e, outputs, groups], &[StoredType::U8], problems);
             used.extend([blocks, scales]);
+            return;
+        }
+    }
+    if let Quantization::Int4(stored) = stored_form(spec.quantization, *form) {
+        // Layers that were left out of the quantisation have their weight as it was.
+        if checkpoint.tensor(name).is_none() {
+            int4::check(stored, checkpoint, expected, used, problems);
             return;
         }
     }
@@ -118,7 +133,7 @@ fn check_gguf(
     used.insert(expected.name);
 }
 
-fn check_tensor(
+pub(super) fn check_tensor(
     checkpoint: &Checkpoint,
     name: &str,
     shape: &[usize],
@@ -152,6 +167,7 @@ fn scale_name(name: &str) -> String {
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     table: HashMap<Slot, Expected>,
+    quantization: Quantization,
     device: &'a Device,
     precision: Precision,
     loading: Loading<'a>,
@@ -167,7 +183,7 @@ impl<'a> Loader<'a> {
         loading: Loading<'a>,
     ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
-        Loader { checkpoint, table, device, precision, loading }
+        Loader { checkpoint, table, quantization: spec.quantization, device, precision, loading }
     }
 
     pub fn device(&self) -> &'a Device {
@@ -218,7 +234,10 @@ impl<'a> Loader<'a> {
 
     /// A matrix `[rows, cols]` as stored.
     pub fn matrix(&mut self, slot: Slot) -> Matrix {
-        let name = self.expected(slot).name.clone();
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        if let Some(stored) = self.int4(slot) {
+            return self.int4_part(stored, slot, 0..shape[0], 0..shape[1]);
+        }
         let tensor = self.tensor(&name);
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
         if tensor.stored != StoredType::F8E4m3 {
@@ -231,25 +250,88 @@ impl<'a> Loader<'a> {
         Matrix::new(MatrixData::Fp8 { codes: tensor.bytes, scales: scales.into() }, rows, cols)
     }
 
+    /// Rows of a matrix; what has to be turned round is copied, and no more than the rows.
+    pub fn matrix_rows(&mut self, slot: Slot, rows: Range<usize>) -> Matrix {
+        let cols = self.expected(slot).shape[1];
+        match self.int4(slot) {
+            Some(stored) => self.int4_part(stored, slot, rows, 0..cols),
+            None => self.matrix(slot).row_slice(rows.start, 1, rows.len()),
+        }
+    }
+
+    /// Columns of a matrix, whole groups of what has groups; what has to be turned round is copied, and no more than the
+    /// columns.
+    pub fn matrix_cols(&mut self, slot: Slot, cols: Range<usize>) -> Matrix {
+        let rows = self.expected(slot).shape[0];
+        match self.int4(slot) {
+            Some(stored) => self.int4_part(stored, slot, 0..rows, cols),
+            None => self.matrix(slot).col_slice(cols.start, cols.len()),
+        }
+    }
+
+    /// How a matrix is stored, if it is in 4 bits.
+    fn int4(&self, slot: Slot) -> Option<Int4Linear> {
+        let expected = self.expected(slot);
+        match stored_form(self.quantization, expected.form) {
+            Quantization::Int4(stored) => {
+                Some(stored).filter(|_| self.checkpoint.tensor(&expected.name).is_none())
+            }
+            _ => None,
+        }
+    }
+
+    fn int4_part(
+        &mut self,
+        stored: Int4Linear,
+        slot: Slot,
+        rows: Range<usize>,
+        cols: Range<usize>,
+    ) -> Matrix {
+        let Expected { name, shape, .. } = self.expected(slot).clone();
+        let names = int4::tensor_names(&name).expect("a linear layer's weight");
+        let layer = int4::Layer {
+            stored,
+            rows: shape[0],
+            cols: shape[1],
+            qweight: self.tensor(&names.qweight).bytes.aligned_for::<u32>(),
+            qzeros: self.tensor(&names.qzeros).bytes.aligned_for::<u32>(),
+            scales: self.tensor(&names.scales),
+        };
+        layer.part(rows, cols)
+    }
+
     /// A matrix `[rows, cols]` in the precision asked for.
     pub fn weight(&mut self, slot: Slot, usage: Use) -> Weight {
         let matrix = self.matrix(slot);
         self.run_as(matrix, usage)
     }
 
-    /// How the experts of a layer are run. They meet one kind of activations: where integers in groups lie beside other
-    /// forms, as GGUF files may have it, all of them stay as stored, for f32 ones.
+    /// How the experts of a layer are run. Its rows are quantised once, in groups of one size, for all gates and ups: where
+    /// these lie in different integer forms, or (run as stored) integers beside other forms, as GGUF files may have it,
+    /// all of them stay as stored, for f32 activations.
     pub fn expert_use(&self, layer: usize) -> Use {
-        let own = self.table.values().filter(|row| {
-            let (Slot::Layer(at, _) | Slot::Expert(at, ..)) = row.slot else { return false };
-            at == layer && row.role == Role::Experts && row.form != Form::Vector
-        });
         let grouped = |row: &Expected| match self.checkpoint.tensor(&row.name) {
-            Some(tensor) => matches!(tensor.stored, StoredType::Q4_0 | StoredType::Q8_0),
+            Some(tensor) if matches!(tensor.stored, StoredType::Q4_0 | StoredType::Q8_0) => {
+                Some(Some(tensor.stored))
+            }
+            Some(_) => None,
             // Integers that have tensors of their own for codes and scales.
-            None => true,
+            None => Some(None),
         };
-        let (all, some) = own.map(grouped).fold((true, false), |(all, some), it| (all && it, some || it));
+        let (mut inner, mut all, mut some) = (None, true, false);
+        for row in self.table.values() {
+            let (Slot::Layer(at, part) | Slot::Expert(at, _, part)) = row.slot else { continue };
+            if at != layer || row.role != Role::Experts || row.form == Form::Vector {
+                continue;
+            }
+            let form = grouped(row);
+            (all, some) = (all && form.is_some(), some || form.is_some());
+            if !matches!(part, Part::Down | Part::StackedDown | Part::FusedDown) {
+                if *inner.get_or_insert(form) != form {
+                    return Use::AsStored;
+                }
+            }
+        }
         if self.precision == Precision::AsStored && some && !all { Use::AsStored } else { Use::Expert }
     }
 

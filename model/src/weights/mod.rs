@@ -3,6 +3,7 @@
 mod account;
 mod expected;
 mod experts;
+mod int4;
 mod load;
 mod precision;
 mod trunk;
