@@ -4,6 +4,7 @@
 //! `cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [stored|f32|bf16|int8|int4] [avx512|avx2]`;
 //! `gaterail synth` writes models.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,14 @@ use gaterail_benches::{Spread, row};
 use gaterail_kernels::{CpuOptions, Device, Isa, measure};
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner, RunnerOptions};
-use gaterail_model::weights::{Precision, Role, account};
+use gaterail_model::weights::{Precision, Role, resident_by_role};
+use gaterail_model::{ModelError, ModelSource};
 
 const STREAMS: [usize; 5] = [1, 2, 4, 8, 16];
-const CONTEXTS: [usize; 2] = [128, 2048];
+/// The second is what a model with a context of 4,096 has room for beside the steps.
+const CONTEXTS: [usize; 2] = [128, 3584];
+/// Streams whose KV would take more are left out.
+const KV_BYTES_MAX: usize = 5 << 30;
 const PREFILL: usize = 512;
 const ROWS_MAX: usize = 512;
 const DECODE_STEPS: usize = 8;
@@ -40,10 +45,8 @@ fn main() {
     let precision = precision.map_or(Precision::AsStored, |(_, precision)| precision);
     let isa = if named("avx2") { Isa::Avx2 } else { Isa::detect() };
     let device = Device::cpu(CpuOptions { pin: true, isa, ..CpuOptions::default() }).expect("threads");
-    let positions = STREAMS[STREAMS.len() - 1] * (CONTEXTS[CONTEXTS.len() - 1] + 64 * DECODE_STEPS);
-    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
-    let mut runner = match Runner::load(Path::new(folder), &device, &options, &mut |_| {}) {
-        Ok(runner) => runner,
+    let mut model = match load(Path::new(folder), &device, precision) {
+        Ok(model) => model,
         Err(error) => {
             eprintln!("{error}");
             std::process::exit(1);
@@ -52,25 +55,67 @@ fn main() {
     println!("{folder} on {device}, {rounds} rounds, medians (smallest to largest)\n");
     let reads = Spread::of(rounds, || bandwidth(&device) / 1e9);
     println!("{}", row("read bandwidth", "GB/s", &reads, ""));
-    let prefill = Spread::of(rounds, || prefill(&mut runner, PREFILL));
+    let prefill = Spread::of(rounds, || prefill(&mut model.runner, PREFILL));
+    let peak = measure::int8_peak(&device, Duration::from_millis(300));
+    println!("{}", row("int8 peak", "GOP/s", &Spread::of(1, || peak / 1e9), ""));
     println!("{}", row(&format!("prefill of {PREFILL}"), "tokens/s", &prefill, ""));
-    let limit = runner.spec().context;
+    let limit = model.runner.spec().context;
     for context in CONTEXTS.into_iter().filter(|&context| context < limit) {
-        for streams in STREAMS {
-            let mut state = Decode::new(&mut runner, streams, context);
+        for streams in STREAMS.into_iter().filter(|streams| streams * room_for(context) <= model.positions) {
+            let mut state = Decode::new(&mut model.runner, streams, context);
             // The bandwidth is measured again beside each figure: the machine may be shared.
             let mut beside = Vec::new();
             let rate = Spread::of(rounds, || {
                 beside.push(bandwidth(&device));
-                state.step(&mut runner)
+                state.step(&mut model.runner)
             });
-            let share = rate.median / streams as f64 * bytes_per_step(&runner, streams) / median(&mut beside);
-            let note = format!("{:.0} % of the bandwidth", share * 100.0);
+            let kv = (streams * context * model.position_bytes) as f64;
+            let bytes = bytes_per_step(&model, streams) + kv;
+            let read = rate.median / streams as f64 * bytes;
+            let note = format!(
+                "{:.1} GB/s = {:.0} % of {:.1}",
+                read / 1e9,
+                read / median(&mut beside) * 100.0,
+                median(&mut beside) / 1e9
+            );
             println!("{}", row(&format!("decode, {streams} streams at {context}"), "tokens/s", &rate, &note));
-            state.release(&mut runner);
+            state.release(&mut model.runner);
         }
     }
-    println!("\npeak memory {:.2} GB", peak_memory_bytes() as f64 / 1e9);
+    let weights: u64 = model.weights.values().sum();
+    println!(
+        "\npeak memory {:.2} GB, of which weights {:.2} and KV {:.2}",
+        peak_memory_bytes() as f64 / 1e9,
+        weights as f64 / 1e9,
+        (model.positions * model.position_bytes) as f64 / 1e9
+    );
+}
+
+/// Positions that a stream of this bench needs.
+fn room_for(context: usize) -> usize {
+    context + 64 * DECODE_STEPS
+}
+
+/// A loaded model, and what decides its speed.
+struct Model {
+    runner: Runner,
+    /// KV positions that there is room for.
+    positions: usize,
+    /// Bytes of weights as they are run.
+    weights: BTreeMap<Role, u64>,
+    position_bytes: usize,
+}
+
+fn load(path: &Path, device: &Device, precision: Precision) -> Result<Model, ModelError> {
+    let source = ModelSource::open(path)?;
+    let spec = source.spec()?;
+    let weights = resident_by_role(&spec, &source.checkpoint()?, precision);
+    let position_bytes = spec.kv_values_per_position() * size_of::<f32>();
+    let wanted = STREAMS[STREAMS.len() - 1] * room_for(CONTEXTS[CONTEXTS.len() - 1]);
+    let positions = wanted.min(KV_BYTES_MAX / position_bytes);
+    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
+    let runner = Runner::load(path, device, &options, &mut |_| {})?;
+    Ok(Model { runner, positions, weights, position_bytes })
 }
 
 fn bandwidth(device: &Device) -> f64 {
@@ -84,18 +129,18 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// Weights that a decode step reads at least: all but the experts once, and of those the expected number of different
 /// ones, E * (1 - (1 - K/E)^streams).
-fn bytes_per_step(runner: &Runner, streams: usize) -> f64 {
-    let shares = account(runner.spec(), None);
-    shares
-        .iter()
-        .map(|(role, share)| match (role, runner.spec().sparse()) {
-            (Role::Experts, Some(sparse)) => {
-                let untouched = (1.0 - sparse.top_k as f64 / sparse.experts as f64).powi(streams as i32);
-                share.bytes as f64 * (1.0 - untouched)
-            }
-            _ => share.active_bytes as f64,
-        })
-        .sum()
+fn bytes_per_step(model: &Model, streams: usize) -> f64 {
+    let spec = model.runner.spec();
+    let bytes = |(role, bytes): (&Role, &u64)| match (role, spec.sparse()) {
+        (Role::Experts, Some(sparse)) => {
+            let untouched = (1.0 - sparse.top_k as f64 / sparse.experts as f64).powi(streams as i32);
+            *bytes as f64 * (1.0 - untouched)
+        }
+        // A row for every token; a tied head reads all of it.
+        (Role::Embedding, _) if !spec.tied_embeddings || model.weights.contains_key(&Role::Head) => 0.0,
+        _ => *bytes as f64,
+    };
+    model.weights.iter().map(bytes).sum()
 }
 
 fn token(index: usize, vocab: usize) -> u32 {
@@ -127,7 +172,7 @@ impl Decode {
     fn new(runner: &mut Runner, streams: usize, context: usize) -> Decode {
         let tables = (0..streams).map(|_| {
             let mut table = PageTable::default();
-            runner.grow(&mut table, context + 64 * DECODE_STEPS).expect("pages");
+            runner.grow(&mut table, room_for(context)).expect("pages");
             table
         });
         Decode { tables: tables.collect(), position: context }

@@ -147,22 +147,6 @@ impl SharedRows {
     }
 }
 
-impl SharedRows {
-    /// `span` elements of `row` from the start of `head` on, across heads.
-    ///
-    /// # Safety
-    /// As `slice`, for all the elements of the span that are written.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn slice_heads(&self, row: usize, head: usize, span: usize) -> &mut [f32] {
-        debug_assert!(
-            head * self.at.head_stride + span <= (self.at.heads - 1) * self.at.head_stride + self.at.width
-        );
-        // SAFETY: inside the view, which was checked against its buffer; disjointness is the caller's duty.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(self.at.at(row, head)), span) }
-    }
-}
-
 /// Elements that several threads write, each its own range.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedSlice<T> {

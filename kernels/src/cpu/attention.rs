@@ -6,11 +6,12 @@ use crate::cpu::math::exp;
 use crate::device::Isa;
 use crate::ops::{ATTENTION_CHUNK, PAGE_POSITIONS};
 
-/// The query heads of one row that share a KV head, and what they see.
+/// Queries that share a KV head: heads of one row, or one head of rows that follow each other; and what they see.
 pub(crate) struct Heads<'a> {
     /// `[heads, key_width]`, `q_stride` apart.
     pub q: &'a [f32],
     pub q_stride: usize,
+    /// Queries.
     pub heads: usize,
     /// This KV head's pages of keys: page p at `keys[p * page_stride + head_offset]`, `[PAGE_POSITIONS, key_width]`.
     pub keys: Paged<'a>,
@@ -18,11 +19,10 @@ pub(crate) struct Heads<'a> {
     pub values: Paged<'a>,
     pub value_width: usize,
     pub pages: &'a [u32],
-    /// The positions seen: `first..=last`.
-    pub first: usize,
-    pub last: usize,
+    /// The positions that each query sees: `first..=last`.
+    pub seen: [(usize, usize); TASK_HEADS],
     pub scale: f32,
-    /// A sink logit per head.
+    /// A sink logit per query; one for all where there is only one.
     pub sinks: Option<&'a [f32]>,
 }
 
@@ -36,6 +36,7 @@ pub(crate) struct Paged<'a> {
 }
 
 /// Scratch of one thread.
+#[derive(Default)]
 pub(crate) struct Scratch {
     /// `[heads, ATTENTION_CHUNK]`
     pub scores: Vec<f32>,
@@ -43,9 +44,18 @@ pub(crate) struct Scratch {
     pub chunk: Vec<f32>,
 }
 
+thread_local! {
+    static SCRATCH: std::cell::Cell<Scratch> = std::cell::Cell::default();
+}
+
 impl Scratch {
-    pub fn new() -> Scratch {
-        Scratch { scores: Vec::new(), chunk: Vec::new() }
+    /// This thread's; to be given back with `keep`.
+    pub fn take() -> Scratch {
+        SCRATCH.take()
+    }
+
+    pub fn keep(self) {
+        SCRATCH.set(self);
     }
 
     fn fit(&mut self, heads: usize, value_width: usize) {
@@ -57,30 +67,62 @@ impl Scratch {
 /// The most heads of one task.
 pub(crate) const TASK_HEADS: usize = 8;
 
-/// Writes `[heads, value_width]`, `out_stride` apart, into `out`.
-pub(crate) fn attend(isa: Isa, h: &Heads<'_>, scratch: &mut Scratch, out: &mut [f32], out_stride: usize) {
+/// Where the queries' results go: query i at `pointer + i * stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Attended {
+    pub pointer: *mut f32,
+    pub stride: usize,
+    pub width: usize,
+}
+
+impl Attended {
+    /// # Safety
+    /// The query's elements are inside the memory pointed at, and nobody else uses them meanwhile.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn of(&self, query: usize) -> &mut [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(query * self.stride), self.width) }
+    }
+}
+
+/// Writes each query's result.
+///
+/// # Safety
+/// `out` is good for all of the queries, and nobody else uses their elements meanwhile.
+pub(crate) unsafe fn attend(isa: Isa, h: &Heads<'_>, scratch: &mut Scratch, out: Attended) {
     assert!(h.heads <= TASK_HEADS);
     scratch.fit(h.heads, h.value_width);
     let mut state = [(f32::NEG_INFINITY, 0.0f32); TASK_HEADS];
     let state = &mut state[..h.heads];
     for head in 0..h.heads {
-        out[head * out_stride..][..h.value_width].fill(0.0);
+        // SAFETY: the caller's promise, here and below.
+        unsafe { out.of(head) }.fill(0.0);
     }
-    let mut chunk = h.first / ATTENTION_CHUNK * ATTENTION_CHUNK;
-    while chunk <= h.last {
-        let from = chunk.max(h.first);
-        let to = (chunk + ATTENTION_CHUNK).min(h.last + 1);
-        chunk_scores(isa, h, chunk, from, to, &mut scratch.scores);
+    let seen = &h.seen[..h.heads];
+    let first = seen.iter().map(|seen| seen.0).min().unwrap_or(0);
+    let last = seen.iter().map(|seen| seen.1).max().unwrap_or(0);
+    let mut chunk = first / ATTENTION_CHUNK * ATTENTION_CHUNK;
+    while chunk <= last {
+        let end = chunk + ATTENTION_CHUNK;
+        // What any of the queries sees; each then takes its own.
+        chunk_scores(isa, h, chunk, chunk.max(first), end.min(last + 1), &mut scratch.scores);
         for (head, state) in state.iter_mut().enumerate() {
+            let (from, to) = (chunk.max(seen[head].0), end.min(seen[head].1 + 1));
+            if from >= to {
+                continue;
+            }
             let scores = &mut scratch.scores[head * ATTENTION_CHUNK..][..ATTENTION_CHUNK];
-            let out = &mut out[head * out_stride..][..h.value_width];
+            // SAFETY: as above.
+            let out = unsafe { out.of(head) };
             chunk_values(isa, h, chunk, from..to, scores, &mut scratch.chunk[..h.value_width], state, out);
         }
-        chunk += ATTENTION_CHUNK;
+        chunk = end;
     }
     for (head, &(max, sum)) in state.iter().enumerate() {
-        let out = &mut out[head * out_stride..][..h.value_width];
-        divide(isa, out, max, sum, h.sinks.map(|sinks| sinks[head]));
+        // SAFETY: as above.
+        let out = unsafe { out.of(head) };
+        divide(isa, out, max, sum, h.sinks.map(|sinks| sinks[head.min(sinks.len() - 1)]));
     }
 }
 
@@ -163,26 +205,65 @@ fn weighted_values<L: Lanes>(
         let start = page * h.values.page_stride + h.values.head_offset + in_page * h.values.width;
         let rows = &h.values.cache[start..start + (count - 1) * h.values.width + partial.len()];
         let weights = &weights[position - chunk..][..count];
-        let mut blocks = partial.chunks_exact_mut(LANES);
+        let weights = Weighted { rows, width: h.values.width, weights };
         let mut column = 0;
-        for block in &mut blocks {
-            // SAFETY: the block has 16 elements, and `rows` ends after `partial.len()` columns of its last row.
+        // A row's values are read once, as many vectors side by side as the registers hold.
+        let wide = if L::WIDE { 8 * LANES } else { 4 * LANES };
+        while column + wide <= partial.len() {
+            // SAFETY: the columns lie in `partial`, and `rows` ends after `partial.len()` columns of its last row.
             unsafe {
-                let mut acc = L::load(block.as_ptr());
-                for (j, &weight) in weights.iter().enumerate() {
-                    let v = L::load(rows.as_ptr().add(j * h.values.width + column));
-                    acc = L::splat(weight).fma(v, acc);
+                match L::WIDE {
+                    true => weights.add_to::<L, 8>(column, partial.as_mut_ptr().add(column)),
+                    false => weights.add_to::<L, 4>(column, partial.as_mut_ptr().add(column)),
                 }
-                acc.store(block.as_mut_ptr());
             }
+            column += wide;
+        }
+        while column + LANES <= partial.len() {
+            // SAFETY: as above.
+            unsafe { weights.add_to::<L, 1>(column, partial.as_mut_ptr().add(column)) };
             column += LANES;
         }
-        for (d, value) in blocks.into_remainder().iter_mut().enumerate() {
-            for (j, &weight) in weights.iter().enumerate() {
+        for (d, value) in partial[column..].iter_mut().enumerate() {
+            for (j, &weight) in weights.weights.iter().enumerate() {
                 *value = weight.mul_add(rows[j * h.values.width + column + d], *value);
             }
         }
         position += count;
+    }
+}
+
+/// Rows of values in one page, and the weight of each.
+struct Weighted<'a> {
+    rows: &'a [f32],
+    width: usize,
+    weights: &'a [f32],
+}
+
+impl Weighted<'_> {
+    /// Adds the weighted rows' columns from `column` on to `16 N` sums.
+    ///
+    /// # Safety
+    /// The rows and the sums have these columns.
+    #[inline(always)]
+    unsafe fn add_to<L: Lanes, const N: usize>(&self, column: usize, sums: *mut f32) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let mut acc = [L::splat(0.0); N];
+            for (n, acc) in acc.iter_mut().enumerate() {
+                *acc = L::load(sums.add(n * LANES));
+            }
+            for (j, &weight) in self.weights.iter().enumerate() {
+                let row = self.rows.as_ptr().add(j * self.width + column);
+                let weight = L::splat(weight);
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    *acc = weight.fma(L::load(row.add(n * LANES)), *acc);
+                }
+            }
+            for (n, acc) in acc.iter().enumerate() {
+                acc.store(sums.add(n * LANES));
+            }
+        }
     }
 }
 

@@ -189,6 +189,22 @@ pub(crate) struct Terms<'a> {
 }
 
 by_isa! {
+    /// Sums as f32; all NaN where the row is poisoned.
+    fn finish_row(sums: &[i64], unit: f64, poisoned: bool, out: &mut [f32]) = finish
+}
+
+#[inline(always)]
+fn finish<L: Lanes>(sums: &[i64], unit: f64, poisoned: bool, out: &mut [f32]) {
+    if poisoned {
+        out.fill(f32::NAN);
+        return;
+    }
+    for (y, &sum) in out.iter_mut().zip(sums) {
+        *y = (sum as f64 * unit) as f32;
+    }
+}
+
+by_isa! {
     /// Adds the terms in fixed point; sets `poisoned` where one is NaN, infinite or too large.
     fn add_terms(terms: Terms<'_>, sums: &mut [i64], poisoned: &mut bool) = accumulate
 }

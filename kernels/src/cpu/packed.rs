@@ -145,14 +145,14 @@ impl FormOf {
     }
 }
 
-/// Multiplies the groups `first..first + count` of a panel with 1 to 8 rows, whose pointers stand at group 0.
+/// Multiplies the groups `first..first + count` of a panel with a tile, which begins at group 0.
 ///
 /// # Safety
 /// The panel and the rows have these groups, and the instructions are those of the device.
 pub(crate) type TileFn = unsafe fn(
     panel: &Panel,
     decode: &Decode,
-    rows: &[QuantRow],
+    x: &TileRows,
     first: usize,
     count: usize,
     out: &mut [[f32; LANES]; TILE],
@@ -169,7 +169,7 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                     unsafe fn avx512(
                         panel: &Panel,
                         decode: &Decode,
-                        rows: &[QuantRow],
+                        x: &TileRows,
                         first: usize,
                         count: usize,
                         out: &mut [[f32; LANES]; TILE],
@@ -177,7 +177,7 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                         // SAFETY: passed on to the caller.
                         unsafe {
                             tile_of::<crate::cpu::lanes::x86::Avx512, As<$kind, $lines, $extra>>(
-                                panel, decode, rows, first, count, out,
+                                panel, decode, x, first, count, out,
                             )
                         }
                     }
@@ -186,7 +186,7 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                     unsafe fn avx2(
                         panel: &Panel,
                         decode: &Decode,
-                        rows: &[QuantRow],
+                        x: &TileRows,
                         first: usize,
                         count: usize,
                         out: &mut [[f32; LANES]; TILE],
@@ -194,7 +194,7 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                         // SAFETY: passed on to the caller.
                         unsafe {
                             tile_of::<crate::cpu::lanes::x86::Avx2, As<$kind, $lines, $extra>>(
-                                panel, decode, rows, first, count, out,
+                                panel, decode, x, first, count, out,
                             )
                         }
                     }
@@ -203,7 +203,7 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                         Isa::Avx512 => avx512,
                         #[cfg(target_arch = "x86_64")]
                         Isa::Avx2 => avx2,
-                        _ => row_by_row::<As<$kind, 0, true>>,
+                        _ => tile_of::<crate::cpu::lanes::Portable, As<$kind, 0, true>>,
                     }
                 })*
             }
@@ -223,40 +223,20 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
     }
 }
 
-/// Plain Rust, a row at a time.
-///
-/// # Safety
-/// As for `TileFn`.
-unsafe fn row_by_row<F: Form>(
-    panel: &Panel,
-    decode: &Decode,
-    rows: &[QuantRow],
-    first: usize,
-    count: usize,
-    out: &mut [[f32; LANES]; TILE],
-) {
-    for (row, out) in rows.iter().zip(out) {
-        let mut one = [[0.0; LANES]; TILE];
-        // SAFETY: passed on to the caller.
-        unsafe { tile::<crate::cpu::lanes::Portable, F, 1>(panel, decode, &[*row], first, count, &mut one) };
-        *out = one[0];
-    }
-}
-
 /// Sixteen i32 lanes that gather a group's integer products.
 ///
 /// # Safety
 /// As for `Lanes`; pointers must be good for the extents named.
 pub(crate) trait IntLanes: Lanes {
     type Int: Copy;
-    /// Adds the integer products of one group: `lines` 64-byte lines of codes at `codes`, rows of activations at `x`. The
-    /// result is that of the signed integers: `sums` holds each row's sum, for those who add a bias and take it off.
+    /// The integer products of one group: `lines` 64-byte lines of codes at `codes`, T rows of activations side by side at
+    /// `x`. The result is that of the signed integers: `starts` holds what each row begins with where codes are biased.
     unsafe fn group<F: Form, const T: usize>(
         codes: *const u8,
         lines: usize,
         decode: &Decode,
-        x: &[*const i8; T],
-        sums: &[i32; T],
+        x: *const i8,
+        starts: *const i32,
     ) -> [Self::Int; T];
     /// `rounds` times the integer products of one line of codes with 16 rows, all in registers.
     unsafe fn peak(line: *const u8, rounds: usize);
@@ -294,15 +274,15 @@ impl Panel {
     }
 }
 
-/// The products of the groups `first..first + count` of a panel with `T` rows; the rows' pointers stand at group 0.
+/// The products of `count` groups of a panel, from `first` on, with the `T` rows of a tile, which begins at group 0.
 ///
 /// # Safety
-/// The panel and the rows have these groups.
+/// The panel and the tile have these groups.
 #[inline(always)]
 pub(crate) unsafe fn tile<L: IntLanes, F: Form, const T: usize>(
     panel: &Panel,
     decode: &Decode,
-    rows: &[QuantRow; T],
+    x: &TileRows,
     first: usize,
     count: usize,
     out: &mut [[f32; LANES]; TILE],
@@ -328,22 +308,21 @@ pub(crate) unsafe fn tile<L: IntLanes, F: Form, const T: usize>(
                         L::prefetch(at.wrapping_add(AHEAD + line * LINE));
                     }
                 }
-                let x: [*const i8; T] = std::array::from_fn(|t| rows[t].codes.add(g * group));
-                let sums: [i32; T] = std::array::from_fn(|t| *rows[t].sums.add(g));
-                let ints = L::group::<F, T>(at.add(codes_at), lines, decode, &x, &sums);
+                let codes = x.codes.add(g * T * group);
+                let ints = L::group::<F, T>(at.add(codes_at), lines, decode, codes, x.starts.add(g * T));
                 let scales = match F::EXTRA && panel.wide_scales {
                     false => L::load_f16(at as *const u16),
                     true => L::load(at as *const f32),
                 };
                 for t in 0..T {
-                    let scale = scales.mul(L::splat(*rows[t].scales.add(g)));
+                    let scale = scales.mul(L::splat(*x.scales.add(g * T + t)));
                     acc[t] = scale.fma(L::to_f32(ints[t]), acc[t]);
                 }
                 if F::EXTRA && panel.has_offsets {
                     let offsets = L::load(at.add(panel.offsets_at) as *const f32);
                     for t in 0..T {
-                        let offset = offsets.mul(L::splat(*rows[t].scales.add(g)));
-                        acc[t] = offset.fma(L::splat(sums[t] as f32), acc[t]);
+                        let offset = offsets.mul(L::splat(*x.scales.add(g * T + t)));
+                        acc[t] = offset.fma(L::splat(*x.sums.add(g * T + t) as f32), acc[t]);
                     }
                 }
             }
@@ -365,6 +344,97 @@ pub(crate) unsafe fn tile<L: IntLanes, F: Form, const T: usize>(
     }
 }
 
+/// Rows side by side, group after group, as a tile reads them: `[groups][T]` of everything.
+#[derive(Clone, Copy)]
+pub(crate) struct TileRows {
+    codes: *const i8,
+    scales: *const f32,
+    sums: *const i32,
+    /// What the integer products begin with: minus the codes' bias times the sum.
+    starts: *const i32,
+    /// T
+    rows: usize,
+}
+
+/// Where a thread puts rows side by side; kept between tasks.
+#[derive(Default)]
+pub(crate) struct TileScratch {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+    starts: Vec<i32>,
+}
+
+thread_local! {
+    static SCRATCH: std::cell::Cell<TileScratch> = std::cell::Cell::default();
+}
+
+impl TileScratch {
+    /// This thread's; to be given back with `keep`.
+    pub fn take() -> TileScratch {
+        SCRATCH.take()
+    }
+
+    pub fn keep(self) {
+        SCRATCH.set(self);
+    }
+
+    /// Lays `groups` groups of up to eight rows side by side.
+    ///
+    /// # Safety
+    /// The rows have these groups, of `group` codes each, and stay while the tile is used; so does the scratch.
+    pub unsafe fn tile(&mut self, rows: &[QuantRow], groups: usize, group: usize, bias: i32) -> TileRows {
+        let n = rows.len();
+        assert!((1..=TILE).contains(&n), "a tile of {n} rows");
+        if self.starts.len() < groups * n {
+            self.scales.resize(groups * n, 0.0);
+            self.sums.resize(groups * n, 0);
+            self.starts.resize(groups * n, 0);
+        }
+        if let [row] = rows {
+            // SAFETY: the caller's row has these groups.
+            let sums = unsafe { std::slice::from_raw_parts(row.sums, groups) };
+            self.starts.iter_mut().zip(sums).for_each(|(start, sum)| *start = -bias * sum);
+            return TileRows {
+                codes: row.codes,
+                scales: row.scales,
+                sums: row.sums,
+                starts: self.starts.as_ptr(),
+                rows: 1,
+            };
+        }
+        if self.codes.len() < groups * n * group {
+            self.codes.resize(groups * n * group, 0);
+        }
+        for (t, row) in rows.iter().enumerate() {
+            for g in 0..groups {
+                let at = g * n + t;
+                // SAFETY: inside the row, as the caller promises, and inside the scratch, which was made to fit.
+                unsafe {
+                    let (from, to) = (row.codes.add(g * group), self.codes.as_mut_ptr().add(at * group));
+                    // Lengths that the compiler knows become moves of registers.
+                    match group {
+                        32 => to.copy_from_nonoverlapping(from, 32),
+                        64 => to.copy_from_nonoverlapping(from, 64),
+                        _ => to.copy_from_nonoverlapping(from, group),
+                    }
+                    *self.scales.get_unchecked_mut(at) = *row.scales.add(g);
+                    let sum = *row.sums.add(g);
+                    *self.sums.get_unchecked_mut(at) = sum;
+                    *self.starts.get_unchecked_mut(at) = -bias * sum;
+                }
+            }
+        }
+        TileRows {
+            codes: self.codes.as_ptr(),
+            scales: self.scales.as_ptr(),
+            sums: self.sums.as_ptr(),
+            starts: self.starts.as_ptr(),
+            rows: n,
+        }
+    }
+}
+
 /// How far ahead records are asked for.
 const AHEAD: usize = 2048;
 
@@ -373,31 +443,28 @@ const AHEAD: usize = 2048;
 /// # Safety
 /// As for `tile`.
 #[inline(always)]
-pub(crate) unsafe fn tile_of<L: IntLanes, F: Form>(
+unsafe fn tile_of<L: IntLanes, F: Form>(
     panel: &Panel,
     decode: &Decode,
-    rows: &[QuantRow],
+    x: &TileRows,
     first: usize,
     count: usize,
     out: &mut [[f32; LANES]; TILE],
 ) {
     macro_rules! sized {
         ($($n:literal)*) => {
-            match rows.len() {
-                $($n => {
-                    let rows: &[QuantRow; $n] = rows.try_into().unwrap_unchecked();
-                    tile::<L, F, $n>(panel, decode, rows, first, count, out)
-                })*
+            match x.rows {
+                $($n => tile::<L, F, $n>(panel, decode, x, first, count, out),)*
                 n => panic!("a tile of {n} rows"),
             }
         };
     }
-    // SAFETY: passed on to the caller; the lengths match in each arm.
+    // SAFETY: passed on to the caller.
     unsafe { sized!(1 2 3 4 5 6 7 8) }
 }
 
 /// Panels that a tile of rows meets before the next tile of rows comes: they stay in the second-level cache.
-const BLOCK: usize = 8;
+const BLOCK: usize = 16;
 
 /// A run of panels of a projection.
 pub(crate) struct PanelRun<'a> {
@@ -425,6 +492,7 @@ by_isa! { fn run_panels_on(run: &PanelRun<'_>, tile: TileFn) = run_panels }
 fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
     let w = run.w;
     let decode = Decode::of(w.format().codes);
+    let mut scratch = TileScratch::take();
     let mut block = run.panels.start;
     while block < run.panels.end {
         let end = (block + BLOCK).min(run.panels.end);
@@ -435,10 +503,12 @@ fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
                 // SAFETY: `first + t` is below T.
                 *row = unsafe { run.x.row(first + t) };
             }
+            // SAFETY: the rows have the matrix's groups.
+            let x = unsafe { scratch.tile(rows, w.groups(), w.format().group, decode.bias) };
             for panel in block..end {
                 let mut y = [[0.0; LANES]; TILE];
-                // SAFETY: the rows have the matrix's groups.
-                unsafe { tile(&Panel::new(w, panel), &decode, rows, 0, w.groups(), &mut y) };
+                // SAFETY: as above.
+                unsafe { tile(&Panel::new(w, panel), &decode, &x, 0, w.groups(), &mut y) };
                 let column = panel * LANES;
                 let width = LANES.min(w.rows() - column);
                 for (t, y) in y.iter().enumerate().take(rows.len()) {
@@ -446,7 +516,10 @@ fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
                     let out = unsafe {
                         std::slice::from_raw_parts_mut(run.out.add((first + t) * run.stride + column), width)
                     };
-                    out.copy_from_slice(&y[..width]);
+                    match <&mut [f32; LANES]>::try_from(&mut *out) {
+                        Ok(whole) => *whole = *y,
+                        Err(_) => out.copy_from_slice(&y[..width]),
+                    }
                     if let Some(bias) = run.bias {
                         out.iter_mut().zip(&bias[column..]).for_each(|(y, b)| *y += b);
                     }
@@ -455,6 +528,7 @@ fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
         }
         block = end;
     }
+    scratch.keep();
 }
 
 by_isa! {
@@ -519,10 +593,11 @@ impl IntLanes for crate::cpu::lanes::Portable {
         codes: *const u8,
         lines: usize,
         decode: &Decode,
-        x: &[*const i8; T],
-        _sums: &[i32; T],
+        x: *const i8,
+        _starts: *const i32,
     ) -> [Self::Int; T] {
         let mut acc = [[0i32; LANES]; T];
+        let group = lines * if F::KIND == INT8 { 4 } else { 8 };
         for line in 0..lines {
             for r in 0..LANES {
                 for c in 0..4 {
@@ -530,7 +605,7 @@ impl IntLanes for crate::cpu::lanes::Portable {
                     let code = unsafe { *codes.add(line * LINE + 4 * r + c) };
                     for t in 0..T {
                         // SAFETY: as above.
-                        let at = |i: usize| i32::from(unsafe { *x[t].add(i) });
+                        let at = |i: usize| i32::from(unsafe { *x.add(t * group + i) });
                         acc[t][r] += match F::KIND {
                             INT8 => (i32::from(code) - 128) * at(4 * line + c),
                             _ => {
@@ -599,19 +674,22 @@ mod x86 {
             codes: *const u8,
             lines: usize,
             decode: &Decode,
-            x: &[*const i8; T],
-            sums: &[i32; T],
+            x: *const i8,
+            starts: *const i32,
         ) -> [__m512i; T] {
             unsafe {
-                let mut acc: [__m512i; T] =
-                    std::array::from_fn(|t| _mm512_set1_epi32(-decode.bias * sums[t]));
+                let mut acc = [_mm512_setzero_si512(); T];
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_set1_epi32(*starts.add(t));
+                }
+                let group = lines * if F::KIND == INT8 { 4 } else { 8 };
                 let low = _mm512_set1_epi8(15);
                 let table = _mm512_broadcast_i32x4(_mm_loadu_si128(decode.table.as_ptr() as *const __m128i));
                 for line in 0..lines {
                     let v = _mm512_loadu_si512(codes.add(line * LINE) as *const __m512i);
                     if F::KIND == INT8 {
                         for t in 0..T {
-                            acc[t] = _mm512_dpbusd_epi32(acc[t], v, four(x[t].add(4 * line)));
+                            acc[t] = _mm512_dpbusd_epi32(acc[t], v, four(x.add(t * group + 4 * line)));
                         }
                         continue;
                     }
@@ -621,10 +699,10 @@ mod x86 {
                         (a, b) = (_mm512_shuffle_epi8(table, a), _mm512_shuffle_epi8(table, b));
                     }
                     for t in 0..T {
-                        acc[t] = _mm512_dpbusd_epi32(acc[t], a, four(x[t].add(8 * line)));
+                        acc[t] = _mm512_dpbusd_epi32(acc[t], a, four(x.add(t * group + 8 * line)));
                     }
                     for t in 0..T {
-                        acc[t] = _mm512_dpbusd_epi32(acc[t], b, four(x[t].add(8 * line + 4)));
+                        acc[t] = _mm512_dpbusd_epi32(acc[t], b, four(x.add(t * group + 8 * line + 4)));
                     }
                 }
                 acc
@@ -670,12 +748,12 @@ mod x86 {
             codes: *const u8,
             lines: usize,
             decode: &Decode,
-            x: &[*const i8; T],
-            sums: &[i32; T],
+            x: *const i8,
+            starts: *const i32,
         ) -> [Self::Int; T] {
             unsafe {
                 match F::KIND {
-                    PLAIN4 => plain4::<T>(codes, lines, decode, x, sums),
+                    PLAIN4 => plain4::<T>(codes, lines, x, starts),
                     _ => signed::<F, T>(codes, lines, decode, x),
                 }
             }
@@ -723,13 +801,16 @@ mod x86 {
     unsafe fn plain4<const T: usize>(
         codes: *const u8,
         lines: usize,
-        decode: &Decode,
-        x: &[*const i8; T],
-        sums: &[i32; T],
+        x: *const i8,
+        starts: *const i32,
     ) -> [(__m256i, __m256i); T] {
         unsafe {
-            let start = |t: usize| _mm256_set1_epi32(-decode.bias * sums[t]);
-            let mut acc: [(__m256i, __m256i); T] = std::array::from_fn(|t| (start(t), start(t)));
+            let zero = _mm256_setzero_si256();
+            let mut acc = [(zero, zero); T];
+            for (t, acc) in acc.iter_mut().enumerate() {
+                *acc = (_mm256_set1_epi32(*starts.add(t)), _mm256_set1_epi32(*starts.add(t)));
+            }
+            let group = 8 * lines;
             let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
             let mut line = 0;
             while line < lines {
@@ -740,8 +821,8 @@ mod x86 {
                         let a = _mm256_and_si256(v, low);
                         let b = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
                         for t in 0..T {
-                            let a = _mm256_maddubs_epi16(a, eight(x[t].add(8 * step)));
-                            let b = _mm256_maddubs_epi16(b, eight(x[t].add(8 * step + 4)));
+                            let a = _mm256_maddubs_epi16(a, eight(x.add(t * group + 8 * step)));
+                            let b = _mm256_maddubs_epi16(b, eight(x.add(t * group + 8 * step + 4)));
                             sums[t] = _mm256_add_epi16(sums[t], _mm256_add_epi16(a, b));
                         }
                     }
@@ -762,9 +843,10 @@ mod x86 {
         codes: *const u8,
         lines: usize,
         decode: &Decode,
-        x: &[*const i8; T],
+        x: *const i8,
     ) -> [(__m256i, __m256i); T] {
         unsafe {
+            let group = lines * if F::KIND == INT8 { 4 } else { 8 };
             let zero = _mm256_setzero_si256();
             let mut acc = [(zero, zero); T];
             let low = _mm256_set1_epi8(15);
@@ -775,12 +857,12 @@ mod x86 {
                 for half in 0..2 {
                     let v = _mm256_loadu_si256(codes.add(line * LINE + 32 * half) as *const __m256i);
                     if F::KIND == INT8 {
-                        signed_step(_mm256_xor_si256(v, flip), half, 4 * line, x, &mut acc);
+                        signed_step(_mm256_xor_si256(v, flip), half, (4 * line, group), x, &mut acc);
                     } else {
                         let a = _mm256_shuffle_epi8(table, _mm256_and_si256(v, low));
-                        signed_step(a, half, 8 * line, x, &mut acc);
+                        signed_step(a, half, (8 * line, group), x, &mut acc);
                         let b = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
-                        signed_step(_mm256_shuffle_epi8(table, b), half, 8 * line + 4, x, &mut acc);
+                        signed_step(_mm256_shuffle_epi8(table, b), half, (8 * line + 4, group), x, &mut acc);
                     }
                 }
             }
@@ -793,14 +875,14 @@ mod x86 {
     unsafe fn signed_step<const T: usize>(
         w: __m256i,
         half: usize,
-        at: usize,
-        x: &[*const i8; T],
+        (at, group): (usize, usize),
+        x: *const i8,
         acc: &mut [(__m256i, __m256i); T],
     ) {
         unsafe {
             let (magnitude, ones) = (_mm256_abs_epi8(w), _mm256_set1_epi16(1));
             for t in 0..T {
-                let x = _mm256_sign_epi8(eight(x[t].add(at)), w);
+                let x = _mm256_sign_epi8(eight(x.add(t * group + at)), w);
                 let products = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, x), ones);
                 match half {
                     0 => acc[t].0 = _mm256_add_epi32(acc[t].0, products),

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::buffer::AlignedVec;
 use crate::cpu::lanes::{LANES, Lanes, by_isa};
-use crate::cpu::packed::{Decode, FormOf, Panel, QuantRow, QuantSet, TILE, TileFn, quantize, tile_for};
+use crate::cpu::packed::{
+    Decode, FormOf, Panel, QuantRow, QuantSet, TILE, TileFn, TileScratch, quantize, tile_for,
+};
 use crate::cpu::rows::activation;
 use crate::device::CpuDevice;
 use crate::ops::{Activation, ExpertPiece, ExpertsArgs, UNIT_MIN, WeightOn, run_of};
@@ -213,6 +215,7 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
     let start = task.unit * UNIT_MIN;
     let length = UNIT_MIN.min(task.gate.rows() - start);
     let groups = task.gate.groups();
+    let mut scratch = TileScratch::take();
     let mut hidden = [[0.0f32; UNIT_MIN]; TILE];
     for (index, rows) in task.rows.chunks(TILE).enumerate() {
         let mut x = [task.x.first; TILE];
@@ -220,13 +223,16 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
             // SAFETY: routed rows are rows of the batch.
             *x = unsafe { task.x.row(row as usize) };
         }
-        let x = &x[..rows.len()];
-        for panel in start / PANEL_ROWS..(start + length).div_ceil(PANEL_ROWS) {
+        // SAFETY: the rows have the matrices' groups.
+        let x = unsafe { scratch.tile(&x[..rows.len()], groups, task.x.group, decode.bias) };
+        let end = (start + length).div_ceil(PANEL_ROWS);
+        for panel in start / PANEL_ROWS..end {
             let (mut gate, mut up) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
+            let (gates, ups) = (Panel::new(task.gate, panel), Panel::new(task.up, panel));
             // SAFETY: the rows have the matrices' groups.
             unsafe {
-                tile(&Panel::new(task.gate, panel), &decode, x, 0, groups, &mut gate);
-                tile(&Panel::new(task.up, panel), &decode, x, 0, groups, &mut up);
+                tile(&gates, &decode, &x, 0, groups, &mut gate);
+                tile(&ups, &decode, &x, 0, groups, &mut up);
             }
             for (t, (gate, up)) in gate.iter_mut().zip(&mut up).enumerate().take(rows.len()) {
                 inner_of::<L>(task, index * TILE + t, panel, gate, up);
@@ -247,6 +253,7 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
             }
         }
     }
+    scratch.keep();
 }
 
 /// Weight, bias and activation of a panel's 16 values of one row, into `gate`.
@@ -293,6 +300,7 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
     let decode = Decode::of(task.w.format().codes);
     let (groups, unit) = (task.w.groups(), UNIT_MIN / task.w.format().group);
     let fixed = Fixed::new(task.fraction_bits);
+    let mut scratch = TileScratch::take();
     for first in (0..task.rows.len()).step_by(TILE) {
         let count = TILE.min(task.rows.len() - first);
         let mut x = [task.x.first; TILE];
@@ -300,7 +308,8 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
             // SAFETY: the job has this row.
             *x = unsafe { task.x.row(first + t) };
         }
-        let x = &x[..count];
+        // SAFETY: the rows have the matrix's groups.
+        let x = unsafe { scratch.tile(&x[..count], groups, task.x.group, decode.bias) };
         let mut worst = [0u32; TILE];
         for panel in task.panels.clone() {
             let mut sums = [[0i64; LANES]; TILE];
@@ -308,7 +317,7 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
             for group in (0..groups).step_by(unit) {
                 let mut y = [[0.0; LANES]; TILE];
                 // SAFETY: the rows have the matrix's groups.
-                unsafe { tile(&weights, &decode, x, group, unit.min(groups - group), &mut y) };
+                unsafe { tile(&weights, &decode, &x, group, unit.min(groups - group), &mut y) };
                 for t in 0..count {
                     fixed.add(&mut y[t], task.weight(first + t), &mut sums[t], &mut worst[t]);
                 }
@@ -337,6 +346,7 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
             }
         }
     }
+    scratch.keep();
 }
 
 impl Down<'_> {
@@ -371,7 +381,8 @@ impl Fixed {
         for (y, sum) in y.iter_mut().zip(sums.iter_mut()) {
             *y *= weight;
             largest = largest.max(y.to_bits() & 0x7fff_ffff);
-            let bits = (f64::from(*y) * self.unit + MAGIC).to_bits() as i64;
+            // The product is exact, so that one rounding is the same as two.
+            let bits = f64::from(*y).mul_add(self.unit, MAGIC).to_bits() as i64;
             *sum = sum.wrapping_add(bits.wrapping_sub(MAGIC.to_bits() as i64));
         }
         *worst = (*worst).max(largest);

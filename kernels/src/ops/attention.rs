@@ -6,7 +6,7 @@
 
 use super::run_of;
 use crate::buffer::Buffer;
-use crate::cpu::attention::{Heads, Paged, Scratch, TASK_HEADS, attend};
+use crate::cpu::attention::{Attended, Heads, Paged, Scratch, TASK_HEADS, attend};
 use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 
@@ -79,35 +79,64 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>
     let cpu = stream.cpu();
     let positions = &args.positions.host()[..qs.rows];
     let seen: usize = positions.iter().map(|&p| p as usize + 1 - args.mask.first(p as usize)).sum();
-    let items = qs.rows * tasks_per_row;
-    let parts = cpu.parts_for(items, seen * qs.heads * (kv.key_width + kv.value_width) / 8);
+    // Where no heads share keys, rows that follow each other do.
+    let rows_together = if group == 1 { TASK_HEADS } else { 1 };
+    let runs = qs.rows.div_ceil(rows_together);
+    let items = runs * tasks_per_row;
+    let parts = cpu.parts_within(items, seen * qs.heads * (kv.key_width + kv.value_width) / 8, 16);
     let shared = out.shared();
     cpu.pool.run(parts, &|part| {
-        let mut scratch = Scratch::new();
+        let mut scratch = Scratch::take();
         for item in run_of(items, parts, part) {
-            let (row, task) = (item / tasks_per_row, item % tasks_per_row);
+            let (run, task) = (item / tasks_per_row, item % tasks_per_row);
             let kv_head = task / blocks;
             let first_head = kv_head * group + task % blocks * TASK_HEADS;
             let heads = TASK_HEADS.min((kv_head + 1) * group - first_head);
-            let task = row_heads(args, row, kv_head, first_head, heads);
-            let span = (heads - 1) * os.head_stride + os.width;
-            // SAFETY: every (row, head) belongs to one item; `span` covers these heads of the row.
-            let out = unsafe { shared.slice_heads(row, first_head, span) };
-            attend(cpu.isa, &task, &mut scratch, out, os.head_stride);
+            let mut row = run * rows_together;
+            let end = (row + rows_together).min(qs.rows);
+            while row < end {
+                let rows = if group == 1 { same_sequence(args, row..end) } else { 1 };
+                let (task, stride) = match rows {
+                    1 => (queries(args, row, kv_head, first_head, (heads, qs.head_stride)), os.head_stride),
+                    _ => (queries(args, row, kv_head, first_head, (rows, qs.row_stride)), os.row_stride),
+                };
+                // The last query's element is inside the view, and so are those before it.
+                let (last_row, last_head) =
+                    if rows > 1 { (row + rows - 1, first_head) } else { (row, first_head + heads - 1) };
+                shared.pointer(last_row, last_head, os.width - 1);
+                let pointer = shared.pointer(row, first_head, 0);
+                let out = Attended { pointer, stride, width: os.width };
+                // SAFETY: inside the view; every (row, head) belongs to one item.
+                unsafe { attend(cpu.isa, &task, &mut scratch, out) };
+                row += rows;
+            }
         }
+        scratch.keep();
     });
 }
 
-fn row_heads<'a>(
+/// How many of the rows, from the first on, belong to its sequence.
+fn same_sequence(args: &AttentionArgs<'_>, rows: std::ops::Range<usize>) -> usize {
+    let sequences = &args.sequences.host()[rows];
+    sequences.iter().take_while(|sequence| **sequence == sequences[0]).count()
+}
+
+/// The queries from (row, first_head) on: `count` of them, `stride` apart, which is the heads' distance or the rows'.
+fn queries<'a>(
     args: &AttentionArgs<'a>,
     row: usize,
     kv_head: usize,
     first_head: usize,
-    heads: usize,
+    (count, stride): (usize, usize),
 ) -> Heads<'a> {
     let (qs, kv) = (args.q.layout(), args.kv);
-    let last = args.positions.host()[row] as usize;
     let sequence = args.sequences.host()[row] as usize;
+    let by_rows = count > 1 && stride == qs.row_stride && qs.heads == kv.kv_heads;
+    let mut seen = [(0, 0); TASK_HEADS];
+    for (index, seen) in seen.iter_mut().enumerate().take(count) {
+        let last = args.positions.host()[if by_rows { row + index } else { row }] as usize;
+        *seen = (args.mask.first(last), last);
+    }
     let paged = |buffer: &'a Buffer<f32>, width: usize| Paged {
         cache: buffer.host(),
         page_stride: kv.kv_heads * PAGE_POSITIONS * width,
@@ -116,16 +145,15 @@ fn row_heads<'a>(
     };
     Heads {
         q: &args.q.data[qs.at(row, first_head)..],
-        q_stride: qs.head_stride,
-        heads,
+        q_stride: stride,
+        heads: count,
         keys: paged(kv.keys, kv.key_width),
         values: kv.values.map_or(paged(kv.keys, kv.key_width), |values| paged(values, kv.value_width)),
         value_width: kv.value_width,
         pages: &args.tables.host()[sequence * args.table_stride..][..args.table_stride],
-        first: args.mask.first(last),
-        last,
+        seen,
         scale: args.scale,
-        sinks: args.sinks.map(|sinks| &sinks.host()[first_head..][..heads]),
+        sinks: args.sinks.map(|sinks| &sinks.host()[first_head..][..if by_rows { 1 } else { count }]),
     }
 }
 

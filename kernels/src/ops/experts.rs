@@ -4,7 +4,7 @@
 //! `[f, H]`, down `[H, f]`. Sums `[T, H]` i64 and a poison flag per row. Partial sums of any shards add up to the same
 //! integers (ARITHMETIC.md, 6). Threads share out rows of gate and up first, output columns then: no atomics but flags.
 
-use super::{Activation, QuantRows, quantize};
+use super::{Activation, QuantRows, quantize, run_of};
 use crate::buffer::Buffer;
 use crate::cpu;
 use crate::device::Device;
@@ -132,20 +132,18 @@ pub mod partial_sums {
     pub fn finish(stream: &Stream, sums: &PartialSums, fraction_bits: u32, mut out: ViewMut<'_>) {
         let at = out.layout();
         assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "partial sums: out");
-        let _ = stream.cpu();
+        let cpu = stream.cpu();
         let shared = out.shared();
         let unit = 1.0 / (1u64 << fraction_bits) as f64;
-        for row in 0..at.rows {
-            // SAFETY: one thread.
-            let out = unsafe { shared.slice(row, 0, 0, at.width) };
-            if sums.poison.host()[row] != 0 {
-                out.fill(f32::NAN);
-                continue;
+        let parts = cpu.parts_for(at.rows, at.rows * at.width / 4);
+        cpu.pool.run(parts, &|part| {
+            for row in run_of(at.rows, parts, part) {
+                // SAFETY: parts have rows of their own.
+                let out = unsafe { shared.slice(row, 0, 0, at.width) };
+                let poisoned = sums.poison.host()[row] != 0;
+                cpu::experts::finish_row(cpu.isa, &sums.sums.host()[row * at.width..], unit, poisoned, out);
             }
-            for (y, &sum) in out.iter_mut().zip(&sums.sums.host()[row * at.width..]) {
-                *y = (sum as f64 * unit) as f32;
-            }
-        }
+        });
     }
 }
 

@@ -105,39 +105,63 @@ fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'s
     }
 }
 
-/// Bytes of weights that a running model keeps reading in a precision: tensors as they are mapped, or their copies where
-/// loading turns them round or packs them (then nobody reads the mapped original again). Tensors that are not run do not
-/// count.
+/// Bytes of weights that a running model keeps reading in a precision.
 pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) -> u64 {
-    let turned = |row: &Expected| matches!(row.slot, Slot::Layer(_, Part::KvB));
-    let bytes = |row: &Expected| {
+    resident_by_role(spec, checkpoint, precision).values().sum()
+}
+
+/// The same by part: tensors as they are mapped, or their copies where loading turns them round or packs them (then nobody
+/// reads the mapped original again). Tensors that are not run do not count; a tied head counts where it is a copy.
+pub fn resident_by_role(
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    precision: Precision,
+) -> BTreeMap<Role, u64> {
+    let mut shares = BTreeMap::new();
+    for row in expected_tensors(spec) {
         let stored = stored_bytes(checkpoint, &row.name);
-        let elements: u64 = row.shape.iter().map(|&n| n as u64).product();
-        match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
-            // Coded matrices that are turned round are kept as f32.
-            Some(StoredType::F8E4m3) if turned(row) => return elements * 4,
-            // Integers in groups stay what they are, a little more or less for another layout.
-            Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => {
-                let head = row.slot == Slot::Embedding && spec.tied_embeddings;
-                // The head is packed, the embedding stays.
-                return if head && precision != Precision::F32 { 2 * stored } else { stored };
-            }
-            None => match stored_form(spec.quantization, row.form) {
-                Quantization::Int4(_) if turned(row) => return elements * 4,
-                Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
-                _ => return stored,
-            },
-            _ => {}
-        }
-        let cols = row.shape.last().map_or(1, |&n| n as u64);
-        let mut bytes = precision.bytes(elements / cols.max(1), cols, stored, usage(spec, row));
+        *shares.entry(row.role).or_default() +=
+            run_bytes(spec, checkpoint, precision, &row, usage(spec, &row));
         if row.slot == Slot::Embedding && spec.tied_embeddings {
-            let head = precision.bytes(elements / cols.max(1), cols, stored, Use::Head);
-            bytes += if head == stored { 0 } else { head };
+            let head = run_bytes(spec, checkpoint, precision, &row, Use::Head);
+            let packed = is_packed(checkpoint, &row, precision) || head != stored;
+            *shares.entry(Role::Head).or_default() += if packed { head } else { 0 };
         }
-        bytes
-    };
-    expected_tensors(spec).iter().map(bytes).sum()
+    }
+    shares
+}
+
+/// Whether a tensor of a GGUF file is packed where it is used for more than looking rows up.
+fn is_packed(checkpoint: &Checkpoint, row: &Expected, precision: Precision) -> bool {
+    let stored = checkpoint.tensor(&row.name).map(|tensor| tensor.stored);
+    matches!(stored, Some(StoredType::Q4_0 | StoredType::Q8_0))
+        && !matches!(precision, Precision::F32 | Precision::Bf16)
+}
+
+fn run_bytes(
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    row: &Expected,
+    usage: Use,
+) -> u64 {
+    let turned = matches!(row.slot, Slot::Layer(_, Part::KvB));
+    let stored = stored_bytes(checkpoint, &row.name);
+    let elements: u64 = row.shape.iter().map(|&n| n as u64).product();
+    match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
+        // Coded matrices that are turned round are kept as f32.
+        Some(StoredType::F8E4m3) if turned => return elements * 4,
+        // Integers in groups stay what they are, a little more or less for another layout.
+        Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => return stored,
+        None => match stored_form(spec.quantization, row.form) {
+            Quantization::Int4(_) if turned => return elements * 4,
+            Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
+            _ => return stored,
+        },
+        _ => {}
+    }
+    let cols = row.shape.last().map_or(1, |&n| n as u64);
+    precision.bytes(elements / cols.max(1), cols, stored, usage)
 }
 
 /// What a tensor is used for, as far as its precision goes.

@@ -8,7 +8,7 @@ mod load;
 mod precision;
 mod trunk;
 
-pub use account::{Share, account, resident_bytes};
+pub use account::{Share, account, resident_by_role, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{ExpertShard, check_cover, inventory, load_shard, unit_length};
 pub use load::{LoadError, Loader, Loading, check_tensors};
