@@ -3,7 +3,7 @@
 //   y = Wd[h, unit] a[unit] per unit;  times the gate's weight where that is on the output;  round_half_even(y * 2^B)
 //   the bias of `down` is one more term of the piece that holds unit 0
 //
-// experts_down_rows_*: tiles of at most 2 (dp4a), 8 or 32 (mma) slots, T <= 32. Grid ceil(H / 16), block 256. A block
+// experts_down_rows_*: tiles of at most 1 (dp4a), 8 or 32 (mma) slots, T <= 32. Grid ceil(H / 16), block 256. A block
 //   owns 16 columns of all rows and goes over all tiles: (tile, unit) by (tile, unit), in stripes over its eight warps,
 //   whose stream of groups runs on from one to the next. Each warp adds into integers of its own in shared memory; after
 //   a barrier they are added to the sums, each written once by the one thread that owns it.
@@ -129,7 +129,7 @@ DEVICE void down_rows(const ExpertsArgs& args) {
     }
 }
 
-KERNEL(256, 2) NAMED(experts_down_rows_2)(ExpertsArgs args) { down_rows<DotForm<2>>(args); }
+KERNEL(256, 2) NAMED(experts_down_rows_1)(ExpertsArgs args) { down_rows<DotForm<1>>(args); }
 KERNEL(256, 2) NAMED(experts_down_rows_8)(ExpertsArgs args) { down_rows<MmaForm<1>>(args); }
 KERNEL(256, 2) NAMED(experts_down_rows_32)(ExpertsArgs args) { down_rows<MmaForm<4>>(args); }
 

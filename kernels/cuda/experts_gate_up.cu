@@ -3,7 +3,7 @@
 //   g = Wg x, u = Wu x;  times the gate's weight where that is on the input;  + bias;  a = activation(g, u)
 //   then ARITHMETIC.md, 7 in the groups of down, all in one kernel
 //
-// experts_gate_up_rows_*: tiles of at most 2 (dp4a), 8 or 32 (mma) slots. Grid: any; block 32 * ROWS_WARPS. Work items
+// experts_gate_up_rows_*: tiles of at most 1 (dp4a), 8 or 32 (mma) slots. Grid: any; block 32 * ROWS_WARPS. Work items
 //   are (tile, 64 or 128 rows of F: whole groups of down), taken in stripes by the grid's blocks. In an item every
 //   (panel, gate or up, half of the chains) is a stream of its own; a barrier, then the halves are added, activated,
 //   and after another barrier quantised by a warp per (slot, group). Each weight is read once for all rows of a tile.
@@ -16,7 +16,7 @@
 #include "tiles.h"
 
 // Eight where the rings of sixteen would not leave room.
-constexpr int ROWS_WARPS = GROUP_BYTES <= 1024 ? 16 : 8;
+constexpr int ROWS_WARPS = GROUP_BYTES <= 512 ? 16 : 8;
 
 // The activated values of a tile, `[slots][wide]` in shared memory, into `hidden`.
 DEVICE void quantize_hidden(const ExpertsArgs& args, const ExpertPiece& piece, const ExpertTile& tile, const float* a,
@@ -100,7 +100,7 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
     }
 }
 
-KERNEL(32 * ROWS_WARPS, 1) NAMED(experts_gate_up_rows_2)(ExpertsArgs args) { gate_up_rows<DotForm<2>>(args); }
+KERNEL(32 * ROWS_WARPS, 1) NAMED(experts_gate_up_rows_1)(ExpertsArgs args) { gate_up_rows<DotForm<1>>(args); }
 KERNEL(32 * ROWS_WARPS, 1) NAMED(experts_gate_up_rows_8)(ExpertsArgs args) { gate_up_rows<MmaForm<1>>(args); }
 KERNEL(32 * ROWS_WARPS, 1) NAMED(experts_gate_up_rows_32)(ExpertsArgs args) { gate_up_rows<MmaForm<4>>(args); }
 

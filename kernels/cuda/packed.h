@@ -10,7 +10,7 @@
 // asynchronous copies and computes from there: bytes in flight cost no registers, and every weight is read once for all
 // rows. Two forms compute a group from a stage of the ring:
 //
-//   DotForm   1 or 2 rows, dp4a. Lane r + 16h has row r of the panel and the lines with j % 2 == h; one shuffle adds
+//   DotForm   a row or two, dp4a. Lane r + 16h has row r of the panel and the lines with j % 2 == h; one shuffle adds
 //             the halves. 16 lanes x 4 bytes of neighbouring lines: no bank conflict.
 //   MmaForm   rows in eights, mma m16n8k32. Weights are the operand of 16 rows: fragment row g is the panel's row 2g,
 //             fragment row g + 8 the panel's row 2g + 1, so that a lane reads both with one 8-byte load and a warp reads

@@ -5,7 +5,7 @@
 //   bias  [N]  f32, or null
 //   out   [T, N]  f32, rows `out_stride` elements apart
 //
-// packed_linear_rows_*: at most TOKENS rows (2 by dp4a; 8 or 32 by mma). Grid ceil(N / 16), block 128: a block owns a
+// packed_linear_rows_*: at most TOKENS rows (1 by dp4a; 8 or 32 by mma). Grid ceil(N / 16), block 128: a block owns a
 //   panel, its four warps the four chains, each with a ring of its own; a barrier before the chains are added. Weights
 //   are read once for all rows. One panel a block, because a matrix of a few thousand rows must fill all
 //   multiprocessors, and four short streams of a panel reach memory earlier than one long one.
@@ -29,6 +29,7 @@ struct PackedLinearArgs {
     u32 groups;
     u32 padding;
 };
+static_assert(sizeof(PackedLinearArgs) == 128, "arguments.rs");
 
 // Shared memory: four rings, then the chains' results [4][TOKENS][16] f32.
 template <class Form>
@@ -60,7 +61,7 @@ DEVICE void linear_rows(const PackedLinearArgs& args) {
     }
 }
 
-KERNEL(128, 4) NAMED(packed_linear_rows_2)(PackedLinearArgs args) { linear_rows<DotForm<2>>(args); }
+KERNEL(128, 4) NAMED(packed_linear_rows_1)(PackedLinearArgs args) { linear_rows<DotForm<1>>(args); }
 KERNEL(128, 4) NAMED(packed_linear_rows_8)(PackedLinearArgs args) { linear_rows<MmaForm<1>>(args); }
 KERNEL(128, 4) NAMED(packed_linear_rows_32)(PackedLinearArgs args) { linear_rows<MmaForm<4>>(args); }
 

@@ -22,6 +22,7 @@ struct QuantizeArgs {
     u32 width;
     u32 group;
 };
+static_assert(sizeof(QuantizeArgs) == 48, "arguments.rs");
 
 KERNEL(256, 1) quantize(QuantizeArgs args) {
     const int lane = threadIdx.x % 32;

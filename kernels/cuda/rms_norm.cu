@@ -21,6 +21,7 @@ struct RmsNormArgs {
     u32 width;
     float eps;
 };
+static_assert(sizeof(RmsNormArgs) == 64, "arguments.rs");
 
 KERNEL(256, 1) rms_norm(RmsNormArgs args) {
     float* factor = (float*)shared_memory();

@@ -18,6 +18,7 @@ struct RopeArgs {
     // Pair i is (2i, 2i + 1), not (i, i + R).
     u32 pairs;
 };
+static_assert(sizeof(RopeArgs) == 48, "arguments.rs");
 
 KERNEL(128, 1) rope(RopeArgs args) {
     float* x = args.x + blockIdx.y * args.x_row + blockIdx.x * args.x_head;

@@ -2,15 +2,15 @@
 #pragma once
 
 #include <cstddef>
-#include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace shim {
 
 using Entry = void (*)(void** arguments);
 
-// Makes a kernel known by name; the value means nothing.
-bool announce(const char* name, Entry entry);
+// Makes a kernel known by name.
+void announce(const char* name, Entry entry);
 
 // The kernel `K` with its arguments behind pointers, as cuLaunchKernel takes them.
 template <auto K>
@@ -26,7 +26,9 @@ struct Caller<K> {
 
 }  // namespace shim
 
-#define SHIM_KERNEL(name) static const bool announced_##name = shim::announce(#name, shim::Caller<&name>::call)
+#define SHIM_ANNOUNCE_(name) shim::announce(#name, shim::Caller<&name>::call)
+// Hands over the kernel `name`.
+#define SHIM_ANNOUNCE(name) SHIM_ANNOUNCE_(name)
 
 extern "C" {
 
