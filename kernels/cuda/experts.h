@@ -30,7 +30,7 @@ struct ExpertPiece {
     u32 expert;
     u32 width;  // f
 };
-static_assert(sizeof(ExpertPiece) == 128, "arguments.rs");
+static_assert(sizeof(ExpertPiece) == 80, "arguments.rs");
 
 // Up to `tile_tokens` slots of one piece.
 struct ExpertTile {
@@ -77,7 +77,7 @@ struct ExpertsArgs {
     float two_to_b;
     float limit;  // 2^(51 - B)
 };
-static_assert(sizeof(ExpertsArgs) == 264, "arguments.rs");
+static_assert(sizeof(ExpertsArgs) == 280, "arguments.rs");
 
 // One term on its way into a sum; poisons its row if it does not fit.
 DEVICE i64 term(const ExpertsArgs& args, float y, u32 row) {

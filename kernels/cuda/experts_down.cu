@@ -98,7 +98,7 @@ DEVICE void down_rows(const ExpertsArgs& args) {
             chain = 0;
         }
         while (chain < 3 && (int)within >= chain_start(chain + 1, length)) chains.close(chain++);
-        form.step(chains.acc, stage, args.down_form, piece.down.offsets != nullptr, items.first_group() + within);
+        form.step(chains.acc, stage, args.down_form, items.first_group() + within);
         if (++within < length) return;
         while (chain < 3) chains.close(chain++);
         for (int i = 0; i < Form::COUNT; i++) {

@@ -65,7 +65,6 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
             const u32 half = stream % 2, matrix = stream / 2 % 2, panel = stream / 4;
             if (first_row + panel * PANEL_ROWS >= piece.width) continue;
             const PackedPart& part = matrix == 0 ? piece.gate : piece.up;
-            const bool offsets = part.offsets != nullptr;
             int group = chain_start(2 * half, args.inner_groups);
             const int middle = chain_start(2 * half + 1, args.inner_groups);
             const int end = chain_start(2 * half + 2, args.inner_groups);
@@ -75,7 +74,7 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
             stream_groups(ring, source, end - group, [&](const u8* stage) {
                 if (group == middle)
                     for (int i = 0; i < Form::COUNT; i++) first[i] = acc[i], acc[i] = 0.0f;
-                form.step(acc, stage, args.inner_form, offsets, group++);
+                form.step(acc, stage, args.inner_form, group++);
             });
             // An even chain that ends where the half does has not been set aside.
             if (middle == end)

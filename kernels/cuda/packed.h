@@ -5,10 +5,10 @@
 //   GROUP   32, 64 or 128
 // Whether scales are f16 or f32, and whether there are offsets, is told at run time: it costs a uniform branch a group.
 //
-// The layout is packed.rs': a panel of 16 rows has per group `GROUP_BYTES` of codes in 64-byte lines, 16 scales and 16
-// offsets. All three are contiguous along K, so that a warp streams them into its own ring in shared memory with 16-byte
-// asynchronous copies and computes from there: bytes in flight cost no registers, and every weight is read once for all
-// rows. Two forms compute a group from a stage of the ring:
+// The layout is packed.rs': a panel of 16 rows is a run of records, one per group of K: 16 scales, 16 offsets where there
+// are any, `GROUP_BYTES` of codes in 64-byte lines. A warp streams a panel's records into its own ring in shared memory
+// with 16-byte asynchronous copies and computes from there: bytes in flight cost no registers, and every weight is read
+// once for all rows. Two forms compute a group from a stage of the ring:
 //
 //   DotForm   a row or two, dp4a. Lane r + 16h has row r of the panel and the lines with j % 2 == h; one shuffle adds
 //             the halves. 16 lanes x 4 bytes of neighbouring lines: no bank conflict.
@@ -38,9 +38,7 @@ constexpr int LINE = 64;
 constexpr int LINE_COLUMNS = CODES == 2 ? 4 : 8;
 constexpr int LINES = GROUP / LINE_COLUMNS;
 constexpr int GROUP_BYTES = LINES * LINE;
-// A group in shared memory: codes, 16 scales, 16 offsets.
-constexpr int STAGE_SCALES = GROUP_BYTES;
-constexpr int STAGE_OFFSETS = GROUP_BYTES + 64;
+// A record in shared memory, at its longest.
 constexpr int STAGE_BYTES = GROUP_BYTES + 128;
 // Stages of a warp's ring.
 constexpr int STAGES = GROUP_BYTES <= 256 ? 6 : GROUP_BYTES <= 512 ? 4 : GROUP_BYTES <= 1024 ? 3 : 2;
@@ -50,24 +48,21 @@ constexpr int SHIFTED_BY = CODES == 0 ? 8 : 0;
 
 // A warp asks for one group of one panel.
 DEVICE void fetch_group(u8* stage, const PackedPart& part, const PackedForm& form, u64 panel, int group, int lane) {
-    const u64 start = panel * part.panel_bytes;
-    const u8* codes = part.codes + start + (u64)group * GROUP_BYTES;
-    for (int at = lane * 16; at < GROUP_BYTES; at += 512) copy_async_16(stage + at, codes + at);
-    const int at = lane % 4 * 16;
-    if (lane < 4) {
-        const int bytes = form.wide_scales ? 64 : 32;
-        if (at < bytes) copy_async_16(stage + STAGE_SCALES + at, part.scales + start + (u64)group * bytes + at);
-    } else if (lane < 8 && part.offsets) {
-        copy_async_16(stage + STAGE_OFFSETS + at, part.offsets + start + (u64)group * 64 + at);
-    }
+    const u8* record = part.records + panel * part.panel_bytes + (u64)group * form.record;
+#pragma unroll
+    for (int at = lane * 16; at < STAGE_BYTES; at += 512)
+        if (at < (int)form.record) copy_async_16(stage + at, record + at);
 }
 
 DEVICE float stage_scale(const u8* stage, const PackedForm& form, int row) {
-    if (form.wide_scales) return ((const float*)(stage + STAGE_SCALES))[row];
-    return half_to_float(((const u16*)(stage + STAGE_SCALES))[row]);
+    if (form.wide_scales) return ((const float*)stage)[row];
+    return half_to_float(((const u16*)stage)[row]);
 }
 
-DEVICE float stage_offset(const u8* stage, int row) { return ((const float*)(stage + STAGE_OFFSETS))[row]; }
+// Offsets are the 64 bytes before the codes.
+DEVICE float stage_offset(const u8* stage, const PackedForm& form, int row) {
+    return ((const float*)(stage + form.codes_at - 64))[row];
+}
 
 // The integers (plain codes: plus 8) of a word of a line: columns 0..4, and 4..8 of 4-bit lines.
 DEVICE void unpack(u32 word, const PackedForm& form, u32& low, u32& high) {
@@ -117,13 +112,13 @@ struct DotForm {
     DEVICE_MEMBER int panel_row(int) const { return lane % PANEL_ROWS; }
     DEVICE_MEMBER int token(int element) const { return element; }
 
-    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, bool offsets, int group) const {
+    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, int group) const {
         const int row = lane % PANEL_ROWS, half = lane / PANEL_ROWS;
         int part[ROWS];
         for (int i = 0; i < ROWS; i++) part[i] = 0;
 #pragma unroll
         for (int line = half; line < LINES; line += 2) {
-            const u32 word = *(const u32*)(stage + line * LINE + 4 * row);
+            const u32 word = *(const u32*)(stage + form.codes_at + line * LINE + 4 * row);
             u32 low, high;
             unpack(word, form, low, high);
 #pragma unroll
@@ -138,14 +133,14 @@ struct DotForm {
             }
         }
         const float scale = stage_scale(stage, form, row);
-        const float offset = offsets ? stage_offset(stage, row) : 0.0f;
+        const float offset = form.offsets ? stage_offset(stage, form, row) : 0.0f;
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             const float d = load_constant(x.scales + rows[i] + group);
-            const int sum = SHIFTED_BY || offsets ? load_constant(x.sums + rows[i] + group) : 0;
+            const int sum = SHIFTED_BY || form.offsets ? load_constant(x.sums + rows[i] + group) : 0;
             const int integer = part[i] + shuffle_xor(part[i], PANEL_ROWS) - SHIFTED_BY * sum;
             acc[i] = chain_step(acc[i], scale, d, integer);
-            if (offsets) acc[i] = chain_step(acc[i], offset, d, sum);
+            if (form.offsets) acc[i] = chain_step(acc[i], offset, d, sum);
         }
     }
 };
@@ -153,18 +148,19 @@ struct DotForm {
 // A lane's A fragments of a group, for fragment rows g and g + 8, in steps of 32 along K.
 DEVICE void load_weights(u32 (&a)[GROUP / 32][4], const u8* stage, const PackedForm& form, int lane) {
     const int g = lane / 4, t = lane % 4;
+    const u8* codes = stage + form.codes_at;
 #pragma unroll
     for (int i = 0; i < GROUP / 32; i++) {
         if (CODES == 2) {
-            const uint2 first = *(const uint2*)(stage + (8 * i + t) * LINE + 8 * g);
-            const uint2 second = *(const uint2*)(stage + (8 * i + 4 + t) * LINE + 8 * g);
+            const uint2 first = *(const uint2*)(codes + (8 * i + t) * LINE + 8 * g);
+            const uint2 second = *(const uint2*)(codes + (8 * i + 4 + t) * LINE + 8 * g);
             u32 none;
             unpack(first.x, form, a[i][0], none);
             unpack(first.y, form, a[i][1], none);
             unpack(second.x, form, a[i][2], none);
             unpack(second.y, form, a[i][3], none);
         } else {
-            const uint2 words = *(const uint2*)(stage + (4 * i + t) * LINE + 8 * g);
+            const uint2 words = *(const uint2*)(codes + (4 * i + t) * LINE + 8 * g);
             unpack(words.x, form, a[i][0], a[i][2]);
             unpack(words.y, form, a[i][1], a[i][3]);
         }
@@ -202,13 +198,14 @@ struct MmaForm {
     DEVICE_MEMBER int panel_row(int element) const { return lane / 4 * 2 + element / 2 % 2; }
     DEVICE_MEMBER int token(int element) const { return element / 4 * 8 + lane % 4 * 2 + element % 2; }
 
-    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, bool offsets, int group) const {
+    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, int group) const {
         const int g = lane / 4, t = lane % 4;
         u32 a[GROUP / 32][4];
         load_weights(a, stage, form, lane);
         const float scale[2] = {stage_scale(stage, form, 2 * g), stage_scale(stage, form, 2 * g + 1)};
         float offset[2] = {0.0f, 0.0f};
-        if (offsets) offset[0] = stage_offset(stage, 2 * g), offset[1] = stage_offset(stage, 2 * g + 1);
+        if (form.offsets)
+            for (int j = 0; j < 2; j++) offset[j] = stage_offset(stage, form, 2 * g + j);
 #pragma unroll
         for (int n = 0; n < EIGHTS; n++) {
             if (8 * n >= count) continue;
@@ -232,10 +229,10 @@ struct MmaForm {
             for (int e = 0; e < 4; e++) {
                 const u64 at = scale_row[n][e % 2] + group;
                 const float d = load_constant(x.scales + at);
-                const int sum = SHIFTED_BY || offsets ? load_constant(x.sums + at) : 0;
+                const int sum = SHIFTED_BY || form.offsets ? load_constant(x.sums + at) : 0;
                 float& y = acc[4 * n + e];
                 y = chain_step(y, scale[e / 2], d, integer[e] - SHIFTED_BY * sum);
-                if (offsets) y = chain_step(y, offset[e / 2], d, sum);
+                if (form.offsets) y = chain_step(y, offset[e / 2], d, sum);
             }
         }
     }

@@ -29,7 +29,7 @@ struct PackedLinearArgs {
     u32 groups;
     u32 padding;
 };
-static_assert(sizeof(PackedLinearArgs) == 128, "arguments.rs");
+static_assert(sizeof(PackedLinearArgs) == 120, "arguments.rs");
 
 // Shared memory: four rings, then the chains' results [4][TOKENS][16] f32.
 template <class Form>
@@ -37,7 +37,6 @@ DEVICE void linear_rows(const PackedLinearArgs& args) {
     u8* shared = shared_memory();
     float* results = (float*)(shared + 4 * RING_BYTES);
     const int lane = threadIdx.x % 32, chain = threadIdx.x / 32, panel = blockIdx.x, tokens = args.tokens;
-    const bool offsets = args.weights.offsets != nullptr;
     Form form;
     form.bind(args.x, tokens, lane, [](int i) { return i; });
     float acc[Form::COUNT];
@@ -46,7 +45,7 @@ DEVICE void linear_rows(const PackedLinearArgs& args) {
     const int end = chain_start(chain + 1, args.groups);
     PanelSource source{args.weights, args.form, (u64)panel, group, end, lane};
     stream_groups(shared + chain * RING_BYTES, source, end - group,
-                  [&](const u8* stage) { form.step(acc, stage, args.form, offsets, group++); });
+                  [&](const u8* stage) { form.step(acc, stage, args.form, group++); });
     if (form.owner())
         for (int i = 0; i < Form::COUNT; i++)
             results[(chain * Form::TOKENS + form.token(i)) * PANEL_ROWS + form.panel_row(i)] = acc[i];

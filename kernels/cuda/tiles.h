@@ -65,7 +65,6 @@ DEVICE void tile_step(TileSums& sums, const u8* stage, const Tile& tile) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     u32 a[2][GROUP / 32][4];
     float scale[2][2], offset[2][2];
-    const bool offsets = tile.parts[0]->offsets != nullptr;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const u8* panel = stage + (2 * warp + i) * STAGE_BYTES;
@@ -73,7 +72,7 @@ DEVICE void tile_step(TileSums& sums, const u8* stage, const Tile& tile) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             scale[i][j] = stage_scale(panel, tile.form, 2 * g + j);
-            offset[i][j] = offsets ? stage_offset(panel, 2 * g + j) : 0.0f;
+            offset[i][j] = tile.form.offsets ? stage_offset(panel, tile.form, 2 * g + j) : 0.0f;
         }
     }
 #pragma unroll
@@ -105,7 +104,7 @@ DEVICE void tile_step(TileSums& sums, const u8* stage, const Tile& tile) {
             for (int i = 0; i < 2; i++) {
                 float& y = sums[i].acc[4 * n + e];
                 y = chain_step(y, scale[i][e / 2], d, integer[i][e] - SHIFTED_BY * sum);
-                if (offsets) y = chain_step(y, offset[i][e / 2], d, sum);
+                if (tile.form.offsets) y = chain_step(y, offset[i][e / 2], d, sum);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gaterail_kernels::cuda::*;
 use gaterail_kernels::ops::{Activation, RopeStyle, WeightOn};
-use gaterail_kernels::reference::{self, QuantizedRow, activate, packed_dot, quantize_row};
+use gaterail_kernels::reference::{self, ExpertRow, RowWeight, add_expert_row, quantize_row};
 use gaterail_kernels::{Bytes, Codes, Packed, PackedFormat, Scales};
 use gaterail_shim::Shim;
 
@@ -43,6 +43,7 @@ fn formats() -> Vec<PackedFormat> {
         form(Codes::INT4, Scales::F16, false, 32), // Q4_0
         form(Codes::Int8, Scales::F16, false, 32), // Q8_0
         form(Codes::MXFP4, Scales::F32, false, 32),
+        form(Codes::MXFP4, Scales::F16, false, 32),
         form(Codes::INT4, Scales::F16, true, 32), // GPTQ, AWQ
         form(Codes::INT4, Scales::F16, true, 64),
         form(Codes::INT4, Scales::F16, true, 128),
@@ -59,23 +60,22 @@ fn formats() -> Vec<PackedFormat> {
 
 /// Random codes and scales, in the layout of packed.rs.
 fn packed(random: &mut Random, format: PackedFormat, rows: usize, cols: usize) -> Packed {
-    let groups = cols.div_ceil(format.group);
-    let planes = format.planes(groups);
     let mut bytes: Vec<u8> = (0..format.bytes(rows, cols)).map(|_| random.next() as u8).collect();
     let strange = random.chance(60);
-    for panel in bytes.chunks_exact_mut(planes.bytes) {
-        for i in 0..groups * 16 {
+    for record in bytes.chunks_exact_mut(format.record()) {
+        for i in 0..16 {
             let mut scale = random.value() / 32.0;
             if strange && random.chance(50) {
                 scale = [0.0, 1e-7, 300.0, f32::INFINITY][random.below(4)];
             }
             match format.scales {
-                Scales::F16 => panel[planes.scales + 2 * i..][..2]
-                    .copy_from_slice(&half::f16::from_f32(scale).to_le_bytes()),
-                Scales::F32 => panel[planes.scales + 4 * i..][..4].copy_from_slice(&scale.to_le_bytes()),
+                Scales::F16 => {
+                    record[2 * i..][..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+                }
+                Scales::F32 => record[4 * i..][..4].copy_from_slice(&scale.to_le_bytes()),
             }
             if format.offsets {
-                panel[planes.offsets + 4 * i..][..4].copy_from_slice(&random.value().to_le_bytes());
+                record[format.offsets_at() + 4 * i..][..4].copy_from_slice(&random.value().to_le_bytes());
             }
         }
     }
@@ -252,49 +252,24 @@ fn linear_case(
     }
 }
 
-/// ARITHMETIC.md, 6 to 8: one pair's terms into its row's sums; whether the row is poisoned.
-fn add_pair(
-    x: &QuantizedRow,
-    weight: f32,
-    piece: &PackedPiece,
-    options: &ShardOptions,
-    sums: &mut [i64],
-) -> bool {
-    let on_input = options.weight_on == WeightOn::Input;
-    let inner = |matrix: &Packed, bias: &Option<Vec<f32>>, row: usize| {
-        let y = packed_dot(x, matrix, row);
-        let y = if on_input { weight * y } else { y };
-        bias.as_ref().map_or(y, |bias| y + bias[row])
+/// One pair's terms into its row's sums; whether the row is poisoned.
+fn add_pair(x: &[f32], weight: f32, piece: &PackedPiece, options: &ShardOptions, sums: &mut [i64]) -> bool {
+    let row = ExpertRow {
+        x,
+        f: piece.gate.rows(),
+        weight,
+        gate: RowWeight::Packed(&piece.gate),
+        up: RowWeight::Packed(&piece.up),
+        down: RowWeight::Packed(&piece.down),
+        gate_bias: piece.gate_bias.as_deref(),
+        up_bias: piece.up_bias.as_deref(),
+        down_bias: piece.down_bias.as_deref(),
+        activation: options.activation,
+        weight_on: options.weight_on,
+        unit: options.unit,
+        fraction_bits: options.fraction_bits,
     };
-    let f = piece.gate.rows();
-    let a: Vec<f32> = (0..f)
-        .map(|row| {
-            let (g, u) = (inner(&piece.gate, &piece.gate_bias, row), inner(&piece.up, &piece.up_bias, row));
-            activate(options.activation, g, u)
-        })
-        .collect();
-    let group = piece.down.format().group;
-    let mut poisoned = false;
-    let mut add = |sum: &mut i64, y: f32| {
-        let y = if on_input { y } else { weight * y };
-        if y.abs() < 2f32.powi(51 - options.fraction_bits as i32) {
-            *sum += (f64::from(y) * 2f64.powi(options.fraction_bits as i32)).round_ties_even() as i64;
-        } else {
-            poisoned = true;
-        }
-    };
-    for unit in (0..f).step_by(options.unit) {
-        let length = options.unit.min(f - unit);
-        let a = quantize_row(&a[unit..unit + length], group);
-        let down = piece.down.col_slice(unit, length);
-        for (h, sum) in sums.iter_mut().enumerate() {
-            add(sum, packed_dot(&a, &down, h));
-        }
-    }
-    if let Some(bias) = &piece.down_bias {
-        sums.iter_mut().zip(bias).for_each(|(sum, &bias)| add(sum, bias));
-    }
-    poisoned
+    add_expert_row(&row, sums)
 }
 
 /// A layer's experts, cut into pieces at random, some of which are elsewhere.
@@ -370,7 +345,7 @@ fn experts_case(
     what: &str,
 ) -> Compared {
     let device = queue.device();
-    let (width, inner) = (layer.width, layer.pieces[0].gate.format());
+    let width = layer.width;
     let mut x = activations(random, rows, width);
     if random.chance(12) {
         x.iter_mut().for_each(|x| *x *= 1e6);
@@ -400,11 +375,11 @@ fn experts_case(
     let mut expected = start.clone();
     let mut expected_poison = vec![0u32; rows];
     for row in 0..rows {
-        let q = quantize_row(&x[row * width..][..width], inner.group);
+        let x_row = &x[row * width..][..width];
         for choice in row * top_k..(row + 1) * top_k {
             for piece in layer.pieces.iter().filter(|piece| piece.expert == ids[choice]) {
                 let sums = &mut expected[row * width..][..width];
-                expected_poison[row] |= u32::from(add_pair(&q, weights[choice], piece, &layer.options, sums));
+                expected_poison[row] |= u32::from(add_pair(x_row, weights[choice], piece, &layer.options, sums));
             }
         }
     }

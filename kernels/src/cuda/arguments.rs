@@ -17,8 +17,8 @@ macro_rules! argument {
     };
 }
 
-argument! { PackedPart: 32 { codes: u64, scales: u64, offsets: u64, panel_bytes: u64, } }
-argument! { PackedForm: 24 { table: [u32; 4], wide_scales: u32, padding: u32, } }
+argument! { PackedPart: 16 { records: u64, panel_bytes: u64, } }
+argument! { PackedForm: 32 { table: [u32; 4], wide_scales: u32, offsets: u32, record: u32, codes_at: u32, } }
 argument! { QuantizedRows: 32 { codes: u64, scales: u64, sums: u64, groups: u64, } }
 
 argument! { QuantizeArgs: 48 { x: u64, codes: u64, scales: u64, sums: u64, x_stride: u64, width: u32, group: u32, } }
@@ -29,12 +29,12 @@ argument! { RmsNormArgs: 64 {
 
 argument! { RopeArgs: 48 { x: u64, cos: u64, sin: u64, x_row: u64, x_head: u64, half: u32, pairs: u32, } }
 
-argument! { PackedLinearArgs: 128 {
+argument! { PackedLinearArgs: 120 {
     x: QuantizedRows, weights: PackedPart, form: PackedForm, bias: u64, out: u64, out_stride: u64,
     tokens: u32, rows: u32, groups: u32, padding: u32,
 } }
 
-argument! { ExpertPiece: 128 {
+argument! { ExpertPiece: 80 {
     gate: PackedPart, up: PackedPart, down: PackedPart, gate_bias: u64, up_bias: u64, down_bias: u64,
     expert: u32, width: u32,
 } }
@@ -43,7 +43,7 @@ argument! { ExpertTile: 16 { piece: u32, slot: u32, count: u32, padding: u32, } 
 
 argument! { ActivationArgs: 12 { clamped: u32, alpha: f32, limit: f32, } }
 
-argument! { ExpertsArgs: 264 {
+argument! { ExpertsArgs: 280 {
     pieces: u64, ids: u64, weights: u64, x: QuantizedRows, pairs: u64, slots: u64, tiles: u64, tile_count: u64,
     hidden_codes: u64, hidden_scales: u64, hidden_sums: u64, terms: u64, sums: u64, poison: u64,
     inner_form: PackedForm, down_form: PackedForm,
@@ -60,7 +60,13 @@ impl PackedForm {
             }),
             Codes::Int8 => [0; 4],
         };
-        PackedForm { table, wide_scales: u32::from(format.scales == Scales::F32), padding: 0 }
+        PackedForm {
+            table,
+            wide_scales: u32::from(format.scales == Scales::F32),
+            offsets: u32::from(format.offsets),
+            record: format.record() as u32,
+            codes_at: format.codes_at() as u32,
+        }
     }
 }
 

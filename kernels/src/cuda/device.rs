@@ -9,7 +9,7 @@ use super::driver::{Driver, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 use super::real::RealDriver;
 use crate::buffer::Plain;
-use crate::packed::{LINE, Packed, PackedFormat};
+use crate::packed::{Packed, PackedFormat};
 
 /// A GPU, or what plays one.
 pub struct CudaDevice {
@@ -242,14 +242,7 @@ impl PackedOnDevice {
     /// Brings a packed matrix over. A part of one comes alone: its own panels and groups.
     pub fn upload(device: &Arc<CudaDevice>, packed: &Packed) -> Result<PackedOnDevice, CudaError> {
         let format = packed.format();
-        let planes = format.planes(packed.groups());
-        let mut bytes = vec![0u8; packed.panels() * planes.bytes];
-        for (panel, bytes) in bytes.chunks_exact_mut(planes.bytes).enumerate() {
-            let mut put = |at: usize, plane: &[u8]| bytes[at..at + plane.len()].copy_from_slice(plane);
-            put(0, packed.codes(panel));
-            put(planes.scales, packed.scales(panel));
-            put(planes.offsets, packed.offsets(panel));
-        }
+        let bytes: Vec<u8> = (0..packed.panels()).flat_map(|panel| packed.panel(panel)).copied().collect();
         let bytes = DeviceBuffer::copied(device, &bytes)?;
         Ok(PackedOnDevice { bytes, format, rows: packed.rows(), cols: packed.cols() })
     }
@@ -275,15 +268,7 @@ impl PackedOnDevice {
     }
 
     pub(super) fn part(&self) -> PackedPart {
-        let planes = self.format.planes(self.groups());
-        let start = self.bytes.at(0);
-        assert!(start.is_multiple_of(LINE as u64), "alignment of a packed matrix on a device");
-        PackedPart {
-            codes: start,
-            scales: start + planes.scales as u64,
-            offsets: if self.format.offsets { start + planes.offsets as u64 } else { 0 },
-            panel_bytes: planes.bytes as u64,
-        }
+        PackedPart { records: self.bytes.at(0), panel_bytes: (self.groups() * self.format.record()) as u64 }
     }
 
     pub(super) fn form(&self) -> PackedForm {
