@@ -129,7 +129,10 @@ impl Driver for Shim {
             let name = CString::new(kernel.symbol()).expect("no zero byte in a kernel's name");
             // SAFETY: a string that ends in zero.
             if !unsafe { shim_has_kernel(name.as_ptr()) } {
-                return Err(CudaError::Launch { kernel: kernel.symbol(), detail: "no such kernel".to_string() });
+                return Err(CudaError::Launch {
+                    kernel: kernel.symbol(),
+                    detail: "no such kernel".to_string(),
+                });
             }
         }
         Ok(())
@@ -167,9 +170,19 @@ impl Queue for ShimQueue {
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         let count = self.0.launches.fetch_add(1, Ordering::Relaxed);
-        let seed = if self.0.seed == 0 { 0 } else { self.0.seed.wrapping_mul(1 << 32).wrapping_add(count) | 1 };
+        let seed =
+            if self.0.seed == 0 { 0 } else { self.0.seed.wrapping_mul(1 << 32).wrapping_add(count) | 1 };
         // SAFETY: the caller's.
-        let outcome = unsafe { run(&launch.kernel.symbol(), launch.grid, launch.block, launch.shared_bytes, launch.argument, seed) };
+        let outcome = unsafe {
+            run(
+                &launch.kernel.symbol(),
+                launch.grid,
+                launch.block,
+                launch.shared_bytes,
+                launch.argument,
+                seed,
+            )
+        };
         outcome.map_err(|detail| CudaError::Launch { kernel: launch.kernel.symbol(), detail })
     }
 

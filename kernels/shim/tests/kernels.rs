@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use gaterail_kernels::cuda::*;
-use gaterail_kernels::ops::{Activation, RopeStyle, WeightOn};
+use gaterail_kernels::ops::{self, Activation, RopeStyle, WeightOn};
 use gaterail_kernels::reference::{self, ExpertRow, RowWeight, add_expert_row, quantize_row};
-use gaterail_kernels::{Bytes, Codes, Packed, PackedFormat, Scales};
+use gaterail_kernels::{
+    Buffer, Bytes, Codes, Device, Packed, PackedFormat, Plain, Scales, Stream, View, ViewMut,
+};
 use gaterail_shim::Shim;
 
 /// SplitMix64; a failure prints the seed with the case.
@@ -111,7 +113,7 @@ fn same(what: &str, got: &[f32], expected: &[f32]) {
     }
 }
 
-fn get<T: gaterail_kernels::Plain>(queue: &CudaQueue, buffer: &DeviceBuffer<T>) -> Vec<T> {
+fn get<T: Plain>(queue: &CudaQueue, buffer: &DeviceBuffer<T>) -> Vec<T> {
     let mut values = vec![T::zeroed(); buffer.len()];
     queue.download(buffer, 0, &mut values).expect("no fault");
     values
@@ -128,14 +130,17 @@ fn quantize_equals_the_reference() {
             let mut x = activations(&mut random, rows.max(1), width + gap);
             if case % 5 == 0 {
                 // Halves, where rounding goes to even.
-                x.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 255) as f32 - 127.0 + 0.5 * (i % 2) as f32);
+                x.iter_mut()
+                    .enumerate()
+                    .for_each(|(i, x)| *x = (i % 255) as f32 - 127.0 + 0.5 * (i % 2) as f32);
             }
             let x_device = DeviceBuffer::copied(&device, &x).expect("memory");
             let mut out = QuantizedBuffer::new(&device, rows, width, group).expect("memory");
             let view = Strided { row_stride: width + gap, ..Strided::rows(&x_device, rows, width) };
             quantize(&queue, view, &mut out);
             queue.synchronize().expect("no fault");
-            let (codes, scales, sums) = (get(&queue, &out.codes), get(&queue, &out.scales), get(&queue, &out.sums));
+            let (codes, scales, sums) =
+                (get(&queue, &out.codes), get(&queue, &out.scales), get(&queue, &out.sums));
             let groups = width.div_ceil(group);
             for row in 0..rows {
                 let what = format!("{device}, case {case}: {rows} x {width} by {group}, row {row}");
@@ -150,48 +155,56 @@ fn quantize_equals_the_reference() {
     }
 }
 
+/// Through the public types: buffers, views, streams and events of a GPU are those of the CPU.
 #[test]
 fn rms_norm_and_rope_equal_the_reference() {
     let mut random = Random(2);
-    for device in devices() {
-        let queue = CudaQueue::new(&device).expect("a queue");
+    for device in devices().into_iter().map(Device::Cuda) {
+        let (stream, other) = (Stream::new(&device), Stream::new(&device));
+        let put = |values: &[f32]| {
+            let mut buffer = Buffer::zeros(&device, values.len()).expect("memory");
+            stream.upload(values, &mut buffer).expect("a copy");
+            buffer
+        };
+        let get = |buffer: &Buffer<f32>| {
+            let mut values = vec![0.0; buffer.len()];
+            other.wait(&stream.record());
+            other.download(buffer, 0, &mut values).expect("no fault");
+            stream.synchronize().expect("no fault");
+            values
+        };
         for case in 0..24 {
             let (rows, heads, gap) = (1 + random.below(4), 1 + random.below(3), random.below(5));
             let width = 2 * (1 + random.below(300));
-            let x = random.values(rows * heads * (width + gap));
+            let mut x = random.values(rows * heads * (width + gap));
             let weight = random.values(width);
             let what = format!("{device}, case {case}: {rows} x {heads} x {width}");
-            let x_device = DeviceBuffer::copied(&device, &x).expect("memory");
-            let weight_device = DeviceBuffer::copied(&device, &weight).expect("memory");
-            let out = DeviceBuffer::<f32>::zeros(&device, rows * heads * width).expect("memory");
-            let strides = |buffer, gap| Strided {
-                buffer,
-                rows,
-                heads,
-                width,
-                offset: 0,
-                row_stride: heads * (width + gap),
-                head_stride: width + gap,
-            };
+            let (mut x_device, weight_device) = (put(&x), put(&weight));
+            let mut out = Buffer::zeros(&device, rows * heads * width).expect("memory");
             let used = case % 3 != 0;
-            rms_norm(&queue, strides(&x_device, gap), used.then_some(&weight_device), 1e-6, strides(&out, 0));
+            ops::rms_norm(
+                &stream,
+                View::heads(&x_device, rows, heads, width + gap).columns(0, width),
+                used.then_some(&weight_device),
+                1e-6,
+                ViewMut::heads(&mut out, rows, heads, width),
+            );
             let expected: Vec<f32> = x
                 .chunks_exact(width + gap)
                 .flat_map(|row| reference::rms_norm_row(&row[..width], used.then_some(&weight[..]), 1e-6))
                 .collect();
-            same(&what, &get(&queue, &out), &expected);
+            same(&what, &get(&out), &expected);
 
             let (cos, sin) = (random.values(rows * width / 2), random.values(rows * width / 2));
-            let cos_device = DeviceBuffer::copied(&device, &cos).expect("memory");
-            let sin_device = DeviceBuffer::copied(&device, &sin).expect("memory");
             let style = [RopeStyle::Halves, RopeStyle::Pairs][case % 2];
-            rope(&queue, style, &cos_device, &sin_device, strides(&x_device, gap));
-            let mut expected = x;
-            for (i, head) in expected.chunks_exact_mut(width + gap).enumerate() {
+            let (cos_device, sin_device) = (put(&cos), put(&sin));
+            let view = ViewMut::heads(&mut x_device, rows, heads, width + gap).columns(0, width);
+            ops::rope(&stream, style, &cos_device, &sin_device, view);
+            for (i, head) in x.chunks_exact_mut(width + gap).enumerate() {
                 let angles = i / heads * width / 2..(i / heads + 1) * width / 2;
                 reference::rope_head(&mut head[..width], style, &cos[angles.clone()], &sin[angles]);
             }
-            same(&what, &get(&queue, &x_device), &expected);
+            same(&what, &get(&x_device), &x);
         }
     }
 }
@@ -205,8 +218,9 @@ fn packed_linear_equals_the_reference() {
         let queue = CudaQueue::new(device).expect("a queue");
         let format = formats()[case % formats().len()];
         let (n, k) = (1 + random.below(70), 1 + random.below(10 * format.group));
-        let path = [LinearPath::Dot, LinearPath::Eight, LinearPath::ThirtyTwo, LinearPath::Tiles, LinearPath::Auto]
-            [random.below(5)];
+        let path =
+            [LinearPath::Dot, LinearPath::Eight, LinearPath::ThirtyTwo, LinearPath::Tiles, LinearPath::Auto]
+                [random.below(5)];
         let most = match path {
             LinearPath::Dot => 1,
             LinearPath::Eight => 8,
@@ -280,7 +294,14 @@ struct Layer {
     experts: usize,
 }
 
-fn layer(random: &mut Random, inner: PackedFormat, down: PackedFormat, width: usize, f: usize, experts: usize) -> Layer {
+fn layer(
+    random: &mut Random,
+    inner: PackedFormat,
+    down: PackedFormat,
+    width: usize,
+    f: usize,
+    experts: usize,
+) -> Layer {
     let activation = if random.chance(2) {
         Activation::SwiGlu
     } else {
@@ -379,7 +400,8 @@ fn experts_case(
         for choice in row * top_k..(row + 1) * top_k {
             for piece in layer.pieces.iter().filter(|piece| piece.expert == ids[choice]) {
                 let sums = &mut expected[row * width..][..width];
-                expected_poison[row] |= u32::from(add_pair(x_row, weights[choice], piece, &layer.options, sums));
+                expected_poison[row] |=
+                    u32::from(add_pair(x_row, weights[choice], piece, &layer.options, sums));
             }
         }
     }

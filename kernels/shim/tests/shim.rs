@@ -5,7 +5,14 @@ use gaterail_shim::run;
 const SEEDS: std::ops::Range<u64> = 0..24;
 
 /// Runs a test kernel on `in` and `out`.
-fn launch(name: &str, block: u32, shared: usize, input: &[u8], out: &mut [u8], seed: u64) -> Result<(), String> {
+fn launch(
+    name: &str,
+    block: u32,
+    shared: usize,
+    input: &[u8],
+    out: &mut [u8],
+    seed: u64,
+) -> Result<(), String> {
     let argument = [(input.as_ptr() as u64).to_le_bytes(), (out.as_mut_ptr() as u64).to_le_bytes()].concat();
     // SAFETY: the kernels read and write as much as each test gives them.
     unsafe { run(name, [1, 1, 1], block, shared, &argument, seed) }
@@ -70,8 +77,7 @@ fn copies_land_at_their_wait_and_others_see_them_behind_a_barrier() {
 #[test]
 fn a_buffer_that_is_refilled_too_early_is_caught() {
     let input = bytes(1024);
-    let expected: Vec<u8> =
-        (0..1024).map(|i| input[i / 256 * 256 + (i % 256 + 132) % 256]).collect();
+    let expected: Vec<u8> = (0..1024).map(|i| input[i / 256 * 256 + (i % 256 + 132) % 256]).collect();
     assert_eq!(right("test_ring", 64, 256, &input, &expected), all());
     // In order, everyone reads before anyone refills: this is what the random orders are for.
     let passed = right("test_ring_refilled", 64, 256, &input, &expected);
@@ -123,8 +129,12 @@ fn every_block_finds_poison() {
 fn unknown_kernels_and_impossible_launches_are_refused() {
     let mut out = vec![0u8; 64];
     assert!(launch("test_nothing", 32, 0, &[], &mut out, 0).expect_err("refused").contains("no kernel"));
-    assert!(launch("test_poison", 1025, 0, &[], &mut out, 0).expect_err("refused").contains("cannot be launched"));
-    assert!(launch("test_poison", 32, 100 << 10, &[], &mut out, 0).expect_err("refused").contains("cannot be"));
+    assert!(
+        launch("test_poison", 1025, 0, &[], &mut out, 0).expect_err("refused").contains("cannot be launched")
+    );
+    assert!(
+        launch("test_poison", 32, 100 << 10, &[], &mut out, 0).expect_err("refused").contains("cannot be")
+    );
 }
 
 #[test]
@@ -151,7 +161,8 @@ fn the_fragment_map_is_that_of_a_plain_product() {
 #[test]
 fn words_are_picked_and_multiplied_like_the_instructions() {
     let input = bytes(32 * 12);
-    let word = |i: usize| u32::from_le_bytes([input[4 * i], input[4 * i + 1], input[4 * i + 2], input[4 * i + 3]]);
+    let word =
+        |i: usize| u32::from_le_bytes([input[4 * i], input[4 * i + 1], input[4 * i + 2], input[4 * i + 3]]);
     let expected: Vec<u8> = (0..32)
         .flat_map(|thread| {
             let (a, b, c) = (word(3 * thread), word(3 * thread + 1), word(3 * thread + 2));

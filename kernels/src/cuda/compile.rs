@@ -80,6 +80,13 @@ pub fn sources() -> [(Source, &'static str, &'static str); 7] {
     .map(|(source, (name, text))| (source, name, text))
 }
 
+impl Source {
+    /// Whether it is compiled once per form.
+    pub fn has_forms(self) -> bool {
+        matches!(self, Source::PackedLinear | Source::ExpertsGateUp | Source::ExpertsDown)
+    }
+}
+
 const HEADERS: [(&str, &str); 6] = [
     ("arithmetic.h", include_str!("../../cuda/arithmetic.h")),
     ("experts.h", include_str!("../../cuda/experts.h")),
@@ -122,10 +129,8 @@ impl Compiler {
         form: Option<Form>,
         architecture: &str,
     ) -> Result<Vec<u8>, CudaError> {
-        let [(_, name, text)] = sources().map(|entry| (entry.0 == source).then_some(entry)).into_iter().flatten().collect::<Vec<_>>()[..]
-        else {
-            unreachable!("every source is listed once")
-        };
+        let listed = sources().into_iter().find(|(listed, ..)| *listed == source);
+        let (_, name, text) = listed.expect("every source is listed");
         let mut options: Vec<String> = OPTIONS.map(str::to_string).to_vec();
         options.push(format!("--gpu-architecture={architecture}"));
         if let Some(form) = form {
@@ -163,7 +168,13 @@ impl Compiler {
         key + ".cubin"
     }
 
-    fn compile(&self, name: &str, text: &str, options: &[String], architecture: &str) -> Result<Vec<u8>, CudaError> {
+    fn compile(
+        &self,
+        name: &str,
+        text: &str,
+        options: &[String],
+        architecture: &str,
+    ) -> Result<Vec<u8>, CudaError> {
         let _one = COMPILING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.check_architecture(architecture)?;
         let c_string = |text: &str| CString::new(text).expect("no zero byte in a source or option");
@@ -188,7 +199,8 @@ impl Compiler {
             )
         })?;
         // SAFETY: a program that was created; the options are as many as is said.
-        let compiled = unsafe { nvrtc::nvrtcCompileProgram(program.0, options.len() as i32, options.as_ptr()) };
+        let compiled =
+            unsafe { nvrtc::nvrtcCompileProgram(program.0, options.len() as i32, options.as_ptr()) };
         if compiled != nvrtc::nvrtcResult::NVRTC_SUCCESS {
             return Err(CudaError::Compile {
                 kernel: name.to_string(),
@@ -230,14 +242,18 @@ impl Program {
         let mut size = 0;
         // SAFETY: a program that was created; the buffer has the size that it asked for.
         unsafe {
-            if nvrtc::nvrtcGetProgramLogSize(self.0, &mut size) != nvrtc::nvrtcResult::NVRTC_SUCCESS || size == 0 {
+            if nvrtc::nvrtcGetProgramLogSize(self.0, &mut size) != nvrtc::nvrtcResult::NVRTC_SUCCESS
+                || size == 0
+            {
                 return "no log".to_string();
             }
             let mut log = vec![0u8; size];
-            if nvrtc::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) != nvrtc::nvrtcResult::NVRTC_SUCCESS {
+            if nvrtc::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) != nvrtc::nvrtcResult::NVRTC_SUCCESS
+            {
                 return "no log".to_string();
             }
-            CStr::from_bytes_until_nul(&log).map_or_else(|_| "no log".to_string(), |log| log.to_string_lossy().into_owned())
+            CStr::from_bytes_until_nul(&log)
+                .map_or_else(|_| "no log".to_string(), |log| log.to_string_lossy().into_owned())
         }
     }
 }
@@ -260,7 +276,10 @@ fn check(call: &'static str, result: nvrtc::nvrtcResult) -> Result<(), CudaError
 
 fn cache_folder() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home)?;
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(home)?;
     Some(base.join("gaterail").join("kernels"))
 }
 
@@ -313,6 +332,28 @@ mod tests {
         assert_ne!(key, compiler((12, 9)).key("b", &options("sm_80")));
         assert_ne!(key, compiler((12, 9)).key("a", &options("sm_90")));
         assert_eq!(key, compiler((12, 9)).key("a", &options("sm_80")));
+    }
+
+    /// Where NVRTC is: `ops/kernel-gate/run.sh` runs it.
+    #[test]
+    #[ignore = "needs libnvrtc"]
+    fn nvrtc_compiles_every_source_once_and_keeps_it() {
+        let folder = std::env::temp_dir().join(format!("gaterail-nvrtc-{}", std::process::id()));
+        let compiler = Compiler { cache: Some(folder.clone()), ..Compiler::find().expect("libnvrtc") };
+        for (source, name, _) in sources() {
+            let form = source.has_forms().then_some(Form::ALL[1]);
+            let cubin =
+                compiler.cubin(source, form, "sm_90").unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(cubin.starts_with(b"\x7fELF"), "{name}");
+            let kept = std::fs::read_dir(&folder).expect("the cache").count();
+            assert_eq!(compiler.cubin(source, form, "sm_90").expect("kept"), cubin);
+            assert_eq!(std::fs::read_dir(&folder).expect("the cache").count(), kept);
+        }
+        let error = compiler.cubin(Source::Rope, None, "sm_10").expect_err("long gone").to_string();
+        assert!(error.contains("does not know sm_10"), "{error}");
+        let error = compiler.compile("wrong.cu", "KERNEL(", &[], "sm_90").expect_err("no kernel").to_string();
+        assert!(error.starts_with("wrong.cu does not compile for sm_90:"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("the folder");
     }
 
     #[test]

@@ -89,7 +89,12 @@ impl CudaQueue {
     }
 
     /// Copies the elements from `start` on, after all that is queued.
-    pub fn download<T: Plain>(&self, from: &DeviceBuffer<T>, start: usize, to: &mut [T]) -> Result<(), CudaError> {
+    pub fn download<T: Plain>(
+        &self,
+        from: &DeviceBuffer<T>,
+        start: usize,
+        to: &mut [T],
+    ) -> Result<(), CudaError> {
         assert!(start + to.len() <= from.len, "download of {}..+{} of {}", start, to.len(), from.len);
         self.faultless()?;
         // SAFETY: inside the buffer.
@@ -155,10 +160,9 @@ pub struct DeviceBuffer<T> {
 impl<T: Plain> DeviceBuffer<T> {
     /// Zeroed elements.
     pub fn zeros(device: &Arc<CudaDevice>, len: usize) -> Result<DeviceBuffer<T>, CudaError> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| CudaError::OutOfMemory {
-            device: device.to_string(),
-            bytes: usize::MAX,
-        })?;
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| CudaError::OutOfMemory { device: device.to_string(), bytes: usize::MAX })?;
         let address = device.driver.allocate(bytes)?;
         let buffer = DeviceBuffer { device: device.clone(), address, len, elements: PhantomData };
         // SAFETY: just allocated.
@@ -170,7 +174,8 @@ impl<T: Plain> DeviceBuffer<T> {
     /// A copy of `values`.
     pub fn copied(device: &Arc<CudaDevice>, values: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
         let address = device.driver.allocate(size_of_val(values))?;
-        let buffer = DeviceBuffer { device: device.clone(), address, len: values.len(), elements: PhantomData };
+        let buffer =
+            DeviceBuffer { device: device.clone(), address, len: values.len(), elements: PhantomData };
         // SAFETY: just allocated.
         unsafe { device.setup.upload(bytemuck::cast_slice(values), address) }?;
         device.setup.synchronize()?;
@@ -223,8 +228,15 @@ impl<'a> Strided<'a> {
     /// The address of the first element. Panics if the last one is not in the buffer.
     pub(super) fn address(&self) -> u64 {
         if self.rows > 0 && self.heads > 0 {
-            let last = self.offset + (self.rows - 1) * self.row_stride + (self.heads - 1) * self.head_stride + self.width;
-            assert!(last <= self.buffer.len(), "a view of {last} elements in a buffer of {}", self.buffer.len());
+            let last = self.offset
+                + (self.rows - 1) * self.row_stride
+                + (self.heads - 1) * self.head_stride
+                + self.width;
+            assert!(
+                last <= self.buffer.len(),
+                "a view of {last} elements in a buffer of {}",
+                self.buffer.len()
+            );
         }
         self.buffer.at(self.offset)
     }
@@ -273,5 +285,20 @@ impl PackedOnDevice {
 
     pub(super) fn form(&self) -> PackedForm {
         PackedForm::of(self.format)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With or without a driver and GPUs, there is no device of this number, and saying so takes no panic.
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let Err(error) = CudaDevice::open(9999) else { panic!("ten thousand GPUs") };
+        let line = error.to_string();
+        let expected =
+            ["no NVIDIA driver on this machine", "cuda:9999 asked for", "the NVIDIA driver supports CUDA"];
+        assert!(expected.iter().any(|expected| line.starts_with(expected)), "{line}");
     }
 }

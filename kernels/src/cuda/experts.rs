@@ -90,7 +90,11 @@ impl ExpertsOnDevice {
             let f = piece.gate.rows();
             let formats = (piece.gate.format(), piece.up.format(), piece.down.format());
             assert_eq!(formats, (inner, inner, down), "experts: one format of gate and up, and one of down");
-            assert_eq!((piece.gate.cols(), piece.up.rows(), piece.up.cols()), (width, f, width), "experts: gate and up");
+            assert_eq!(
+                (piece.gate.cols(), piece.up.rows(), piece.up.cols()),
+                (width, f, width),
+                "experts: gate and up"
+            );
             assert_eq!((piece.down.rows(), piece.down.cols()), (width, f), "experts: down");
             let mut put = |packed: &Packed| {
                 matrices.push(PackedOnDevice::upload(device, packed)?);
@@ -142,7 +146,11 @@ impl ExpertsOnDevice {
     pub fn kernels(&self) -> Vec<Kernel> {
         let mut kernels = vec![quantize::KERNEL, PLAN, SUM];
         for path in [Path::Dot, Path::Eight, Path::ThirtyTwo, Path::Tiles] {
-            kernels.push(Kernel { source: Source::ExpertsGateUp, name: path.gate_up(), form: Some(self.inner.1) });
+            kernels.push(Kernel {
+                source: Source::ExpertsGateUp,
+                name: path.gate_up(),
+                form: Some(self.inner.1),
+            });
             kernels.push(Kernel { source: Source::ExpertsDown, name: path.down(), form: Some(self.down.1) });
         }
         kernels
@@ -225,7 +233,12 @@ impl ExpertsScratch {
             (TERMS_BYTES / 8 / slots.max(1) / TILE_COLUMNS * TILE_COLUMNS).clamp(TILE_COLUMNS, all_columns);
         Ok(ExpertsScratch {
             x: QuantizedBuffer::new(device, rows, shard.width, shard.inner.0.group)?,
-            hidden: QuantizedBuffer::new(device, slots, shard.hidden_groups() * shard.down.0.group, shard.down.0.group)?,
+            hidden: QuantizedBuffer::new(
+                device,
+                slots,
+                shard.hidden_groups() * shard.down.0.group,
+                shard.down.0.group,
+            )?,
             pairs: DeviceBuffer::zeros(device, slots)?,
             slots: DeviceBuffer::zeros(device, slots)?,
             tiles: DeviceBuffer::zeros(device, tiles)?,
@@ -376,9 +389,13 @@ impl Work<'_> {
     }
 
     fn kernels(&self) -> (Kernel, Kernel) {
-        let gate_up =
-            Kernel { source: Source::ExpertsGateUp, name: self.path.gate_up(), form: Some(self.shard.inner.1) };
-        let down = Kernel { source: Source::ExpertsDown, name: self.path.down(), form: Some(self.shard.down.1) };
+        let gate_up = Kernel {
+            source: Source::ExpertsGateUp,
+            name: self.path.gate_up(),
+            form: Some(self.shard.inner.1),
+        };
+        let down =
+            Kernel { source: Source::ExpertsDown, name: self.path.down(), form: Some(self.shard.down.1) };
         (gate_up, down)
     }
 
@@ -393,7 +410,9 @@ impl Work<'_> {
         let rings = 8 * FormSizes::of(self.shard.down.1).ring_bytes;
         let shared = rings + 8 * self.args.tokens as usize * PANEL_ROWS * 8;
         // SAFETY: as above.
-        unsafe { self.queue.launch(down, [self.shard.width.div_ceil(PANEL_ROWS), 1, 1], 256, shared, &self.args) };
+        unsafe {
+            self.queue.launch(down, [self.shard.width.div_ceil(PANEL_ROWS), 1, 1], 256, shared, &self.args)
+        };
     }
 
     fn tiles(&self) {
@@ -402,7 +421,9 @@ impl Work<'_> {
         assert!(limit <= MOST_ROWS, "experts: tiles");
         let shared = FormSizes::of(self.shard.inner.1).tile_bytes.max(TILE_TOKENS * 128 * 4);
         // SAFETY: as in `rows`.
-        unsafe { self.queue.launch(gate_up, [self.shard.widest.div_ceil(128), limit, 1], 256, shared, &self.args) };
+        unsafe {
+            self.queue.launch(gate_up, [self.shard.widest.div_ceil(128), limit, 1], 256, shared, &self.args)
+        };
         let shared = FormSizes::of(self.shard.down.1).tile_bytes;
         for first_column in (0..self.shard.width).step_by(self.args.term_columns as usize) {
             let columns = (self.args.term_columns as usize).min(self.shard.width - first_column);

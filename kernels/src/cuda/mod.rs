@@ -27,7 +27,8 @@ pub use device::{CudaDevice, CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
 pub use driver::{Driver, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
 pub use experts::{
-    DECODE_TOKENS, DeviceSums, ExpertsOnDevice, ExpertsScratch, PackedPiece, Path, Routing, ShardOptions, experts,
+    DECODE_TOKENS, DeviceSums, ExpertsOnDevice, ExpertsScratch, PackedPiece, Path, Routing, ShardOptions,
+    experts,
 };
 pub use packed_linear::{LinearPath, packed_linear};
 pub use quantize::{QuantizedBuffer, quantize};

@@ -107,7 +107,9 @@ pub fn packed_linear(
             let grid = [w.rows().div_ceil(256), out.rows.div_ceil(32), 1];
             assert!(grid[1] <= MOST_ROWS, "packed_linear: rows");
             // SAFETY: the shapes were checked above, the view against its buffer.
-            return unsafe { queue.launch(kernel("packed_linear_tiles"), grid, 256, sizes.tile_bytes, &args) };
+            return unsafe {
+                queue.launch(kernel("packed_linear_tiles"), grid, 256, sizes.tile_bytes, &args)
+            };
         }
     };
     assert!(out.rows <= path.tokens(), "packed_linear: {} rows by {path:?}", out.rows);

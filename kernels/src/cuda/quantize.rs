@@ -20,7 +20,12 @@ pub struct QuantizedBuffer {
 
 impl QuantizedBuffer {
     /// Room for `rows` rows of `width` in groups of `group`.
-    pub fn new(device: &Arc<CudaDevice>, rows: usize, width: usize, group: usize) -> Result<QuantizedBuffer, CudaError> {
+    pub fn new(
+        device: &Arc<CudaDevice>,
+        rows: usize,
+        width: usize,
+        group: usize,
+    ) -> Result<QuantizedBuffer, CudaError> {
         let groups = width.div_ceil(group);
         Ok(QuantizedBuffer {
             codes: DeviceBuffer::zeros(device, rows * groups * group)?,

@@ -68,7 +68,9 @@ fn call(call: &'static str) -> impl Fn(DriverError) -> CudaError {
 }
 
 fn describe(error: DriverError) -> String {
-    let text = |text: Result<&std::ffi::CStr, _>| text.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
+    let text = |text: Result<&std::ffi::CStr, _>| {
+        text.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+    };
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
 }
 
@@ -104,7 +106,8 @@ impl RealDriver {
         let device = result::device::get(ordinal as i32).map_err(call("cuDeviceGet"))?;
         let properties = properties(device)?;
         // SAFETY: the device exists; `Context` releases it.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(call("cuDevicePrimaryCtxRetain"))?;
+        let context =
+            unsafe { result::primary_ctx::retain(device) }.map_err(call("cuDevicePrimaryCtxRetain"))?;
         Ok(RealDriver {
             context: Arc::new(Context { device, context }),
             properties,
@@ -206,7 +209,8 @@ impl Driver for Arc<RealDriver> {
     fn open_queue(&self) -> Result<Box<dyn Queue>, CudaError> {
         self.context.enter()?;
         // Not the default stream, which cannot be captured and waits for all others.
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(call("cuStreamCreate"))?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(call("cuStreamCreate"))?;
         Ok(Box::new(RealQueue { driver: self.clone(), stream }))
     }
 }
@@ -296,7 +300,8 @@ impl Queue for RealQueue {
 
     fn record(&self) -> Result<Mark, CudaError> {
         self.driver.context.enter()?;
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(call("cuEventCreate"))?;
+        let event =
+            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(call("cuEventCreate"))?;
         let event = Event { context: self.driver.context.clone(), event };
         // SAFETY: both exist.
         unsafe { result::event::record(event.event, self.stream) }.map_err(call("cuEventRecord"))?;
@@ -307,7 +312,8 @@ impl Queue for RealQueue {
         self.driver.context.enter()?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both exist.
-        unsafe { result::stream::wait_event(self.stream, event(mark).event, flags) }.map_err(call("cuStreamWaitEvent"))
+        unsafe { result::stream::wait_event(self.stream, event(mark).event, flags) }
+            .map_err(call("cuStreamWaitEvent"))
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {

@@ -7,7 +7,13 @@ use super::driver::Kernel;
 use super::quantize::MOST_ROWS;
 
 /// `out <- x / sqrt(mean(x²) + eps) * weight` over the width of every (row, head). `out` may be the buffer of `x`.
-pub fn rms_norm(queue: &CudaQueue, x: Strided<'_>, weight: Option<&DeviceBuffer<f32>>, eps: f32, out: Strided<'_>) {
+pub fn rms_norm(
+    queue: &CudaQueue,
+    x: Strided<'_>,
+    weight: Option<&DeviceBuffer<f32>>,
+    eps: f32,
+    out: Strided<'_>,
+) {
     assert_eq!((x.rows, x.heads, x.width), (out.rows, out.heads, out.width), "rms_norm: shapes");
     assert!(weight.is_none_or(|weight| weight.len() == x.width), "rms_norm: weight");
     assert!(x.rows <= MOST_ROWS, "rms_norm: rows");

@@ -8,7 +8,13 @@ use super::quantize::MOST_ROWS;
 use crate::ops::RopeStyle;
 
 /// Rotates the columns of every (row, head) of `x` in place by the row's angles.
-pub fn rope(queue: &CudaQueue, style: RopeStyle, cos: &DeviceBuffer<f32>, sin: &DeviceBuffer<f32>, x: Strided<'_>) {
+pub fn rope(
+    queue: &CudaQueue,
+    style: RopeStyle,
+    cos: &DeviceBuffer<f32>,
+    sin: &DeviceBuffer<f32>,
+    x: Strided<'_>,
+) {
     let half = x.width / 2;
     assert!(x.width.is_multiple_of(2), "rope: pairs");
     assert!(x.rows * half <= cos.len() && cos.len() == sin.len(), "rope: angles");
