@@ -71,14 +71,12 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
             float acc[Form::COUNT], first[Form::COUNT];
             for (int i = 0; i < Form::COUNT; i++) acc[i] = first[i] = 0.0f;
             PanelSource source{part, args.inner_form, first_row / PANEL_ROWS + panel, group, end, (int)lane};
+            // The second chain of a half is not empty unless the half is: it takes over at `middle`.
             stream_groups(ring, source, end - group, [&](const u8* stage) {
                 if (group == middle)
                     for (int i = 0; i < Form::COUNT; i++) first[i] = acc[i], acc[i] = 0.0f;
                 form.step(acc, stage, args.inner_form, group++);
             });
-            // An even chain that ends where the half does has not been set aside.
-            if (middle == end)
-                for (int i = 0; i < Form::COUNT; i++) first[i] = acc[i], acc[i] = 0.0f;
             if (form.owner())
                 for (int i = 0; i < Form::COUNT; i++) {
                     float* to = halves + half * half_size + matrix * matrix_size + form.token(i) * wide;

@@ -6,6 +6,7 @@
 
 namespace {
 #include "../experts_plan.cu"
+#include "../peak.cu"
 #include "../quantize.cu"
 #include "../rms_norm.cu"
 #include "../rope.cu"
@@ -14,6 +15,8 @@ namespace {
 void shim_announce_plain() {
     SHIM_ANNOUNCE(experts_plan);
     SHIM_ANNOUNCE(experts_sum);
+    SHIM_ANNOUNCE(peak_multiply);
+    SHIM_ANNOUNCE(peak_read);
     SHIM_ANNOUNCE(quantize);
     SHIM_ANNOUNCE(rms_norm);
     SHIM_ANNOUNCE(rope);

@@ -3,6 +3,8 @@
 //! The same `.cu` files, compiled as C++, one fiber per CUDA thread; the launchers above the seam are the ones that run
 //! on a GPU. Memory that is not initialised reads as a pattern, and has guards at both ends. Speed means nothing here.
 
+pub mod cases;
+
 use std::alloc::Layout;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -10,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use gaterail_kernels::cuda::{CudaDevice, CudaError, Driver, Kernel, Launch, Mark, Properties, Queue};
+use gaterail_kernels::cuda::{CudaDevice, CudaError, Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 
 /// Before and behind what was asked for.
 const GUARD: usize = 256;
@@ -43,6 +45,8 @@ struct State {
     /// Of every launch: the order of threads, and when copies land. 0: in order, each thread as far as it gets.
     seed: u64,
     launches: AtomicU64,
+    /// While a graph is captured: what is launched, instead of running it.
+    captured: Mutex<Option<Vec<Captured>>>,
     /// Bytes by address.
     memory: Mutex<HashMap<u64, usize>>,
 }
@@ -58,9 +62,18 @@ impl Shim {
             memory_bytes: 1 << 30,
             cache_bytes: 0,
         };
-        let state = Arc::new(State { seed, launches: AtomicU64::new(0), memory: Mutex::default() });
+        let state = Arc::new(State {
+            seed,
+            launches: AtomicU64::new(0),
+            captured: Mutex::default(),
+            memory: Mutex::default(),
+        });
         CudaDevice::with_driver(Box::new(Shim { state, properties })).expect("the shim opens queues")
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// The layout of an allocation with its guards.
@@ -70,7 +83,21 @@ fn layout(bytes: usize) -> Option<Layout> {
 
 impl State {
     fn memory(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
-        self.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        locked(&self.memory)
+    }
+
+    /// Runs a launch.
+    ///
+    /// # Safety
+    /// As `Queue::launch`.
+    unsafe fn run(&self, launch: &Captured) -> Result<(), CudaError> {
+        let count = self.launches.fetch_add(1, Ordering::Relaxed);
+        let seed = if self.seed == 0 { 0 } else { self.seed.wrapping_mul(1 << 32).wrapping_add(count) | 1 };
+        let symbol = launch.kernel.symbol();
+        // SAFETY: the caller's.
+        let outcome =
+            unsafe { run(&symbol, launch.grid, launch.block, launch.shared_bytes, &launch.argument, seed) };
+        outcome.map_err(|detail| CudaError::Launch { kernel: symbol, detail })
     }
 
     /// The first allocation whose guards were written to.
@@ -143,6 +170,27 @@ impl Driver for Shim {
     }
 }
 
+/// A launch, kept.
+struct Captured {
+    kernel: Kernel,
+    grid: [u32; 3],
+    block: u32,
+    shared_bytes: usize,
+    argument: Vec<u8>,
+}
+
+struct ShimGraph {
+    state: Arc<State>,
+    launches: Vec<Captured>,
+}
+
+impl Graph for ShimGraph {
+    unsafe fn launch(&self) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        self.launches.iter().try_for_each(|launch| unsafe { self.state.run(launch) })
+    }
+}
+
 /// A queue that runs everything at once.
 struct ShimQueue(Arc<State>);
 
@@ -169,21 +217,21 @@ impl Queue for ShimQueue {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
-        let count = self.0.launches.fetch_add(1, Ordering::Relaxed);
-        let seed =
-            if self.0.seed == 0 { 0 } else { self.0.seed.wrapping_mul(1 << 32).wrapping_add(count) | 1 };
+        let &Launch { kernel, grid, block, shared_bytes, argument } = launch;
+        let launch = Captured { kernel, grid, block, shared_bytes, argument: argument.to_vec() };
+        if let Some(captured) = locked(&self.0.captured).as_mut() {
+            captured.push(launch);
+            return Ok(());
+        }
         // SAFETY: the caller's.
-        let outcome = unsafe {
-            run(
-                &launch.kernel.symbol(),
-                launch.grid,
-                launch.block,
-                launch.shared_bytes,
-                launch.argument,
-                seed,
-            )
-        };
-        outcome.map_err(|detail| CudaError::Launch { kernel: launch.kernel.symbol(), detail })
+        unsafe { self.0.run(&launch) }
+    }
+
+    fn capture(&self, work: &mut dyn FnMut()) -> Result<Box<dyn Graph>, CudaError> {
+        *locked(&self.0.captured) = Some(Vec::new());
+        work();
+        let launches = locked(&self.0.captured).take().unwrap_or_default();
+        Ok(Box::new(ShimGraph { state: self.0.clone(), launches }))
     }
 
     fn record(&self) -> Result<Mark, CudaError> {

@@ -27,6 +27,8 @@ argument! { RmsNormArgs: 64 {
     x: u64, weight: u64, out: u64, x_row: u64, x_head: u64, out_row: u64, out_head: u64, width: u32, eps: f32,
 } }
 
+argument! { PeakArgs: 32 { words: u64, out: u64, count: u64, rounds: u32, padding: u32, } }
+
 argument! { RopeArgs: 48 { x: u64, cos: u64, sin: u64, x_row: u64, x_head: u64, half: u32, pairs: u32, } }
 
 argument! { PackedLinearArgs: 120 {

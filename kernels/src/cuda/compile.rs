@@ -24,6 +24,7 @@ pub enum Source {
     ExpertsPlan,
     ExpertsGateUp,
     ExpertsDown,
+    Peak,
 }
 
 /// The form of packed weights that a source is compiled for: CODES and GROUP of `packed.h`.
@@ -62,7 +63,7 @@ impl Form {
 }
 
 /// All sources with their text.
-pub fn sources() -> [(Source, &'static str, &'static str); 7] {
+pub fn sources() -> [(Source, &'static str, &'static str); 8] {
     macro_rules! text {
         ($name:literal) => {
             ($name, include_str!(concat!("../../cuda/", $name)))
@@ -76,6 +77,7 @@ pub fn sources() -> [(Source, &'static str, &'static str); 7] {
         (Source::ExpertsPlan, text!("experts_plan.cu")),
         (Source::ExpertsGateUp, text!("experts_gate_up.cu")),
         (Source::ExpertsDown, text!("experts_down.cu")),
+        (Source::Peak, text!("peak.cu")),
     ]
     .map(|(source, (name, text))| (source, name, text))
 }

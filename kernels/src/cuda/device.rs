@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
 use super::arguments::{PackedForm, PackedPart};
-use super::driver::{Driver, Kernel, Launch, Mark, Properties, Queue};
+use super::driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 use super::real::RealDriver;
 use crate::buffer::Plain;
@@ -121,6 +121,22 @@ impl CudaQueue {
         self.queue.elapsed(from, to)
     }
 
+    /// Launches kept to be queued again with one call.
+    pub(super) fn capture(&self, work: &mut dyn FnMut()) -> Result<CudaGraph, CudaError> {
+        let graph = self.queue.capture(work)?;
+        self.faultless()?;
+        Ok(CudaGraph(graph))
+    }
+
+    /// Queues a graph that was captured from this queue.
+    ///
+    /// # Safety
+    /// The buffers that its launches work on are still alive.
+    pub(super) unsafe fn launch_graph(&self, graph: &CudaGraph) {
+        // SAFETY: the caller's.
+        self.keep_fault(unsafe { graph.0.launch() });
+    }
+
     /// Queues a kernel; a grid with a side of 0 is no work.
     ///
     /// # Safety
@@ -148,6 +164,9 @@ impl CudaQueue {
         self.keep_fault(unsafe { self.queue.launch(&launch) });
     }
 }
+
+/// Captured launches.
+pub(super) struct CudaGraph(Box<dyn Graph>);
 
 /// `len` elements in a device's memory.
 pub struct DeviceBuffer<T> {

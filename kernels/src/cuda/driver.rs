@@ -89,6 +89,8 @@ pub trait Queue: Send + Sync {
     fn wait(&self, mark: &Mark) -> Result<(), CudaError>;
     /// Waits on the host for all that is queued, and brings its faults to light.
     fn synchronize(&self) -> Result<(), CudaError>;
+    /// What `work` queues here, kept instead of run: launches only, of kernels that were prepared.
+    fn capture(&self, work: &mut dyn FnMut()) -> Result<Box<dyn Graph>, CudaError>;
     /// The device's time from one mark to another, once both have been passed; none where time means nothing.
     fn elapsed(&self, from: &Mark, to: &Mark) -> Option<Duration>;
 }
@@ -96,3 +98,12 @@ pub trait Queue: Send + Sync {
 /// A point in a queue, as its driver knows it.
 #[must_use]
 pub struct Mark(pub Box<dyn Any + Send + Sync>);
+
+/// Launches that were captured, with their arguments as they were.
+pub trait Graph: Send {
+    /// Queues them all on the queue that they were captured from.
+    ///
+    /// # Safety
+    /// The launches' addresses still hold what their kernels read and write.
+    unsafe fn launch(&self) -> Result<(), CudaError>;
+}

@@ -17,6 +17,7 @@ mod driver;
 mod error;
 mod experts;
 mod packed_linear;
+mod peak;
 mod quantize;
 mod real;
 mod rms_norm;
@@ -24,13 +25,14 @@ mod rope;
 
 pub use compile::{Form, Source, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
-pub use driver::{Driver, Kernel, Launch, Mark, Properties, Queue};
+pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
 pub use experts::{
     DECODE_TOKENS, DeviceSums, ExpertsOnDevice, ExpertsScratch, PackedPiece, Path, Routing, ShardOptions,
     experts,
 };
 pub use packed_linear::{LinearPath, packed_linear};
+pub use peak::{graph_time, read_bandwidth, tensor_peak};
 pub use quantize::{QuantizedBuffer, quantize};
 pub use rms_norm::rms_norm;
 pub use rope::rope;

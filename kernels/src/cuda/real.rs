@@ -12,7 +12,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::compile::{Compiler, Form, Source};
-use super::driver::{Driver, Kernel, Launch, Mark, Properties, Queue};
+use super::driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 
 /// What the CUBINs of NVRTC 12 need.
@@ -322,10 +322,66 @@ impl Queue for RealQueue {
         unsafe { result::stream::synchronize(self.stream) }.map_err(call("cuStreamSynchronize"))
     }
 
+    fn capture(&self, work: &mut dyn FnMut()) -> Result<Box<dyn Graph>, CudaError> {
+        self.driver.context.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream exists and nothing captures it.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(call("cuStreamBeginCapture"))?;
+        work();
+        // SAFETY: capturing began above.
+        let graph =
+            unsafe { result::stream::end_capture(self.stream) }.map_err(call("cuStreamEndCapture"))?;
+        let mut graph = RealGraph {
+            driver: self.driver.clone(),
+            stream: self.stream,
+            graph,
+            executable: std::ptr::null_mut(),
+        };
+        // SAFETY: the graph was just made; both handles are destroyed with it.
+        unsafe { sys::cuGraphInstantiateWithFlags(&mut graph.executable, graph.graph, 0) }
+            .result()
+            .map_err(call("cuGraphInstantiate"))?;
+        Ok(Box::new(graph))
+    }
+
     fn elapsed(&self, from: &Mark, to: &Mark) -> Option<Duration> {
         self.driver.context.enter().ok()?;
         // SAFETY: both exist.
         let milliseconds = unsafe { result::event::elapsed(event(from).event, event(to).event) }.ok()?;
         Some(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
+    }
+}
+
+/// A graph of the stream that it was captured from.
+struct RealGraph {
+    driver: Arc<RealDriver>,
+    stream: sys::CUstream,
+    graph: sys::CUgraph,
+    executable: sys::CUgraphExec,
+}
+
+// SAFETY: handles; a graph has one owner, which launches it from one thread at a time.
+unsafe impl Send for RealGraph {}
+
+impl Graph for RealGraph {
+    unsafe fn launch(&self) -> Result<(), CudaError> {
+        self.driver.context.enter()?;
+        // SAFETY: instantiated in `capture`; what the kernels work on is the caller's.
+        unsafe { result::graph::launch(self.executable, self.stream) }.map_err(call("cuGraphLaunch"))
+    }
+}
+
+impl Drop for RealGraph {
+    fn drop(&mut self) {
+        if self.driver.context.enter().is_err() {
+            return;
+        }
+        // SAFETY: made in `capture`, destroyed once. There is nothing to do about a failure.
+        unsafe {
+            if !self.executable.is_null() {
+                let _ = result::graph::exec_destroy(self.executable);
+            }
+            let _ = result::graph::destroy(self.graph);
+        }
     }
 }
