@@ -10,7 +10,7 @@
 //   Two halves of K per panel, because one expert's 64 rows must keep a whole multiprocessor's memory pipes busy.
 // experts_gate_up_tiles: grid (ceil(widest / 128), limit of tiles), block 256: tiles.h, gate and up as a warp's panels.
 //
-// Registers: experts_gate_up_rows 160; experts_gate_up_tiles 255
+// Registers: experts_gate_up_rows 176; experts_gate_up_tiles 255
 
 #include "experts.h"
 #include "tiles.h"

@@ -9,7 +9,7 @@
 // experts_sum: grid (ceil(columns / 256), T), block 256. A thread owns a (row, column) and adds the terms of the row's
 //   slots: sums are written by their owner, without atomics.
 //
-// Registers: experts_plan 48; experts_sum 32
+// Registers: experts_plan 48; experts_sum 40
 
 #include "experts.h"
 

@@ -5,7 +5,7 @@
 //
 // Launch: grid (heads, T), block 128. A thread owns a pair, which nobody else reads.
 //
-// Registers: rope 32
+// Registers: rope 40
 
 #include "arithmetic.h"
 

@@ -118,7 +118,7 @@ impl<'a> ViewMut<'a> {
 
     /// The same view, lent for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { data: self.data, at: self.at }
+        ViewMut { data: self.data, at: self.at, cuda: self.cuda }
     }
 
     pub fn columns(self, start: usize, width: usize) -> ViewMut<'a> {
