@@ -41,7 +41,7 @@ constexpr int GROUP_BYTES = LINES * LINE;
 // A record in shared memory, at its longest.
 constexpr int STAGE_BYTES = GROUP_BYTES + 128;
 // Stages of a warp's ring.
-constexpr int STAGES = GROUP_BYTES <= 256 ? 6 : GROUP_BYTES <= 512 ? 4 : GROUP_BYTES <= 1024 ? 3 : 2;
+constexpr int STAGES = GROUP_BYTES <= 256 ? 8 : GROUP_BYTES <= 512 ? 6 : GROUP_BYTES <= 1024 ? 3 : 2;
 constexpr int RING_BYTES = STAGES * STAGE_BYTES;
 // A plain code is the integer plus 8; the sum of the row's codes takes the 8 off again.
 constexpr int SHIFTED_BY = CODES == 0 ? 8 : 0;

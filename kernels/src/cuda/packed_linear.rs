@@ -56,8 +56,8 @@ impl FormSizes {
     pub(super) fn of(form: Form) -> FormSizes {
         let group_bytes = form.group_bytes();
         let (stages, tile_stages) = match group_bytes {
-            ..=256 => (6, 4),
-            257..=512 => (4, 3),
+            ..=256 => (8, 4),
+            257..=512 => (6, 3),
             513..=1024 => (3, 3),
             _ => (2, 2),
         };

@@ -87,7 +87,9 @@ fn options() -> Result<Options, String> {
                 "speed" => options.checks = false,
                 other => return Err(format!("--only wants checks or speed, not {other}")),
             },
-            other => return Err(format!("{other} is not known; see the head of benches/src/gpu_check.rs")),
+            other => {
+                return Err(format!("{other} is not known; see the head of kernels/shim/src/gpu_check.rs"));
+            }
         }
     }
     Ok(options)
