@@ -68,10 +68,9 @@ impl Stream {
 
     /// Lets what is queued from here on wait for `event`.
     pub fn wait(&self, event: &Event) {
-        match (&self.queue, &event.0) {
-            (Some(queue), Some(mark)) => queue.keep_fault(queue.wait(mark)),
-            // The CPU has done all that came before, and a mark that could not be made is a fault of its own stream.
-            _ => {}
+        // The CPU has done all that came before, and a mark that could not be made is a fault of its own stream.
+        if let (Some(queue), Some(mark)) = (&self.queue, &event.0) {
+            queue.keep_fault(queue.wait(mark));
         }
     }
 
