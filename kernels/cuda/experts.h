@@ -3,7 +3,7 @@
 //   x        [T, H]  quantised in the groups of gate and up: quantize.cu
 //   ids      [T, K]  u32, distinct within a row (a row that names an expert twice is poisoned)
 //   weights  [T, K]  f32
-//   pieces   [P]  runs of canonical units of experts; all gate and up in one form, all down in one form
+//   pieces   [P]  runs of canonical units of experts; one CODES, GROUP and table of all gate and up, and one of all down
 //   sums     [T, H]  i64, to which the pieces' terms are added;  poison [T] u32
 //
 // Four launches, all with grids that do not depend on the routing, so that a graph may hold them:
@@ -30,7 +30,7 @@ struct ExpertPiece {
     u32 expert;
     u32 width;  // f
 };
-static_assert(sizeof(ExpertPiece) == 80, "arguments.rs");
+static_assert(sizeof(ExpertPiece) == 128, "arguments.rs");
 
 // Up to `tile_tokens` slots of one piece.
 struct ExpertTile {
@@ -56,8 +56,8 @@ struct ExpertsArgs {
     i64* terms;            // [slots, term_columns], many rows only
     i64* sums;
     u32* poison;
-    PackedForm inner_form;
-    PackedForm down_form;
+    Table inner_table;
+    Table down_table;
     u32 piece_count;
     u32 experts;  // ids from here on have no piece
     u32 tokens;
@@ -77,7 +77,7 @@ struct ExpertsArgs {
     float two_to_b;
     float limit;  // 2^(51 - B)
 };
-static_assert(sizeof(ExpertsArgs) == 280, "arguments.rs");
+static_assert(sizeof(ExpertsArgs) == 248, "arguments.rs");
 
 // One term on its way into a sum; poisons its row if it does not fit.
 DEVICE i64 term(const ExpertsArgs& args, float y, u32 row) {

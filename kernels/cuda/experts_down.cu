@@ -57,7 +57,7 @@ struct ItemsSource {
     DEVICE_MEMBER bool more() const { return items.tile < items.tiles; }
     DEVICE_MEMBER void fetch(u8* stage) {
         const ExpertPiece& piece = items.args.pieces[items.at.piece];
-        fetch_group(stage, piece.down, items.args.down_form, panel, items.first_group() + within, lane);
+        fetch_group(stage, piece.down, panel, items.first_group() + within, lane);
         if (++within == items.unit_length()) {
             within = 0;
             items.skip(DOWN_WARPS);
@@ -85,6 +85,7 @@ DEVICE void down_rows(const ExpertsArgs& args) {
     for (Items counted = items; counted.tile < counted.tiles; counted.skip(DOWN_WARPS)) total += counted.unit_length();
 
     Form form;
+    PackedPart part{};
     Chains<Form::COUNT> chains;
     u32 within = 0;
     int chain = 0;
@@ -94,11 +95,12 @@ DEVICE void down_rows(const ExpertsArgs& args) {
         const u32 length = items.unit_length();
         if (within == 0) {
             form.bind(hidden, tile.count, lane, [&](int i) { return tile.slot + i; });
+            part = piece.down;
             chains.clear();
             chain = 0;
         }
         while (chain < 3 && (int)within >= chain_start(chain + 1, length)) chains.close(chain++);
-        form.step(chains.acc, stage, args.down_form, items.first_group() + within);
+        form.step(chains.acc, stage, part, args.down_table, items.first_group() + within);
         if (++within < length) return;
         while (chain < 3) chains.close(chain++);
         for (int i = 0; i < Form::COUNT; i++) {
@@ -139,7 +141,8 @@ KERNEL(256, 1) NAMED(experts_down_tiles)(ExpertsArgs args) {
     const ExpertPiece& piece = args.pieces[at.piece];
     const int groups = (piece.width + args.hidden_group - 1) / args.hidden_group;
     const QuantizedRows hidden{args.hidden_codes, args.hidden_scales, args.hidden_sums, args.hidden_groups};
-    Tile tile{hidden, args.down_form, (int)at.count, {&piece.down, &piece.down}, {}, {}};
+    const PackedPart part = piece.down;
+    Tile tile{hidden, args.down_table, (int)at.count, {part, part}, {}, {}};
     const int first_panel = args.first_column / PANEL_ROWS + blockIdx.x * TILE_PANELS + threadIdx.x / 32 * 2;
     i64 sums[2][TILE_COUNT];
     for (int i = 0; i < 2; i++) {

@@ -64,18 +64,18 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
         for (u32 stream = warp; stream < wide / PANEL_ROWS * 4; stream += ROWS_WARPS) {
             const u32 half = stream % 2, matrix = stream / 2 % 2, panel = stream / 4;
             if (first_row + panel * PANEL_ROWS >= piece.width) continue;
-            const PackedPart& part = matrix == 0 ? piece.gate : piece.up;
+            const PackedPart part = matrix == 0 ? piece.gate : piece.up;
             int group = chain_start(2 * half, args.inner_groups);
             const int middle = chain_start(2 * half + 1, args.inner_groups);
             const int end = chain_start(2 * half + 2, args.inner_groups);
             float acc[Form::COUNT], first[Form::COUNT];
             for (int i = 0; i < Form::COUNT; i++) acc[i] = first[i] = 0.0f;
-            PanelSource source{part, args.inner_form, first_row / PANEL_ROWS + panel, group, end, (int)lane};
+            PanelSource source{part, first_row / PANEL_ROWS + panel, group, end, (int)lane};
             // The second chain of a half is not empty unless the half is: it takes over at `middle`.
             stream_groups(ring, source, end - group, [&](const u8* stage) {
                 if (group == middle)
                     for (int i = 0; i < Form::COUNT; i++) first[i] = acc[i], acc[i] = 0.0f;
-                form.step(acc, stage, args.inner_form, group++);
+                form.step(acc, stage, part, args.inner_table, group++);
             });
             if (form.owner())
                 for (int i = 0; i < Form::COUNT; i++) {
@@ -111,7 +111,7 @@ KERNEL(256, 1) NAMED(experts_gate_up_tiles)(ExpertsArgs args) {
     const u32 panel_row = threadIdx.x / 32 * PANEL_ROWS;
     const int panel = (int)(first_row + panel_row) / PANEL_ROWS;
     const bool present = first_row + panel_row < piece.width;
-    const Tile tile{args.x, args.inner_form, (int)at.count, {&piece.gate, &piece.up}, {panel, panel}, {present, present}};
+    const Tile tile{args.x, args.inner_table, (int)at.count, {piece.gate, piece.up}, {panel, panel}, {present, present}};
     float* a = (float*)shared_memory();
     const auto row_of = [&](int i) { return args.pairs[at.slot + i] / args.top_k; };
     multiply_tile<false>(tile, args.inner_groups, args.inner_groups, row_of, [&](int, const TileSums& sums) {

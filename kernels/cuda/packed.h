@@ -3,7 +3,7 @@
 // A translation unit is compiled for one form of weights:
 //   CODES   0: 4-bit codes that stand for c - 8   1: 4-bit codes with a table   2: 8-bit codes that stand for c - 128
 //   GROUP   32, 64 or 128
-// Whether scales are f16 or f32, and whether there are offsets, is told at run time: it costs a uniform branch a group.
+// Whether scales are f16 or f32, and whether there are offsets, is each matrix' own: a uniform branch a group.
 //
 // The layout is packed.rs': a panel of 16 rows is a run of records, one per group of K: 16 scales, 16 offsets where there
 // are any, `GROUP_BYTES` of codes in 64-byte lines. A warp streams a panel's records into its own ring in shared memory
@@ -47,25 +47,25 @@ constexpr int RING_BYTES = STAGES * STAGE_BYTES;
 constexpr int SHIFTED_BY = CODES == 0 ? 8 : 0;
 
 // A warp asks for one group of one panel.
-DEVICE void fetch_group(u8* stage, const PackedPart& part, const PackedForm& form, u64 panel, int group, int lane) {
-    const u8* record = part.records + panel * part.panel_bytes + (u64)group * form.record;
+DEVICE void fetch_group(u8* stage, const PackedPart& part, u64 panel, int group, int lane) {
+    const u8* record = part.records + panel * part.panel_bytes + (u64)group * part.record;
 #pragma unroll
     for (int at = lane * 16; at < STAGE_BYTES; at += 512)
-        if (at < (int)form.record) copy_async_16(stage + at, record + at);
+        if (at < (int)part.record) copy_async_16(stage + at, record + at);
 }
 
-DEVICE float stage_scale(const u8* stage, const PackedForm& form, int row) {
-    if (form.wide_scales) return ((const float*)stage)[row];
+DEVICE float stage_scale(const u8* stage, const PackedPart& part, int row) {
+    if (part.wide_scales) return ((const float*)stage)[row];
     return half_to_float(((const u16*)stage)[row]);
 }
 
 // Offsets are the 64 bytes before the codes.
-DEVICE float stage_offset(const u8* stage, const PackedForm& form, int row) {
-    return ((const float*)(stage + form.codes_at - 64))[row];
+DEVICE float stage_offset(const u8* stage, const PackedPart& part, int row) {
+    return ((const float*)(stage + part.codes_at - 64))[row];
 }
 
 // The integers (plain codes: plus 8) of a word of a line: columns 0..4, and 4..8 of 4-bit lines.
-DEVICE void unpack(u32 word, const PackedForm& form, u32& low, u32& high) {
+DEVICE void unpack(u32 word, const Table& table, u32& low, u32& high) {
     if (CODES == 0) {
         low = word & 0x0f0f0f0fu;
         high = word >> 4 & 0x0f0f0f0fu;
@@ -74,8 +74,8 @@ DEVICE void unpack(u32 word, const PackedForm& form, u32& low, u32& high) {
         u32 values[2];
         for (int i = 0; i < 2; i++) {
             const u32 nibbles = word >> (16 * i) & 0xffffu, select = nibbles & 0x7777u;
-            const u32 first = pick_bytes(form.table[0], form.table[1], select);
-            const u32 second = pick_bytes(form.table[2], form.table[3], select);
+            const u32 first = pick_bytes(table.words[0], table.words[1], select);
+            const u32 second = pick_bytes(table.words[2], table.words[3], select);
             values[i] = pick_bytes(first, second, 0x3210u | (nibbles & 0x8888u) >> 1);
         }
         low = pick_bytes(values[0], values[1], 0x6420u);
@@ -112,57 +112,57 @@ struct DotForm {
     DEVICE_MEMBER int panel_row(int) const { return lane % PANEL_ROWS; }
     DEVICE_MEMBER int token(int element) const { return element; }
 
-    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, int group) const {
+    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedPart& part, const Table& table,
+                            int group) const {
         const int row = lane % PANEL_ROWS, half = lane / PANEL_ROWS;
-        int part[ROWS];
-        for (int i = 0; i < ROWS; i++) part[i] = 0;
+        int sums[ROWS];
+        for (int i = 0; i < ROWS; i++) sums[i] = 0;
 #pragma unroll
         for (int line = half; line < LINES; line += 2) {
-            const u32 word = *(const u32*)(stage + form.codes_at + line * LINE + 4 * row);
+            const u32 word = *(const u32*)(stage + part.codes_at + line * LINE + 4 * row);
             u32 low, high;
-            unpack(word, form, low, high);
+            unpack(word, table, low, high);
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
                 const i8* codes = x.codes + (rows[i] + group) * GROUP + line * LINE_COLUMNS;
                 if (CODES == 2) {
-                    part[i] = dot4(low, load_constant((const u32*)codes), part[i]);
+                    sums[i] = dot4(low, load_constant((const u32*)codes), sums[i]);
                 } else {
                     const uint2 q = load_constant((const uint2*)codes);
-                    part[i] = dot4(high, q.y, dot4(low, q.x, part[i]));
+                    sums[i] = dot4(high, q.y, dot4(low, q.x, sums[i]));
                 }
             }
         }
-        const float scale = stage_scale(stage, form, row);
-        const float offset = form.offsets ? stage_offset(stage, form, row) : 0.0f;
+        const float scale = stage_scale(stage, part, row);
+        const float offset = part.offsets ? stage_offset(stage, part, row) : 0.0f;
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             const float d = load_constant(x.scales + rows[i] + group);
-            const int sum = SHIFTED_BY || form.offsets ? load_constant(x.sums + rows[i] + group) : 0;
-            const int integer = part[i] + shuffle_xor(part[i], PANEL_ROWS) - SHIFTED_BY * sum;
+            const int sum = SHIFTED_BY || part.offsets ? load_constant(x.sums + rows[i] + group) : 0;
+            const int integer = sums[i] + shuffle_xor(sums[i], PANEL_ROWS) - SHIFTED_BY * sum;
             acc[i] = chain_step(acc[i], scale, d, integer);
-            if (form.offsets) acc[i] = chain_step(acc[i], offset, d, sum);
+            if (part.offsets) acc[i] = chain_step(acc[i], offset, d, sum);
         }
     }
 };
 
 // A lane's A fragments of a group, for fragment rows g and g + 8, in steps of 32 along K.
-DEVICE void load_weights(u32 (&a)[GROUP / 32][4], const u8* stage, const PackedForm& form, int lane) {
+DEVICE void load_weights(u32 (&a)[GROUP / 32][4], const u8* codes, const Table& table, int lane) {
     const int g = lane / 4, t = lane % 4;
-    const u8* codes = stage + form.codes_at;
 #pragma unroll
     for (int i = 0; i < GROUP / 32; i++) {
         if (CODES == 2) {
             const uint2 first = *(const uint2*)(codes + (8 * i + t) * LINE + 8 * g);
             const uint2 second = *(const uint2*)(codes + (8 * i + 4 + t) * LINE + 8 * g);
             u32 none;
-            unpack(first.x, form, a[i][0], none);
-            unpack(first.y, form, a[i][1], none);
-            unpack(second.x, form, a[i][2], none);
-            unpack(second.y, form, a[i][3], none);
+            unpack(first.x, table, a[i][0], none);
+            unpack(first.y, table, a[i][1], none);
+            unpack(second.x, table, a[i][2], none);
+            unpack(second.y, table, a[i][3], none);
         } else {
             const uint2 words = *(const uint2*)(codes + (4 * i + t) * LINE + 8 * g);
-            unpack(words.x, form, a[i][0], a[i][2]);
-            unpack(words.y, form, a[i][1], a[i][3]);
+            unpack(words.x, table, a[i][0], a[i][2]);
+            unpack(words.y, table, a[i][1], a[i][3]);
         }
     }
 }
@@ -198,14 +198,15 @@ struct MmaForm {
     DEVICE_MEMBER int panel_row(int element) const { return lane / 4 * 2 + element / 2 % 2; }
     DEVICE_MEMBER int token(int element) const { return element / 4 * 8 + lane % 4 * 2 + element % 2; }
 
-    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedForm& form, int group) const {
+    DEVICE_MEMBER void step(float (&acc)[COUNT], const u8* stage, const PackedPart& part, const Table& table,
+                            int group) const {
         const int g = lane / 4, t = lane % 4;
         u32 a[GROUP / 32][4];
-        load_weights(a, stage, form, lane);
-        const float scale[2] = {stage_scale(stage, form, 2 * g), stage_scale(stage, form, 2 * g + 1)};
+        load_weights(a, stage + part.codes_at, table, lane);
+        const float scale[2] = {stage_scale(stage, part, 2 * g), stage_scale(stage, part, 2 * g + 1)};
         float offset[2] = {0.0f, 0.0f};
-        if (form.offsets)
-            for (int j = 0; j < 2; j++) offset[j] = stage_offset(stage, form, 2 * g + j);
+        if (part.offsets)
+            for (int j = 0; j < 2; j++) offset[j] = stage_offset(stage, part, 2 * g + j);
 #pragma unroll
         for (int n = 0; n < EIGHTS; n++) {
             if (8 * n >= count) continue;
@@ -229,10 +230,10 @@ struct MmaForm {
             for (int e = 0; e < 4; e++) {
                 const u64 at = scale_row[n][e % 2] + group;
                 const float d = load_constant(x.scales + at);
-                const int sum = SHIFTED_BY || form.offsets ? load_constant(x.sums + at) : 0;
+                const int sum = SHIFTED_BY || part.offsets ? load_constant(x.sums + at) : 0;
                 float& y = acc[4 * n + e];
                 y = chain_step(y, scale[e / 2], d, integer[e] - SHIFTED_BY * sum);
-                if (form.offsets) y = chain_step(y, offset[e / 2], d, sum);
+                if (part.offsets) y = chain_step(y, offset[e / 2], d, sum);
             }
         }
     }
@@ -269,12 +270,11 @@ DEVICE void stream_groups(u8* ring, Source& source, int total, Work work) {
 // Neighbouring groups of one panel.
 struct PanelSource {
     const PackedPart& part;
-    const PackedForm& form;
     u64 panel;
     int next, end, lane;
 
     DEVICE_MEMBER bool more() const { return next < end; }
-    DEVICE_MEMBER void fetch(u8* stage) { fetch_group(stage, part, form, panel, next++, lane); }
+    DEVICE_MEMBER void fetch(u8* stage) { fetch_group(stage, part, panel, next++, lane); }
 };
 
 // Chains on their way to (c0 + c1) + (c2 + c3), in order. `COUNT` products of a lane.

@@ -20,7 +20,7 @@
 struct PackedLinearArgs {
     QuantizedRows x;
     PackedPart weights;
-    PackedForm form;
+    Table table;
     const float* bias;
     float* out;
     u64 out_stride;
@@ -43,9 +43,9 @@ DEVICE void linear_rows(const PackedLinearArgs& args) {
     for (int i = 0; i < Form::COUNT; i++) acc[i] = 0.0f;
     int group = chain_start(chain, args.groups);
     const int end = chain_start(chain + 1, args.groups);
-    PanelSource source{args.weights, args.form, (u64)panel, group, end, lane};
+    PanelSource source{args.weights, (u64)panel, group, end, lane};
     stream_groups(shared + chain * RING_BYTES, source, end - group,
-                  [&](const u8* stage) { form.step(acc, stage, args.form, group++); });
+                  [&](const u8* stage) { form.step(acc, stage, args.weights, args.table, group++); });
     if (form.owner())
         for (int i = 0; i < Form::COUNT; i++)
             results[(chain * Form::TOKENS + form.token(i)) * PANEL_ROWS + form.panel_row(i)] = acc[i];
@@ -67,9 +67,9 @@ KERNEL(128, 4) NAMED(packed_linear_rows_32)(PackedLinearArgs args) { linear_rows
 KERNEL(256, 1) NAMED(packed_linear_tiles)(PackedLinearArgs args) {
     const int panels = (args.rows + PANEL_ROWS - 1) / PANEL_ROWS, warp = threadIdx.x / 32;
     const int first = blockIdx.y * TILE_TOKENS, left = args.tokens - first;
-    Tile tile{args.x, args.form, left < TILE_TOKENS ? left : TILE_TOKENS, {}, {}, {}};
+    Tile tile{args.x, args.table, left < TILE_TOKENS ? left : TILE_TOKENS, {}, {}, {}};
     for (int i = 0; i < 2; i++) {
-        tile.parts[i] = &args.weights;
+        tile.parts[i] = args.weights;
         tile.panels[i] = (int)blockIdx.x * TILE_PANELS + 2 * warp + i;
         tile.present[i] = tile.panels[i] < panels;
     }

@@ -23,10 +23,10 @@ constexpr int TILE_STAGES = GROUP_BYTES <= 256 ? 4 : GROUP_BYTES <= 1024 ? 3 : 2
 
 struct Tile {
     QuantizedRows x;
-    PackedForm form;
+    Table table;
     int count;  // of rows, 1..=TILE_TOKENS
     // The warp's two panels; one that is not present is not read and gives garbage.
-    const PackedPart* parts[2];
+    PackedPart parts[2];
     int panels[2];
     bool present[2];
 };
@@ -43,7 +43,7 @@ DEVICE void fetch_tile(u8* stage, const Tile& tile, int group, Row row) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int i = 0; i < 2; i++)
         if (tile.present[i])
-            fetch_group(stage + (2 * warp + i) * STAGE_BYTES, *tile.parts[i], tile.form, tile.panels[i], group, lane);
+            fetch_group(stage + (2 * warp + i) * STAGE_BYTES, tile.parts[i], tile.panels[i], group, lane);
     constexpr int CHUNKS = GROUP / 16;
     for (int i = threadIdx.x; i < TILE_TOKENS * CHUNKS; i += 256) {
         const int token = i / CHUNKS, at = i % CHUNKS * 16;
@@ -68,11 +68,11 @@ DEVICE void tile_step(TileSums& sums, const u8* stage, const Tile& tile) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const u8* panel = stage + (2 * warp + i) * STAGE_BYTES;
-        load_weights(a[i], panel, tile.form, lane);
+        load_weights(a[i], panel + tile.parts[i].codes_at, tile.table, lane);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            scale[i][j] = stage_scale(panel, tile.form, 2 * g + j);
-            offset[i][j] = tile.form.offsets ? stage_offset(panel, tile.form, 2 * g + j) : 0.0f;
+            scale[i][j] = stage_scale(panel, tile.parts[i], 2 * g + j);
+            offset[i][j] = tile.parts[i].offsets ? stage_offset(panel, tile.parts[i], 2 * g + j) : 0.0f;
         }
     }
 #pragma unroll
@@ -104,7 +104,7 @@ DEVICE void tile_step(TileSums& sums, const u8* stage, const Tile& tile) {
             for (int i = 0; i < 2; i++) {
                 float& y = sums[i].acc[4 * n + e];
                 y = chain_step(y, scale[i][e / 2], d, integer[i][e] - SHIFTED_BY * sum);
-                if (tile.form.offsets) y = chain_step(y, offset[i][e / 2], d, sum);
+                if (tile.parts[i].offsets) y = chain_step(y, offset[i][e / 2], d, sum);
             }
         }
     }

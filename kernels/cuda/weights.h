@@ -7,17 +7,18 @@
 struct PackedPart {
     const u8* records;  // of the first panel's first group
     u64 panel_bytes;
+    u32 record;         // bytes
+    u32 codes_at;       // in a record
+    u32 wide_scales;    // f32, else f16
+    u32 offsets;        // whether records have them
 };
-static_assert(sizeof(PackedPart) == 16, "arguments.rs");
+static_assert(sizeof(PackedPart) == 32, "arguments.rs");
 
-struct PackedForm {
-    u32 table[4];     // 16 i8, for CODES == 1
-    u32 wide_scales;  // f32, else f16
-    u32 offsets;      // whether records have them
-    u32 record;       // bytes
-    u32 codes_at;     // in a record
+// What 4-bit codes stand for, for CODES == 1: 16 i8.
+struct Table {
+    u32 words[4];
 };
-static_assert(sizeof(PackedForm) == 32, "arguments.rs");
+static_assert(sizeof(Table) == 16, "arguments.rs");
 
 // Rows in i8 by groups: quantize.cu.
 struct QuantizedRows {

@@ -308,8 +308,16 @@ fn layer(
     let biased = random.chance(2);
     let mut pieces = Vec::new();
     for expert in 0..experts {
-        let (gate, up) = (packed(random, inner, f, width), packed(random, inner, f, width));
-        let whole = packed(random, down, width, f);
+        // Scales and offsets are each matrix' own.
+        let other = |random: &mut Random, format: PackedFormat| {
+            let scales = [Scales::F16, Scales::F32][random.below(2)];
+            let varied = PackedFormat { scales, offsets: random.chance(2), ..format };
+            if random.chance(3) { varied } else { format }
+        };
+        let (gate, up) = (other(random, inner), other(random, inner));
+        let (gate, up) = (packed(random, gate, f, width), packed(random, up, f, width));
+        let whole = other(random, down);
+        let whole = packed(random, whole, width, f);
         let bias = |random: &mut Random, n| biased.then(|| random.values(n));
         let (gate_bias, up_bias, down_bias) = (bias(random, f), bias(random, f), bias(random, width));
         let units = f.div_ceil(options.unit);
@@ -454,8 +462,8 @@ pub fn experts_cases(
         whole += compared.whole;
         poisoned += compared.poisoned;
     }
-    // Random rows must be mostly comparable, and some of them not.
-    assert!(whole > 2 * poisoned && poisoned > 0, "{whole} rows compared, {poisoned} poisoned");
+    // Most random rows must be comparable, and some not.
+    assert!(whole > poisoned && poisoned > 0, "{whole} rows compared, {poisoned} poisoned");
 }
 
 /// `experts` of more rows than fit any tile.

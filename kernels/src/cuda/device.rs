@@ -4,12 +4,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
-use super::arguments::{PackedForm, PackedPart};
+use super::arguments::PackedPart;
 use super::driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 use super::real::RealDriver;
 use crate::buffer::Plain;
-use crate::packed::{Packed, PackedFormat};
+use crate::packed::{Packed, PackedFormat, Scales};
 
 /// A GPU, or what plays one.
 pub struct CudaDevice {
@@ -299,11 +299,14 @@ impl PackedOnDevice {
     }
 
     pub(super) fn part(&self) -> PackedPart {
-        PackedPart { records: self.bytes.at(0), panel_bytes: (self.groups() * self.format.record()) as u64 }
-    }
-
-    pub(super) fn form(&self) -> PackedForm {
-        PackedForm::of(self.format)
+        PackedPart {
+            records: self.bytes.at(0),
+            panel_bytes: (self.groups() * self.format.record()) as u64,
+            record: self.format.record() as u32,
+            codes_at: self.format.codes_at() as u32,
+            wide_scales: u32::from(self.format.scales == Scales::F32),
+            offsets: u32::from(self.format.offsets),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::arguments::{ExpertPiece, ExpertTile, ExpertsArgs, PackedForm};
+use super::arguments::{ExpertPiece, ExpertTile, ExpertsArgs, Table};
 use super::compile::{Form, Source};
 use super::device::{CudaDevice, CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
 use super::driver::Kernel;
@@ -50,8 +50,8 @@ pub struct ShardOptions {
 
 /// A shard's pieces of one layer in a device's memory.
 ///
-/// Gate and up of all pieces have one format, and so have all down: pieces of different formats make different shards,
-/// whose terms add up in the same sums.
+/// Gate and up of all pieces have one kind of codes and one group, and so have all down; scales and offsets are each
+/// matrix' own. Pieces of other kinds make another shard, whose terms add up in the same sums.
 pub struct ExpertsOnDevice {
     pieces: DeviceBuffer<ExpertPiece>,
     /// What the pieces point to.
@@ -88,8 +88,11 @@ impl ExpertsOnDevice {
         let (mut matrices, mut biases, mut table) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &order {
             let f = piece.gate.rows();
-            let formats = (piece.gate.format(), piece.up.format(), piece.down.format());
-            assert_eq!(formats, (inner, inner, down), "experts: one format of gate and up, and one of down");
+            let alike = |w: &Packed, first: PackedFormat| {
+                (w.format().codes, w.format().group) == (first.codes, first.group)
+            };
+            let fits = alike(&piece.gate, inner) && alike(&piece.up, inner) && alike(&piece.down, down);
+            assert!(fits, "experts: one kind of codes of gate and up, and one of down");
             assert_eq!(
                 (piece.gate.cols(), piece.up.rows(), piece.up.cols()),
                 (width, f, width),
@@ -306,8 +309,8 @@ pub fn experts(
         terms: scratch.terms.at(0),
         sums: sums.sums.at(0),
         poison: sums.poison.at(0),
-        inner_form: PackedForm::of(shard.inner.0),
-        down_form: PackedForm::of(shard.down.0),
+        inner_table: Table::of(shard.inner.0.codes),
+        down_table: Table::of(shard.down.0.codes),
         piece_count: shard.pieces.len() as u32,
         experts: shard.experts as u32,
         tokens: rows as u32,

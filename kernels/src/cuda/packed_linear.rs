@@ -1,6 +1,6 @@
 //! `packed_linear` (`packed_linear.cu`): out[t, n] = product(x[t], W[n]) + bias[n], with W packed.
 
-use super::arguments::PackedLinearArgs;
+use super::arguments::{PackedLinearArgs, Table};
 use super::compile::{Form, Source};
 use super::device::{CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
 use super::driver::Kernel;
@@ -88,7 +88,7 @@ pub fn packed_linear(
     let args = PackedLinearArgs {
         x: x.argument(),
         weights: w.part(),
-        form: w.form(),
+        table: Table::of(format.codes),
         bias: bias.map_or(0, |bias| bias.at(0)),
         out: out.address(),
         out_stride: out.row_stride as u64,
