@@ -57,7 +57,8 @@ struct ItemsSource {
     DEVICE_MEMBER bool more() const { return items.tile < items.tiles; }
     DEVICE_MEMBER void fetch(u8* stage) {
         const ExpertPiece& piece = items.args.pieces[items.at.piece];
-        fetch_group(stage, piece.down, panel, items.first_group() + within, lane);
+        const PackedPart& part = piece.down;
+        fetch_record(stage, record_of(part, panel, items.first_group() + within), part.record, lane);
         if (++within == items.unit_length()) {
             within = 0;
             items.skip(DOWN_WARPS);

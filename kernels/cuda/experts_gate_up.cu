@@ -70,7 +70,8 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
             const int end = chain_start(2 * half + 2, args.inner_groups);
             float acc[Form::COUNT], first[Form::COUNT];
             for (int i = 0; i < Form::COUNT; i++) acc[i] = first[i] = 0.0f;
-            PanelSource source{part, first_row / PANEL_ROWS + panel, group, end, (int)lane};
+            PanelSource source{record_of(part, first_row / PANEL_ROWS + panel, group), part.record, end - group,
+                               (int)lane};
             // The second chain of a half is not empty unless the half is: it takes over at `middle`.
             stream_groups(ring, source, end - group, [&](const u8* stage) {
                 if (group == middle)

@@ -46,12 +46,16 @@ constexpr int RING_BYTES = STAGES * STAGE_BYTES;
 // A plain code is the integer plus 8; the sum of the row's codes takes the 8 off again.
 constexpr int SHIFTED_BY = CODES == 0 ? 8 : 0;
 
-// A warp asks for one group of one panel.
-DEVICE void fetch_group(u8* stage, const PackedPart& part, u64 panel, int group, int lane) {
-    const u8* record = part.records + panel * part.panel_bytes + (u64)group * part.record;
+// A warp asks for one record.
+DEVICE void fetch_record(u8* stage, const u8* record, u32 bytes, int lane) {
 #pragma unroll
     for (int at = lane * 16; at < STAGE_BYTES; at += 512)
-        if (at < (int)part.record) copy_async_16(stage + at, record + at);
+        if (at < (int)bytes) copy_async_16(stage + at, record + at);
+}
+
+// The record of a panel's group.
+DEVICE const u8* record_of(const PackedPart& part, u64 panel, int group) {
+    return part.records + panel * part.panel_bytes + (u64)group * part.record;
 }
 
 DEVICE float stage_scale(const u8* stage, const PackedPart& part, int row) {
@@ -98,14 +102,14 @@ struct DotForm {
     static constexpr int COUNT = ROWS;
     static constexpr int TOKENS = ROWS;
     QuantizedRows x;
-    u64 rows[ROWS];
+    u32 rows[ROWS];  // times x.groups
     int lane;
 
     template <class Row>
     DEVICE_MEMBER void bind(const QuantizedRows& from, int count, int at, Row row) {
         x = from;
         lane = at;
-        for (int i = 0; i < ROWS; i++) rows[i] = (u64)row(i < count ? i : count - 1) * x.groups;
+        for (int i = 0; i < ROWS; i++) rows[i] = (u32)row(i < count ? i : count - 1) * (u32)x.groups;
     }
     // Whether the lane's elements are its own: the other half warp has the same.
     DEVICE_MEMBER bool owner() const { return lane < PANEL_ROWS; }
@@ -124,7 +128,7 @@ struct DotForm {
             unpack(word, table, low, high);
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
-                const i8* codes = x.codes + (rows[i] + group) * GROUP + line * LINE_COLUMNS;
+                const i8* codes = x.codes + (u64)(rows[i] + group) * GROUP + line * LINE_COLUMNS;
                 if (CODES == 2) {
                     sums[i] = dot4(low, load_constant((const u32*)codes), sums[i]);
                 } else {
@@ -137,8 +141,8 @@ struct DotForm {
         const float offset = part.offsets ? stage_offset(stage, part, row) : 0.0f;
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-            const float d = load_constant(x.scales + rows[i] + group);
-            const int sum = SHIFTED_BY || part.offsets ? load_constant(x.sums + rows[i] + group) : 0;
+            const float d = load_constant(x.scales + (rows[i] + group));
+            const int sum = SHIFTED_BY || part.offsets ? load_constant(x.sums + (rows[i] + group)) : 0;
             const int integer = sums[i] + shuffle_xor(sums[i], PANEL_ROWS) - SHIFTED_BY * sum;
             acc[i] = chain_step(acc[i], scale, d, integer);
             if (part.offsets) acc[i] = chain_step(acc[i], offset, d, sum);
@@ -176,8 +180,8 @@ struct MmaForm {
     static constexpr int COUNT = 4 * EIGHTS;
     static constexpr int TOKENS = 8 * EIGHTS;
     QuantizedRows x;
-    u64 codes_row[EIGHTS];
-    u64 scale_row[EIGHTS][2];
+    u32 codes_row[EIGHTS];  // times x.groups
+    u32 scale_row[EIGHTS][2];
     int lane;
     int count;
 
@@ -189,9 +193,9 @@ struct MmaForm {
         const int g = lane / 4, t = lane % 4;
         for (int n = 0; n < EIGHTS; n++) {
             const int c = 8 * n + g, s = 8 * n + 2 * t;
-            codes_row[n] = (u64)row(c < rows ? c : rows - 1) * x.groups;
-            scale_row[n][0] = (u64)row(s < rows ? s : rows - 1) * x.groups;
-            scale_row[n][1] = (u64)row(s + 1 < rows ? s + 1 : rows - 1) * x.groups;
+            codes_row[n] = (u32)row(c < rows ? c : rows - 1) * (u32)x.groups;
+            scale_row[n][0] = (u32)row(s < rows ? s : rows - 1) * (u32)x.groups;
+            scale_row[n][1] = (u32)row(s + 1 < rows ? s + 1 : rows - 1) * (u32)x.groups;
         }
     }
     DEVICE_MEMBER bool owner() const { return true; }
@@ -211,7 +215,7 @@ struct MmaForm {
         for (int n = 0; n < EIGHTS; n++) {
             if (8 * n >= count) continue;
             int integer[4] = {0, 0, 0, 0};
-            const i8* codes = x.codes + (codes_row[n] + group) * GROUP;
+            const i8* codes = x.codes + (u64)(codes_row[n] + group) * GROUP;
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++) {
                 u32 b[2];
@@ -228,7 +232,7 @@ struct MmaForm {
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const u64 at = scale_row[n][e % 2] + group;
+                const u32 at = scale_row[n][e % 2] + group;
                 const float d = load_constant(x.scales + at);
                 const int sum = SHIFTED_BY || part.offsets ? load_constant(x.sums + at) : 0;
                 float& y = acc[4 * n + e];
@@ -269,12 +273,16 @@ DEVICE void stream_groups(u8* ring, Source& source, int total, Work work) {
 
 // Neighbouring groups of one panel.
 struct PanelSource {
-    const PackedPart& part;
-    u64 panel;
-    int next, end, lane;
+    const u8* record;  // the next one
+    u32 bytes;
+    int left, lane;
 
-    DEVICE_MEMBER bool more() const { return next < end; }
-    DEVICE_MEMBER void fetch(u8* stage) { fetch_group(stage, part, panel, next++, lane); }
+    DEVICE_MEMBER bool more() const { return left > 0; }
+    DEVICE_MEMBER void fetch(u8* stage) {
+        fetch_record(stage, record, bytes, lane);
+        record += bytes;
+        left--;
+    }
 };
 
 // Chains on their way to (c0 + c1) + (c2 + c3), in order. `COUNT` products of a lane.

@@ -43,7 +43,7 @@ DEVICE void linear_rows(const PackedLinearArgs& args) {
     for (int i = 0; i < Form::COUNT; i++) acc[i] = 0.0f;
     int group = chain_start(chain, args.groups);
     const int end = chain_start(chain + 1, args.groups);
-    PanelSource source{args.weights, (u64)panel, group, end, lane};
+    PanelSource source{record_of(args.weights, panel, group), args.weights.record, end - group, lane};
     stream_groups(shared + chain * RING_BYTES, source, end - group,
                   [&](const u8* stage) { form.step(acc, stage, args.weights, args.table, group++); });
     if (form.owner())

@@ -43,7 +43,8 @@ DEVICE void fetch_tile(u8* stage, const Tile& tile, int group, Row row) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int i = 0; i < 2; i++)
         if (tile.present[i])
-            fetch_group(stage + (2 * warp + i) * STAGE_BYTES, tile.parts[i], tile.panels[i], group, lane);
+            fetch_record(stage + (2 * warp + i) * STAGE_BYTES, record_of(tile.parts[i], tile.panels[i], group),
+                         tile.parts[i].record, lane);
     constexpr int CHUNKS = GROUP / 16;
     for (int i = threadIdx.x; i < TILE_TOKENS * CHUNKS; i += 256) {
         const int token = i / CHUNKS, at = i % CHUNKS * 16;
