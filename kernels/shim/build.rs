@@ -19,7 +19,9 @@ fn main() {
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing");
     // `#pragma unroll` is the GPU's.
     build.flag("-Wno-unknown-pragmas");
+    println!("cargo::rustc-check-cfg=cfg(sanitized)");
     if let Ok(sanitizers) = std::env::var("GATERAIL_SHIM_SANITIZE") {
+        println!("cargo::rustc-cfg=sanitized");
         build.flag(format!("-fsanitize={sanitizers}")).flag("-fno-sanitize-recover=all").opt_level(1);
     }
     for name in ["shim.cpp", "plain.cpp", "wrong.cpp"] {

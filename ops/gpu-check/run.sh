@@ -40,7 +40,7 @@ run speed 180 "$binary" --only speed --json "$out/report.json" "$@"
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null)
 if [ -n "$sanitizer" ] && [[ " $* " != *" --shim "* ]]; then
     for tool in memcheck racecheck synccheck; do
-        run "sanitizer-$tool" 90 "$sanitizer" --tool "$tool" --error-exitcode 1 "$binary" --only checks --few "$@"
+        run "sanitizer-$tool" 70 "$sanitizer" --tool "$tool" --error-exitcode 1 "$binary" --only checks --few "$@"
     done
 else
     echo "== no compute-sanitizer here: memory and races were not checked"
