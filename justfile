@@ -20,6 +20,10 @@ bench MODEL:
 kernels:
     ops/kernel-gate/run.sh --required
 
+# What to carry to a machine with a GPU, to check and measure the kernels there: `run.sh OUT` in that folder.
+gpu FOLDER:
+    ops/gpu-check/pack.sh {{FOLDER}}
+
 # The tests of the CUDA kernels under the address and undefined-behaviour sanitizers.
 sanitize:
     ops/kernel-gate/sanitize.sh
