@@ -16,6 +16,18 @@ test:
 bench MODEL:
     cargo bench -p gaterail-benches --bench forward -- {{MODEL}}
 
+# Every CUDA kernel through NVIDIA's compiler, for every architecture; needs no GPU.
+kernels:
+    ops/kernel-gate/run.sh --required
+
+# What to carry to a machine with a GPU, to check and measure the kernels there: `run.sh OUT` in that folder.
+gpu FOLDER:
+    ops/gpu-check/pack.sh {{FOLDER}}
+
+# The tests of the CUDA kernels under the address and undefined-behaviour sanitizers.
+sanitize:
+    ops/kernel-gate/sanitize.sh
+
 # A random model that looks like the real one, and text (noise) from it.
 run-local SHAPE="mini":
     cargo run --release -- synth --shape {{SHAPE}} target/models/{{SHAPE}}

@@ -1,8 +1,9 @@
 //! A buffer of plain elements that belongs to a device.
 //!
-//! On the CPU it is memory aligned to a cache line. Only operations (`crate::ops`) and the stream's copies touch what
+//! On the CPU it is memory aligned to a cache line, on a GPU the GPU's memory. Only operations (`crate::ops`) and the stream's copies touch what
 //! is inside; code above this crate does not index into a buffer.
 
+use crate::cuda::DeviceBuffer;
 use crate::device::Device;
 use crate::error::KernelError;
 
@@ -83,41 +84,76 @@ impl AsRef<[u8]> for AlignedVec<u8> {
 }
 
 /// `len` elements on one device.
-pub struct Buffer<T> {
+pub struct Buffer<T: Plain> {
     device: Device,
-    memory: AlignedVec<T>,
+    memory: Memory<T>,
+}
+
+enum Memory<T: Plain> {
+    Host(AlignedVec<T>),
+    Cuda(DeviceBuffer<T>),
 }
 
 impl<T: Plain> Buffer<T> {
     /// Zeroed elements on `device`.
     pub fn zeros(device: &Device, len: usize) -> Result<Buffer<T>, KernelError> {
-        let memory = AlignedVec::try_zeros(len).ok_or_else(|| KernelError::OutOfMemory {
-            op: "buffer",
-            device: device.to_string(),
-            bytes: len.saturating_mul(size_of::<T>()),
-        })?;
+        let memory = match device {
+            Device::Cpu(_) => {
+                Memory::Host(AlignedVec::try_zeros(len).ok_or_else(|| KernelError::OutOfMemory {
+                    op: "buffer",
+                    device: device.to_string(),
+                    bytes: len.saturating_mul(size_of::<T>()),
+                })?)
+            }
+            Device::Cuda(cuda) => Memory::Cuda(DeviceBuffer::zeros(cuda, len)?),
+        };
         Ok(Buffer { device: device.clone(), memory })
     }
 
     pub fn len(&self) -> usize {
-        self.memory.len
+        match &self.memory {
+            Memory::Host(memory) => memory.len,
+            Memory::Cuda(memory) => memory.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.memory.len == 0
+        self.len() == 0
     }
 
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// What the CPU's kernels see.
+    /// What the CPU's kernels see. Panics for a GPU's buffer.
     pub(crate) fn host(&self) -> &[T] {
-        self.memory.as_slice()
+        match &self.memory {
+            Memory::Host(memory) => memory.as_slice(),
+            Memory::Cuda(_) => panic!("a kernel of the CPU on a buffer of {}", self.device),
+        }
     }
 
-    /// What the CPU's kernels write.
+    /// What the CPU's kernels write. Panics for a GPU's buffer.
     pub(crate) fn host_mut(&mut self) -> &mut [T] {
-        self.memory.as_mut_slice()
+        match &mut self.memory {
+            Memory::Host(memory) => memory.as_mut_slice(),
+            Memory::Cuda(_) => panic!("a kernel of the CPU on a buffer of {}", self.device),
+        }
+    }
+
+    /// What a GPU's kernels see. Panics for the CPU's buffer.
+    pub(crate) fn cuda(&self) -> &DeviceBuffer<T> {
+        match &self.memory {
+            Memory::Host(_) => panic!("a kernel of a GPU on a buffer of {}", self.device),
+            Memory::Cuda(memory) => memory,
+        }
+    }
+
+    /// What a GPU's kernels write. Panics for the CPU's buffer.
+    pub(crate) fn cuda_mut(&mut self) -> &mut DeviceBuffer<T> {
+        match &mut self.memory {
+            Memory::Host(_) => panic!("a kernel of a GPU on a buffer of {}", self.device),
+            Memory::Cuda(memory) => memory,
+        }
     }
 }

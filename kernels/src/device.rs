@@ -1,8 +1,9 @@
-//! Devices. The CPU is one; CUDA devices join as further variants.
+//! Devices: the CPU, and GPUs.
 
 use std::fmt;
 use std::sync::Arc;
 
+use crate::cuda::CudaDevice;
 use crate::error::KernelError;
 use crate::pool::Pool;
 
@@ -81,6 +82,7 @@ impl Default for CpuOptions {
 #[derive(Clone)]
 pub enum Device {
     Cpu(Arc<CpuDevice>),
+    Cuda(Arc<CudaDevice>),
 }
 
 /// A CPU: its pool of threads and its instructions.
@@ -119,10 +121,16 @@ impl Device {
         Ok(Device::Cpu(Arc::new(CpuDevice { pool, isa: options.isa, grain: options.grain })))
     }
 
-    /// Threads (CPU) that work on one operation.
+    /// The GPU `cuda:ordinal`; the error says what is missing on this machine.
+    pub fn cuda(ordinal: usize) -> Result<Device, KernelError> {
+        Ok(Device::Cuda(CudaDevice::open(ordinal)?))
+    }
+
+    /// Threads of the CPU that work on one operation.
     pub fn threads(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.pool.threads(),
+            Device::Cuda(_) => 1,
         }
     }
 }
@@ -131,6 +139,7 @@ impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu(cpu) => write!(f, "CPU ({} threads, {})", cpu.pool.threads(), cpu.isa),
+            Device::Cuda(cuda) => write!(f, "{cuda}"),
         }
     }
 }

@@ -7,4 +7,6 @@ pub enum KernelError {
     OutOfMemory { op: &'static str, device: String, bytes: usize },
     #[error("{op}: {detail}")]
     Device { op: &'static str, detail: String },
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
 }

@@ -6,6 +6,7 @@
 mod buffer;
 mod bytes;
 mod cpu;
+pub mod cuda;
 mod device;
 mod error;
 mod int4;

@@ -14,7 +14,7 @@ pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Resu
     // Pages that nobody wrote would all be one page of zeros, and lie in the cache.
     buffer.host_mut().fill(1);
     let words = buffer.host();
-    let Device::Cpu(cpu) = device;
+    let Device::Cpu(cpu) = device else { panic!("the bandwidth of a CPU's memory") };
     let parts: Vec<&[u64]> = words.chunks(PART / 8).collect();
     let started = Instant::now();
     let mut best = 0.0f64;
@@ -42,7 +42,7 @@ pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Resu
 /// several passes. What the device's instructions can do, and a bound for every product of packed weights.
 pub fn int8_peak(device: &Device, at_least: Duration) -> f64 {
     const ROUNDS: usize = 100_000;
-    let Device::Cpu(cpu) = device;
+    let Device::Cpu(cpu) = device else { panic!("the bandwidth of a CPU's memory") };
     let threads = cpu.pool.threads();
     let rounds = if cpu.isa == crate::device::Isa::Portable { ROUNDS / 100 } else { ROUNDS };
     let started = Instant::now();

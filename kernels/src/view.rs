@@ -1,6 +1,8 @@
 //! Views of f32 buffers as `[rows, heads, width]`, with strides: what operations take instead of loose lengths.
 
 use crate::buffer::Buffer;
+use crate::cuda::{DeviceBuffer, Strided};
+use crate::device::Device;
 
 /// Where the elements of a view lie in its buffer; all in elements.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +36,12 @@ impl Layout {
         assert!(last <= len, "a view of {last} elements in a buffer of {len}");
     }
 
+    fn strided(self, buffer: Option<&DeviceBuffer<f32>>) -> Strided<'_> {
+        let buffer = buffer.expect("a kernel of a GPU on a buffer of the CPU");
+        let Layout { rows, heads, width, offset, row_stride, head_stride } = self;
+        Strided { buffer, rows, heads, width, offset, row_stride, head_stride }
+    }
+
     #[inline(always)]
     pub(crate) fn at(&self, row: usize, head: usize) -> usize {
         self.offset + row * self.row_stride + head * self.head_stride
@@ -43,14 +51,18 @@ impl Layout {
 /// A view to read.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
+    /// The CPU's elements; empty for a GPU's.
     pub(crate) data: &'a [f32],
     pub(crate) at: Layout,
+    cuda: Option<&'a DeviceBuffer<f32>>,
 }
 
 /// A view to write.
 pub struct ViewMut<'a> {
+    /// The CPU's elements; empty for a GPU's.
     pub(crate) data: &'a mut [f32],
     pub(crate) at: Layout,
+    cuda: Option<&'a DeviceBuffer<f32>>,
 }
 
 impl<'a> View<'a> {
@@ -63,16 +75,24 @@ impl<'a> View<'a> {
     pub fn heads(buffer: &'a Buffer<f32>, rows: usize, heads: usize, width: usize) -> View<'a> {
         let at = Layout::new(rows, heads, width);
         at.check(buffer.len());
-        View { data: buffer.host(), at }
+        match buffer.device() {
+            Device::Cpu(_) => View { data: buffer.host(), at, cuda: None },
+            Device::Cuda(_) => View { data: &[], at, cuda: Some(buffer.cuda()) },
+        }
     }
 
     /// The columns `start..start + width` of every head.
     pub fn columns(self, start: usize, width: usize) -> View<'a> {
-        View { data: self.data, at: self.at.columns(start, width) }
+        View { at: self.at.columns(start, width), ..self }
     }
 
     pub fn layout(&self) -> Layout {
         self.at
+    }
+
+    /// For a GPU's kernels. Panics for the CPU's elements.
+    pub(crate) fn strided(&self) -> Strided<'a> {
+        self.at.strided(self.cuda)
     }
 
     #[inline(always)]
@@ -90,21 +110,28 @@ impl<'a> ViewMut<'a> {
     pub fn heads(buffer: &'a mut Buffer<f32>, rows: usize, heads: usize, width: usize) -> ViewMut<'a> {
         let at = Layout::new(rows, heads, width);
         at.check(buffer.len());
-        ViewMut { data: buffer.host_mut(), at }
+        match buffer.device() {
+            Device::Cpu(_) => ViewMut { data: buffer.host_mut(), at, cuda: None },
+            Device::Cuda(_) => ViewMut { data: &mut [], at, cuda: Some(buffer.cuda()) },
+        }
     }
 
     /// The same view, lent for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { data: self.data, at: self.at }
+        ViewMut { data: self.data, at: self.at, cuda: self.cuda }
     }
 
     pub fn columns(self, start: usize, width: usize) -> ViewMut<'a> {
-        let at = self.at.columns(start, width);
-        ViewMut { data: self.data, at }
+        ViewMut { at: self.at.columns(start, width), ..self }
     }
 
     pub fn layout(&self) -> Layout {
         self.at
+    }
+
+    /// For a GPU's kernels. Panics for the CPU's elements.
+    pub(crate) fn strided(&self) -> Strided<'a> {
+        self.at.strided(self.cuda)
     }
 
     /// For kernels whose threads write disjoint parts.

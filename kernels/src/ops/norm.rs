@@ -11,6 +11,9 @@ use crate::view::{View, ViewMut};
 pub fn rms_norm(stream: &Stream, x: View<'_>, weight: Option<&Buffer<f32>>, eps: f32, mut out: ViewMut<'_>) {
     let (xs, os) = (x.layout(), out.layout());
     assert_eq!((xs.rows, xs.heads, xs.width), (os.rows, os.heads, os.width), "rms_norm: shapes");
+    if let Some(queue) = stream.cuda() {
+        return crate::cuda::rms_norm(queue, x.strided(), weight.map(Buffer::cuda), eps, out.strided());
+    }
     let weight = weight.map(|weight| weight.host());
     assert!(weight.is_none_or(|weight| weight.len() == xs.width), "rms_norm: weight");
     let cpu = stream.cpu();

@@ -37,7 +37,7 @@ pub fn pack(device: &Device, matrix: &Matrix, packing: Packing) -> Packed {
     let panel_bytes = groups * format.record();
     let panels = rows.div_ceil(PANEL_ROWS);
     let shared = SharedSlice::new(bytes.as_mut_slice());
-    let Device::Cpu(cpu) = device;
+    let Device::Cpu(cpu) = device else { panic!("weights are packed on the CPU") };
     let parts = cpu.parts_for(panels, rows * cols);
     cpu.pool.run(parts, &|part| {
         let mut writer =

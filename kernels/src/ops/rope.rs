@@ -22,6 +22,9 @@ pub fn rope(stream: &Stream, style: RopeStyle, cos: &Buffer<f32>, sin: &Buffer<f
     let half = xs.width / 2;
     assert!(xs.width.is_multiple_of(2), "rope: pairs");
     assert!(xs.rows * half <= cos.len() && cos.len() == sin.len(), "rope: angles");
+    if let Some(queue) = stream.cuda() {
+        return crate::cuda::rope(queue, style, cos.cuda(), sin.cuda(), x.strided());
+    }
     let cpu = stream.cpu();
     let parts = cpu.parts_for(xs.rows, xs.rows * xs.heads * xs.width);
     let shared = x.shared();
