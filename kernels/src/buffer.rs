@@ -42,6 +42,10 @@ impl<T: Plain> AlignedVec<T> {
         AlignedVec::try_zeros(len).unwrap_or_else(|| panic!("no memory for {len} elements"))
     }
 
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        self.pointer.as_ptr()
+    }
+
     pub(crate) fn as_slice(&self) -> &[T] {
         // SAFETY: `pointer` is valid for `len` initialised elements for as long as self lives.
         unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len) }

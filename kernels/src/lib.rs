@@ -3,6 +3,7 @@
 //! `ops` is the door: each operation checks its shapes and hands over to its CPU kernel; `reference` holds the plain
 //! twin of each, written like ARITHMETIC.md reads. Nothing here knows requests, files or networks.
 
+mod arena;
 mod buffer;
 mod bytes;
 mod cpu;
@@ -20,6 +21,7 @@ mod stream;
 mod view;
 mod weight;
 
+pub use arena::Arena;
 pub use buffer::{Buffer, Plain};
 pub use bytes::Bytes;
 pub use cpu::math::{exp, sigmoid};

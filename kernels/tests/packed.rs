@@ -140,7 +140,7 @@ fn our_own_groups_are_their_twins() {
             }
             let matrix = Matrix::from_f32(&values, rows, cols);
             for packing in [Packing::Int4, Packing::Int8] {
-                let packed = ops::pack(stream.device(), &matrix, packing);
+                let packed = ops::pack(stream.device(), &matrix, packing, &mut Default::default());
                 for (row, values) in values.chunks_exact(cols).enumerate() {
                     for (group, x) in values.chunks(64).enumerate() {
                         let (w, scale) = match packing {
@@ -218,7 +218,7 @@ fn check_stored(matrix: &Matrix, scales: Option<Scales>) {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let part = matrix.row_slice(rows / 3, 1, rows - rows / 3);
     for matrix in [matrix, &part] {
-        let packed = ops::pack(stream.device(), matrix, Packing::AsStored);
+        let packed = ops::pack(stream.device(), matrix, Packing::AsStored, &mut Default::default());
         assert!(scales.is_none_or(|scales| packed.format().scales == scales), "{:?}", packed.format());
         let (mut got, mut expected) = (vec![0.0; cols], vec![0.0; cols]);
         for row in 0..matrix.rows() {

@@ -4,8 +4,7 @@
 //! Threads share out the panels.
 
 use super::run_of;
-use crate::buffer::AlignedVec;
-use crate::bytes::Bytes;
+use crate::arena::Arena;
 use crate::cpu::pack::{int4_group, int8_group};
 use crate::device::{Device, Isa};
 use crate::matrix::Matrix;
@@ -23,7 +22,8 @@ pub enum Packing {
     Int4,
 }
 
-pub fn pack(device: &Device, matrix: &Matrix, packing: Packing) -> Packed {
+/// The packed matrix, in a piece of the arena.
+pub fn pack(device: &Device, matrix: &Matrix, packing: Packing, arena: &mut Arena) -> Packed {
     let format = match packing {
         Packing::AsStored => {
             matrix.packed_format().unwrap_or_else(|| panic!("a matrix without groups as stored"))
@@ -32,7 +32,7 @@ pub fn pack(device: &Device, matrix: &Matrix, packing: Packing) -> Packed {
         Packing::Int4 => PackedFormat::INT4,
     };
     let (rows, cols) = (matrix.rows(), matrix.cols());
-    let mut bytes = AlignedVec::<u8>::zeros(format.bytes(rows, cols));
+    let mut bytes = arena.piece(format.bytes(rows, cols));
     let groups = cols.div_ceil(format.group);
     let panel_bytes = groups * format.record();
     let panels = rows.div_ceil(PANEL_ROWS);
@@ -47,7 +47,7 @@ pub fn pack(device: &Device, matrix: &Matrix, packing: Packing) -> Packed {
             writer.panel(panel, unsafe { shared.range(panel * panel_bytes, panel_bytes) });
         }
     });
-    Packed::new(format, Bytes::new(std::sync::Arc::new(bytes)), rows, cols)
+    Packed::new(format, bytes.share(), rows, cols)
 }
 
 struct PanelWriter<'a> {

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use gaterail_kernels::{
-    Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData, Weight, ops,
+    Arena, Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
+    Weight, ops,
 };
 
 use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
@@ -170,6 +171,8 @@ pub struct Loader<'a> {
     quantization: Quantization,
     device: &'a Device,
     precision: Precision,
+    /// Where packed matrices lie.
+    arena: Arena,
     loading: Loading<'a>,
 }
 
@@ -183,7 +186,15 @@ impl<'a> Loader<'a> {
         loading: Loading<'a>,
     ) -> Loader<'a> {
         let table = expected_tensors(spec).into_iter().map(|expected| (expected.slot, expected)).collect();
-        Loader { checkpoint, table, quantization: spec.quantization, device, precision, loading }
+        Loader {
+            checkpoint,
+            table,
+            quantization: spec.quantization,
+            device,
+            precision,
+            arena: Arena::default(),
+            loading,
+        }
     }
 
     pub fn device(&self) -> &'a Device {
@@ -336,11 +347,11 @@ impl<'a> Loader<'a> {
     }
 
     /// A matrix in the precision asked for.
-    pub fn run_as(&self, matrix: Matrix, usage: Use) -> Weight {
+    pub fn run_as(&mut self, matrix: Matrix, usage: Use) -> Weight {
         match self.precision.step(&matrix, usage) {
             Step::Keep => matrix.into(),
             Step::ToBf16 => matrix.to_bf16().into(),
-            Step::Pack(packing) => ops::pack(self.device, &matrix, packing).into(),
+            Step::Pack(packing) => ops::pack(self.device, &matrix, packing, &mut self.arena).into(),
         }
     }
 
