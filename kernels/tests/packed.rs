@@ -254,7 +254,8 @@ fn experts_case(streams: &[Stream], seed: u64) {
     let all = formats();
     let (inner, down) = (all[random.below(all.len())], all[random.below(all.len())]);
     let (h, f) = (1 + random.below(300), 1 + random.below(400));
-    let (experts, rows) = (1 + random.below(5), if seed % 7 == 0 { 70 } else { 1 + random.below(12) });
+    let (experts, rows) =
+        (1 + random.below(5), if seed.is_multiple_of(7) { 70 } else { 1 + random.below(12) });
     let top_k = 1 + random.below(experts);
     let activation = match seed % 3 {
         0 => Activation::ClampedSwiGlu { alpha: 1.702, limit: 0.5 },

@@ -4,6 +4,7 @@ use clap::Args;
 use gaterail_model::config::GenerationDefaults;
 use gaterail_model::sampler::SamplingParams;
 
+use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::terminal;
 use crate::weights::WeightsArg;
@@ -105,6 +106,10 @@ pub struct GenerateArgs {
     /// Threads to compute with; all cores by default
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+
+    /// Where to run: auto, cpu, cuda or cuda:N. Whole models run on the CPU in this version
+    #[arg(long, value_name = "DEVICE", value_parser = device::parse, default_value = "auto")]
+    pub device: DeviceArg,
 
     /// The precision of experts, projections and head
     #[arg(long, value_name = "KIND", value_enum, default_value_t = WeightsArg::Auto)]

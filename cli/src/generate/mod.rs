@@ -18,10 +18,10 @@ pub use args::GenerateArgs;
 
 use crate::error::CliError;
 use crate::progress::{self, ByteMeter};
-use crate::{machine, source};
+use crate::source;
 
 /// Rows of one prefill step.
-const PREFILL_ROWS: usize = 256;
+const PREFILL_ROWS: usize = 512;
 
 /// A prompt as tokens, and where the answer goes on from.
 struct Prompt {
@@ -59,7 +59,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     if !args.no_memory_check {
         plan::check_memory(&spec, &checkpoint, precision, prompt.tokens.len(), positions, rows_max)?;
     }
-    let device = machine::cpu(args.threads)?;
+    let device = args.device.open(args.threads)?;
     let options = RunnerOptions { rows_max, positions, shards: Vec::new(), precision };
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();

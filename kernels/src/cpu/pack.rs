@@ -53,7 +53,7 @@ fn int4<L: Lanes>(x: &[f32; OWN_GROUP], codes: &mut [u8; OWN_GROUP], scale: &mut
 fn int8_codes(x: &[f32; OWN_GROUP], codes: &mut [u8; OWN_GROUP]) -> f32 {
     let e = extreme(x);
     let scale = f16_scale(e.abs() / 127.0);
-    if !(scale > 0.0) {
+    if scale.is_nan() || scale == 0.0 {
         codes.fill(128);
         return scale;
     }

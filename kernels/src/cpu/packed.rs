@@ -4,6 +4,8 @@
 //! exact integers, so that each instruction set may add them as it likes; the group's term is one product and one fused
 //! multiply-add per lane, in the order of the chains, whatever the tile's size.
 
+#![allow(clippy::needless_range_loop)] // rows and lanes by number, over several arrays at once
+
 use crate::cpu::lanes::{LANES, Lanes, by_isa};
 use crate::device::Isa;
 use crate::packed::{Codes, LINE, Packed, PackedFormat, Scales};

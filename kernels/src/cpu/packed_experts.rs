@@ -75,7 +75,10 @@ impl Plan {
                 *at += 1;
             }
         }
-        (self.jobs.clear(), self.tasks.clear(), self.rows.clear(), self.weights.clear());
+        self.jobs.clear();
+        self.tasks.clear();
+        self.rows.clear();
+        self.weights.clear();
         let mut groups = 0;
         for (index, piece) in args.pieces.iter().enumerate() {
             let expert = piece.expert as usize;

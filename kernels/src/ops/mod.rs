@@ -24,7 +24,7 @@ pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
 pub use pack::{Packing, pack};
-pub use packed::{PROJECTIONS_MAX, Projection, QuantRows, project, quantize};
+pub use packed::{HostRow, PROJECTIONS_MAX, Projection, QuantRows, project, quantize};
 pub use rope::{RopeStyle, rope};
 
 pub use crate::cpu::gate::MAX_GROUPS;

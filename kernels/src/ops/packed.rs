@@ -13,6 +13,9 @@ use crate::stream::Stream;
 use crate::view::{SharedRows, SharedSlice, View, ViewMut};
 use crate::weight::Weight;
 
+/// Codes, scales and sums of a row.
+pub type HostRow = (Vec<i8>, Vec<f32>, Vec<i32>);
+
 /// Rows in int8 (ARITHMETIC.md, 7), with room for more.
 pub struct QuantRows {
     codes: Buffer<i8>,
@@ -60,11 +63,7 @@ impl QuantRows {
     }
 
     /// A row's codes (the last group filled up with zeros), scales and sums, copied to the host.
-    pub fn download(
-        &self,
-        stream: &Stream,
-        row: usize,
-    ) -> Result<(Vec<i8>, Vec<f32>, Vec<i32>), KernelError> {
+    pub fn download(&self, stream: &Stream, row: usize) -> Result<HostRow, KernelError> {
         let groups = self.groups();
         let mut out = (vec![0; groups * self.group], vec![0.0; groups], vec![0; groups]);
         stream.download(&self.codes, row * groups * self.group, &mut out.0)?;
@@ -130,6 +129,7 @@ impl SharedQuant {
     ///
     /// # Safety
     /// No two threads may hold the same groups.
+    #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn groups(
         &self,
         row: usize,

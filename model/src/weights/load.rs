@@ -337,10 +337,9 @@ impl<'a> Loader<'a> {
             }
             let form = grouped(row);
             (all, some) = (all && form.is_some(), some || form.is_some());
-            if !matches!(part, Part::Down | Part::StackedDown | Part::FusedDown) {
-                if *inner.get_or_insert(form) != form {
-                    return Use::AsStored;
-                }
+            let down = matches!(part, Part::Down | Part::StackedDown | Part::FusedDown);
+            if !down && *inner.get_or_insert(form) != form {
+                return Use::AsStored;
             }
         }
         if self.precision == Precision::AsStored && some && !all { Use::AsStored } else { Use::Expert }
