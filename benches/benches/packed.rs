@@ -6,11 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use gaterail_benches::Spread;
+use gaterail_benches::{Spread, random_bytes};
 use gaterail_kernels::ops::{self, Projection, QuantRows};
 use gaterail_kernels::{
-    Buffer, Bytes, Codes, CpuOptions, Device, Isa, Packed, PackedFormat, Scales, Stream, View, ViewMut,
-    Weight, measure,
+    Buffer, Codes, CpuOptions, Device, Isa, Packed, PackedFormat, Scales, Stream, View, ViewMut, Weight,
+    measure,
 };
 
 /// Rows of activations.
@@ -96,17 +96,4 @@ fn line(device: &Device, format: PackedFormat, rows: usize, rounds: usize) {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// Any bytes are a packed matrix; speed does not depend on what they say, but for NaN scales, which f16 may hold.
-fn random_bytes(len: usize) -> Bytes {
-    let mut state = 1u64;
-    let words: Vec<u64> = (0..len.div_ceil(8))
-        .map(|_| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            // No exponent of all ones in any f16 or f32 that these bits may be read as.
-            state & 0xbbff_bbff_bbff_bbff
-        })
-        .collect();
-    Bytes::copied(&words).slice(0..len)
 }

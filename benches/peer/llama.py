@@ -15,7 +15,12 @@ threads = int(sys.argv[2]) if len(sys.argv) > 2 else 2
 rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
 CONTEXT, PREFILL, STEPS = 128, 512, 8
 
-L.llama_log_set(ctypes.cast(None, L.llama_log_callback), None)
+@L.llama_log_callback
+def quiet(level, text, data):
+    pass
+
+
+L.llama_log_set(quiet, None)
 L.llama_backend_init()
 mp = L.llama_model_default_params()
 mp.n_gpu_layers = 0

@@ -8,8 +8,9 @@ use crate::buffer::AlignedVec;
 use crate::bytes::Bytes;
 use crate::packed::LINE;
 
-/// Bytes of a run. Memory that nobody has written to is not taken from the system yet.
-const SLAB: usize = 256 << 20;
+/// Bytes of the first run, and of the largest; each is four times the one before, so that small models take little.
+const SLAB_FIRST: usize = 256 << 10;
+const SLAB_LARGEST: usize = 256 << 20;
 
 /// Cuts pieces off the current run, and takes a new one when it is used up.
 #[derive(Default)]
@@ -43,7 +44,8 @@ impl Arena {
         let slab = match self.slab.as_ref().filter(fits) {
             Some(slab) => slab.clone(),
             None => {
-                let size = bytes.max(SLAB);
+                let next = self.slab.as_ref().map_or(SLAB_FIRST, |slab| (slab.bytes * 4).min(SLAB_LARGEST));
+                let size = bytes.max(next);
                 self.used = 0;
                 self.slab.insert(Arc::new(Slab { memory: AlignedVec::zeros(size), bytes: size })).clone()
             }
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn pieces_do_not_overlap_and_outlive_their_arena() {
         let mut arena = Arena::default();
-        let pieces: Vec<Bytes> = [1usize, 64, 1000, SLAB, 3, 77]
+        let pieces: Vec<Bytes> = [1usize, 64, 1000, SLAB_FIRST, 3, 77, 5 * SLAB_FIRST, 9]
             .iter()
             .enumerate()
             .map(|(i, &bytes)| {
