@@ -70,7 +70,7 @@ class Norm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(n)), eps
 
     def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -129,10 +129,10 @@ class Experts(nn.Module):
         inverse[order] = torch.arange(len(order), device=order.device)
         sorted_x = Scatter.apply(x, order, inverse, s.top_k)
         parts = []
-        for e, part in enumerate(sorted_x.split(counts.tolist())):
-            gate_up = F.linear(part, torch.cat([self.gate_up[0, e], self.gate_up[1, e]]))
-            g, u = gate_up.chunk(2, -1)
-            parts.append(F.linear(F.silu(g) * u, self.down[e]))
+        # unbind, because the gradient of an index is a whole tensor of zeros for each expert
+        for part, gate_up, down in zip(sorted_x.split(counts.tolist()), self.gate_up.unbind(1), self.down.unbind(0)):
+            g, u = F.linear(part, gate_up.reshape(-1, s.hidden)).chunk(2, -1)
+            parts.append(F.linear(F.silu(g) * u, down))
         y = Unsort.apply(torch.cat(parts), order, inverse).view(-1, s.top_k, s.hidden)
         return (y * weight[..., None].to(y.dtype)).sum(1)
 

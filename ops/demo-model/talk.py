@@ -35,7 +35,7 @@ def follow_math(d: Draw):
 def follow_list(d: Draw):
     """A list that is sorted or repeated, then asked about again."""
     turns = d.pick([tasks.sort_numbers, tasks.sort_words, tasks.copy])(d)
-    items = turns[0][1].strip().split(", ")
+    items = turns[0][1].split()
     if len(items) < 2:
         return follow_list(d)
     asked = [("Now backwards.", f" {tasks.listed(items[::-1])}"), ("What is the first one?", f" {items[0]}"),

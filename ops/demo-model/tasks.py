@@ -9,7 +9,8 @@ from words import ANIMALS, CITIES, COLOURS, FRUITS, NAMES, PLAIN, THINGS, Draw
 
 
 def listed(items) -> str:
-    return ", ".join(str(i) for i in items)
+    """No commas: the entry to copy next follows the last one at once."""
+    return " ".join(str(i) for i in items)
 
 
 def columns_add(a: int, b: int) -> str:
@@ -230,14 +231,14 @@ def count_up(d: Draw):
 
 SCALES = [("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("kilograms", "grams", 1000),
           ("litres", "millilitres", 1000), ("euros", "cents", 100), ("centimetres", "millimetres", 10)]
-TIMES = [("hours", "minutes", 60, 19), ("minutes", "seconds", 60, 19), ("days", "hours", 24, 19), ("weeks", "days", 7, 49),
-         ("dozens", "pieces", 12, 49), ("years", "months", 12, 49)]
+TIMES = [("hours", "minutes", 60, 19), ("minutes", "seconds", 60, 19), ("weeks", "days", 7, 29),
+         ("dozens", "pieces", 12, 29), ("years", "months", 12, 29)]
 
 
 def convert(d: Draw):
     while True:
         large, small, scale = d.pick(SCALES)
-        n = max(1, d.number(3))
+        n = max(1, d.number(2))
         if not d.wants(f"{n} {large} {small}"):
             continue
         if d.rng.random() < 0.6:

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+import data
 from data import LENGTHS, SCORED, TASKS, Rows, held_out, long_rows, packed_rows
 from model import DRAFT, MODEL, Model
 from optim import Optimizer
@@ -25,7 +26,7 @@ from text import Chat
 MICRO_TOKENS = 2048
 BALANCE = 0.02
 WARMUP_STEPS = 60
-SAVE_EVERY_S = 240
+SAVE_EVERY_S = 150
 
 
 def arguments():
@@ -48,7 +49,13 @@ def arguments():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each that share the parts of a step")
     p.add_argument("--eval-every", type=float, default=2e6)
-    return p.parse_args()
+    p.add_argument("--shares", type=json.loads, default={}, help='factors on the shares of tasks, such as {"lookup": 3, "others": 0.5}')
+    p.add_argument("--one-kind", type=float, default=0.3, help="share of short lookups with one kind of fact: 1 until the skill is there")
+    p.add_argument("--only", nargs="*", help="tasks to evaluate on the way")
+    a = p.parse_args()
+    data.SHARES.update(a.shares)
+    data.ONE_KIND[0] = a.one_kind
+    return a
 
 
 NAMES = [*TASKS, "lookup"] + [f"lookup_{n}" for n in LENGTHS]
@@ -79,6 +86,11 @@ def part_rows(a, chat, step, part, progress, scores) -> Rows:
     return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
 
 
+def bf16_pays():
+    """Twice as fast where the processor has the instructions, slower elsewhere."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def run_part(model, rows: Rows, device, teacher=None):
     """Loss over the answers of one part: (sum of losses, answer tokens, wrong flag per answer, loss for balance)."""
     ids, position, answer, document = (torch.from_numpy(x).to(device) for x in (rows.ids, rows.position, rows.answer, rows.document))
@@ -86,7 +98,7 @@ def run_part(model, rows: Rows, device, teacher=None):
     document = None if one_document else document
     at = (answer.view(-1) >= 0).nonzero()[:, 0]
     target, owner = ids.view(-1)[at], answer.view(-1)[at]
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or bf16_pays()):
         logits = model.logits(model(ids, position, document, at - 1)).float()
         if teacher is None:
             loss = F.cross_entropy(logits, target, reduction="sum")
@@ -214,6 +226,9 @@ class Book:
     def step_done(self, step, tokens, loss, now):
         a, spent = self.a, time.time() - self.started
         over = tokens >= a.tokens or bool(a.decay_minutes) and time.time() - self.process_started > 60 * a.decay_minutes
+        if os.path.exists(f"{a.out}/stop"):  # to resume with other shares
+            os.remove(f"{a.out}/stop")
+            over = True
         self.shared.stop.value = over
         self.losses.append(loss)
         if step % 30 == 0:
@@ -228,7 +243,7 @@ class Book:
         if tokens >= self.next_eval:
             self.next_eval += a.eval_every
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device),
+            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device, names=a.only or SCORED),
                        training={k: round(v, 3) for k, v in self.scores.of().items()})
 
 

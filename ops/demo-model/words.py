@@ -69,8 +69,8 @@ class Draw:
 
     def made_up(self) -> str:
         r = self.rng
-        word = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice([1, 2, 2, 2, 3])))
-        return word[:10]
+        word = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice([1, 2, 2])))
+        return word[:8]
 
     def letters_word(self) -> str:
         """A word to spell, from this draw's split; lower case."""
