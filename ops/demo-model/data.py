@@ -15,7 +15,7 @@ from words import Draw
 
 TASKS = {f.__name__: f for f in tasks.SINGLE + talk.CHAT}
 EASY = {"copy", "reverse_list", "reverse_digits", "spell", "join", "count_items", "count_word", "sort_letters", "count_up", "about", "story",
-        "follow_name", "count_letters", "reverse_word"}
+        "follow_name", "next_item", "count_letters", "reverse_word"}
 # share of drawn chats beside 1.0; long answers pay less, direct arithmetic more
 BASE = {"add": 2.5, "sub": 2.5, "add_steps": 1.5, "sub_steps": 1.5, "sort_numbers": 1.3, "sort_big": 1.0, "about": 0.25, "story": 0.3,
         "lookup": 5.0, "compare": 1.2, "compare_yes": 2.0, "sort_words": 1.3, "count_word": 1.5, "copy": 1.3}

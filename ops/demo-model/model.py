@@ -64,13 +64,32 @@ class Unsort(torch.autograd.Function):
         return grad.index_select(0, order), None, None
 
 
+class RmsNorm(torch.autograd.Function):
+    """The CPU has no fused one with a gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        r = torch.rsqrt(torch.linalg.vector_norm(x, dim=-1, keepdim=True) ** 2 / x.shape[-1] + eps)
+        y = x * r
+        ctx.save_for_backward(y, r, weight)
+        return y * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, r, weight = ctx.saved_tensors
+        product = grad * y
+        dot = (product @ weight) / y.shape[-1]
+        return torch.addcmul(grad * weight, y, dot[..., None], value=-1) * r, product.reshape(-1, y.shape[-1]).sum(0), None
+
+
 class Norm(nn.Module):
     def __init__(self, n: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(n)), eps
 
     def forward(self, x):
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return RmsNorm.apply(x.float(), self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -91,7 +110,13 @@ class Attention(nn.Module):
         k = turn(self.k_norm(qkv[..., nq : nq + nk].reshape(b, n, s.kv_heads, s.head_dim)), *rope)
         v = qkv[..., nq + nk :].reshape(b, n, s.kv_heads, s.head_dim)
         k, v = (t.repeat_interleave(s.heads // s.kv_heads, 2).transpose(1, 2) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if mask is None or q.device.type != "cpu":
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        else:  # in short rows, written out takes half the time
+            with torch.autocast("cpu", enabled=False):
+                scores = (q * s.head_dim**-0.5) @ k.transpose(-1, -2) + torch.where(mask, 0.0, -1e4).to(v.dtype)
+                y = scores.softmax(-1) @ v
         return F.linear(y.transpose(1, 2).reshape(b, n, nq), self.o)
 
 

@@ -43,6 +43,18 @@ def follow_list(d: Draw):
     return turns + d.distinct(asked, d.rng.randint(1, 2))
 
 
+def next_item(d: Draw):
+    """What follows an entry of a list. The plainest lookup: nothing but the entry itself leads to the answer."""
+    while True:
+        items = d.distinct(PLAIN + NAMES, d.rng.randint(4, 12))
+        asked = d.distinct(range(len(items) - 1), min(len(items) - 1, d.rng.randint(3, 7)))
+        if d.wants(f"after {items[asked[-1]]} {tasks.listed(items)}"):
+            break
+    turns = [(f"{'What comes after' if n else f'In the list {tasks.listed(items)} what comes after'} {items[i]}?", f" {items[i + 1]}")
+             for n, i in enumerate(asked)]
+    return turns
+
+
 PLACES = ["the old mill", "the river", "the market", "the green hill", "the dark forest", "the sea", "the castle", "the garden"]
 MOODS = ["happy", "tired", "brave", "hungry", "curious", "quiet", "proud", "sad"]
 SIZES = ["small", "big", "young", "tall", "clever", "lazy"]
@@ -95,4 +107,4 @@ def about(d: Draw):
 
 
 SPELL_LIKE = ["music", "games", "science", "history", "money", "football", "the sea", "winter"]
-CHAT = [follow_name, follow_math, follow_list, story, about]
+CHAT = [follow_name, follow_math, follow_list, next_item, story, about]

@@ -234,7 +234,7 @@ class Book:
         if step % 30 == 0:
             speed = (tokens - self.window_at[1]) / (time.time() - self.window_at[0])
             self.write(step=step, tokens=tokens, seconds=round(spent), loss=round(sum(self.losses) / len(self.losses), 4),
-                       rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3))
+                       rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3), training={k: round(v, 2) for k, v in self.scores.of().items()})
             self.losses, self.window_at = [], (time.time(), tokens)
         if time.time() - self.saved > SAVE_EVERY_S or over:
             save(f"{a.out}/last.pt", model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=step, tokens=tokens,
@@ -243,8 +243,7 @@ class Book:
         if tokens >= self.next_eval:
             self.next_eval += a.eval_every
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device, names=a.only or SCORED),
-                       training={k: round(v, 3) for k, v in self.scores.of().items()})
+            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device, names=a.only or SCORED))
 
 
 def main():
@@ -262,7 +261,10 @@ def main():
         state = torch.load(f"{a.out}/last.pt", map_location="cpu", weights_only=False)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scores.values.copy_(state["scores"])
+        if len(state["scores"]) == len(NAMES):
+            scores.values.copy_(state["scores"])
+        else:  # a task has come or gone since
+            scores.values.fill_(0.7)
         start = state["step"], state["tokens"], state["seconds"]
     given = (a, model, optimizer, shared, scores, start)
     if workers == 1:
