@@ -76,11 +76,16 @@ def sub_steps(d: Draw):
 
 
 def add_list(d: Draw):
+    """Add up 12 5 20 -> ' 12+5=17 17+20=37: 37'."""
     while True:
-        items = [d.rng.randint(1, 29) for _ in range(d.rng.randint(3, 5))]
+        items = [d.rng.randint(1, 29) for _ in range(d.rng.randint(3, 4))]
         if d.wants(listed(items)):
-            sums = [sum(items[: i + 1]) for i in range(len(items))]
-            return [(d.pick(["Add up {}.", "What is the sum of {}?"]).format(listed(items)), f" {listed(sums)}: {sums[-1]}")]
+            break
+    steps, total = [], items[0]
+    for i in items[1:]:
+        steps.append(f"{total}+{i}={total + i}")
+        total += i
+    return [(d.pick(["Add up {}.", "What is the sum of {}?"]).format(listed(items)), f" {' '.join(steps)}: {total}")]
 
 
 def count_letters(d: Draw):
@@ -147,9 +152,9 @@ def sort_letters(d: Draw):
             return [(f"Sort these letters: {' '.join(items)}", f" {' '.join(sorted(items))}")]
 
 
-def some_list(d: Draw, longest: int):
+def some_list(d: Draw, longest: int, made_up=True):
     n = d.rng.randint(2, longest)
-    kind = d.rng.random()
+    kind = d.rng.random() * (1 if made_up else 0.8)
     if kind < 0.5:
         return d.distinct(PLAIN + NAMES, n)
     return [d.rng.randint(0, 99) for _ in range(min(n, 6))] if kind < 0.8 else [d.made_up() for _ in range(min(n, 3))]
@@ -157,7 +162,7 @@ def some_list(d: Draw, longest: int):
 
 def reverse_list(d: Draw):
     while True:
-        items = some_list(d, 7)
+        items = some_list(d, 6, made_up=False)
         if d.wants("reverse " + listed(items)):
             return [(d.pick(["Reverse this list: {}.", "Say {} backwards."]).format(listed(items)), f" {listed(items[::-1])}")]
 
