@@ -124,7 +124,7 @@ def count_items(d: Draw):
 
 def sort_numbers(d: Draw):
     while True:
-        items = d.distinct(range(100), d.rng.randint(3, 7))
+        items = d.distinct(range(100), d.rng.randint(3, 6))
         if d.wants("sort " + listed(items)):
             return [(d.pick(["Sort {}.", "Sort these numbers: {}.", "Put {} in order."]).format(listed(items)), f" {listed(sorted(items))}")]
 
@@ -168,7 +168,7 @@ def reverse_list(d: Draw):
 
 
 def reverse_word(d: Draw):
-    word = d.letters_word()
+    word = d.letters_word(8)
     form = d.pick(["Spell {} backwards.", "Reverse the letters of {}."])
     return [(form.format(word), f" {' '.join(word)}: {' '.join(word[::-1])}")]
 
@@ -193,7 +193,8 @@ def spell(d: Draw):
 
 
 def join(d: Draw):
-    word = d.letters_word()
+    """Short words: which pieces of the tokenizer a long one is made of has to be known by heart."""
+    word = d.letters_word(6)
     return [(d.pick(["Which word is {}?", "Join these letters: {}"]).format(" ".join(word)), f" {word}")]
 
 

@@ -80,7 +80,7 @@ def part_rows(a, chat, step, part, progress, scores) -> Rows:
     """One part of a step; in every --long-every-th step the first one holds long rows."""
     seed = f"{a.seed} {step} {part}"
     if part == 0 and step % a.long_every == 0 and progress >= a.long_from:
-        lengths = [512, 512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 2048, 4096, 4096]
+        lengths = [512, 512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 1024, 2048, 4096]
         length = lengths[step // a.long_every % len(lengths)]
         return long_rows(seed, chat, length, max(1, MICRO_TOKENS // length))
     return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)

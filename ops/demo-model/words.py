@@ -72,7 +72,7 @@ class Draw:
         word = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice([1, 2, 2])))
         return word[:8]
 
-    def letters_word(self) -> str:
+    def letters_word(self, longest=11) -> str:
         """A word to spell, from this draw's split; lower case."""
         while True:
             if self.rng.random() >= self.real:
@@ -81,7 +81,7 @@ class Draw:
                 return self.rng.choice(PLAIN)
             else:
                 word = self.rng.choice(SPELLING)
-            if self.wants("spell " + word):
+            if len(word) <= longest and self.wants("spell " + word):
                 return word
 
     def number(self, digits_max: int) -> int:
