@@ -31,7 +31,7 @@ def mix(progress: float, accuracy: dict):
     names = [*TASKS, "lookup"]
     weights = []
     for name in names:
-        w = BASE.get(name, 1.0) * (0.2 + 1.2 * (1 - accuracy.get(name, 0.0)))
+        w = BASE.get(name, 1.0) * (0.12 + 1.6 * (1 - accuracy.get(name, 0.0)))
         if progress < 0.08 and name not in EASY | {"lookup"}:
             w *= 0.15
         w *= SHARES.get(name, SHARES.get("others", 1.0))
