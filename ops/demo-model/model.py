@@ -92,6 +92,20 @@ class Norm(nn.Module):
             return RmsNorm.apply(x.float(), self.weight, self.eps)
 
 
+BLOCK = 256
+
+
+def causal_blocks(q, k, v):
+    """Causal attention of scaled queries, a block of them at a time: on a CPU, half the time of the fused one with its gradient."""
+    future = torch.full((BLOCK, BLOCK), -1e4, dtype=q.dtype).triu(1)
+    out = []
+    for i, block in enumerate(q.split(BLOCK, 2)):
+        end = (i + 1) * BLOCK
+        scores = block @ k[:, :, :end].transpose(-1, -2) + F.pad(future, (end - BLOCK, 0))
+        out.append(scores.softmax(-1) @ v[:, :, :end])
+    return torch.cat(out, 2)
+
+
 class Attention(nn.Module):
     def __init__(self, s: Shape):
         super().__init__()
@@ -111,7 +125,10 @@ class Attention(nn.Module):
         v = qkv[..., nq + nk :].reshape(b, n, s.kv_heads, s.head_dim)
         k, v = (t.repeat_interleave(s.heads // s.kv_heads, 2).transpose(1, 2) for t in (k, v))
         q, k = q.to(v.dtype), k.to(v.dtype)
-        if mask is None or q.device.type != "cpu":
+        if mask is None and q.device.type == "cpu" and n % BLOCK == 0 and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):
+                y = causal_blocks(q * s.head_dim**-0.5, k, v)
+        elif mask is None or q.device.type != "cpu":
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         else:  # in short rows, written out takes half the time
             with torch.autocast("cpu", enabled=False):

@@ -76,12 +76,23 @@ class Scores:
             self.values[i] = 0.985 * self.values[i] + 0.015 * (not bad)
 
 
+def long_length(a, step, progress) -> int:
+    """Length of the long rows in this step's first part, or 0."""
+    if step % a.long_every or progress < a.long_from:
+        return 0
+    lengths = [512, 512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 1024, 2048, 4096]
+    return lengths[step // a.long_every % len(lengths)]
+
+
+def parts_of(a, step, progress) -> int:
+    """A part of long rows takes as long as several others: more of those, so that the second worker need not wait."""
+    return a.micro + {2048: 1, 4096: 4}.get(long_length(a, step, progress), 0)
+
+
 def part_rows(a, chat, step, part, progress, scores) -> Rows:
     """One part of a step; in every --long-every-th step the first one holds long rows."""
-    seed = f"{a.seed} {step} {part}"
-    if part == 0 and step % a.long_every == 0 and progress >= a.long_from:
-        lengths = [512, 512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 1024, 2048, 4096]
-        length = lengths[step // a.long_every % len(lengths)]
+    seed, length = f"{a.seed} {step} {part}", long_length(a, step, progress)
+    if part == 0 and length:
         return long_rows(seed, chat, length, max(1, MICRO_TOKENS // length))
     return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
 
@@ -186,7 +197,7 @@ def work(worker, a, model, optimizer, shared, scores, start):
     while not shared.stop.value:
         optimizer.attach(worker)
         shared.sums[worker] = 0
-        for part in taken(shared.next_part, a.micro):
+        for part in taken(shared.next_part, parts_of(a, step, tokens / a.tokens)):
             rows = part_rows(a, chat, step, part, tokens / a.tokens, scores.of())
             loss, count, wrong, balance = run_part(model, rows, device, teacher)
             # a fixed divisor, about the answer tokens of a part, keeps long rows from weighing more per answer
