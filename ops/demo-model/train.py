@@ -10,6 +10,7 @@ accuracies), log.jsonl (the curve). Seeds are fixed: the batches depend on --see
 import argparse
 import json
 import os
+import re
 import time
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import data
+import words
 from data import LENGTHS, SCORED, TASKS, Rows, held_out, long_rows, packed_rows
 from model import DRAFT, MODEL, Model
 from optim import Optimizer
@@ -189,7 +191,9 @@ def work(worker, a, model, optimizer, shared, scores, start):
     """One worker's loop; worker 0 also writes the log, the checkpoints and the held-out accuracy."""
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chat = Chat(Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json"))
+    tokenizer = Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json")
+    chat = Chat(tokenizer)
+    words.PIECES[:] = sorted({p.lstrip("Ġ") for p in tokenizer.get_vocab() if re.fullmatch("Ġ?[a-z]+", p)})
     teacher = load_teacher(a.teacher, device) if a.teacher else None
     step, tokens, spent_before = start
     begun = time.time()
