@@ -9,17 +9,21 @@ import numpy as np
 
 import talk
 import tasks
-from lookup import LENGTHS, lookup
+from lookup import LENGTHS, PER_QUESTION, lookup
 from text import SYSTEMS, Chat
 from words import Draw
 
 TASKS = {f.__name__: f for f in tasks.SINGLE + talk.CHAT}
 EASY = {"copy", "reverse_list", "reverse_digits", "spell", "join", "count_items", "count_word", "sort_letters", "count_up", "about", "story",
-        "follow_name", "count_letters", "reverse_word"}
+        "follow_name", "next_item", "count_letters", "reverse_word"}
 # share of drawn chats beside 1.0; long answers pay less, direct arithmetic more
-BASE = {"add": 2.5, "sub": 2.5, "add_steps": 1.5, "sub_steps": 1.5, "sort_numbers": 1.3, "sort_big": 1.0, "about": 0.25, "story": 0.8,
+BASE = {"add": 2.5, "sub": 2.5, "add_steps": 1.5, "sub_steps": 1.5, "sort_numbers": 1.3, "sort_big": 1.0, "about": 0.25, "story": 0.3,
         "lookup": 5.0, "compare": 1.2, "compare_yes": 2.0, "sort_words": 1.3, "count_word": 1.5, "copy": 1.3}
 ROW = 256
+
+
+ONE_KIND = [0.3]  # share of short lookups with one kind of fact
+SHARES = {}  # factors on the weights below, for a run that is resumed with other shares
 
 
 def mix(progress: float, accuracy: dict):
@@ -27,17 +31,21 @@ def mix(progress: float, accuracy: dict):
     names = [*TASKS, "lookup"]
     weights = []
     for name in names:
-        w = BASE.get(name, 1.0) * (0.2 + 1.2 * (1 - accuracy.get(name, 0.0)))
+        w = BASE.get(name, 1.0) * (0.12 + 1.6 * (1 - accuracy.get(name, 0.0)))
         if progress < 0.08 and name not in EASY | {"lookup"}:
             w *= 0.15
+        w *= SHARES.get(name, SHARES.get("others", 1.0))
         weights.append(w)
     return names, weights
 
 
 def short_lookup(d: Draw, chat: Chat):
     """Few notes and many questions: the skill is learned here, the long rows only stretch it."""
+    if d.rng.random() < ONE_KIND[0]:
+        questions = d.rng.randint(3, 6)
+        return lookup(d, d.rng.randint(20, 80) + PER_QUESTION * questions, chat.measure, questions, one_kind=True)
     questions = d.rng.randint(2, 5)
-    return lookup(d, d.rng.randint(30, 110) + 22 * questions, chat.measure, questions)
+    return lookup(d, d.rng.randint(30, 110) + PER_QUESTION * questions, chat.measure, questions)
 
 
 def short_chat(d: Draw, chat: Chat, names, weights):

@@ -8,16 +8,18 @@ distractor of the others; sentences without any fact fill the rest.
 from talk import MOODS, PLACES, SIZES
 from words import ANIMALS, CITIES, COLOURS, NAMES, THINGS, Draw
 
+PER_QUESTION = 22  # tokens of a question with its answer
 LENGTHS = [256, 512, 1024, 2048, 4096]
 
-# note, question, the answer's values
+# kind of a fact: its value. All notes have one grammar, so that the way from a name to its value is the same in all.
 FACTS = {
-    "code": ("The code of {} is {}.", ["What is the code of {}?"], lambda d: f"{d.rng.randint(0, 9999):04d}"),
-    "city": ("{} lives in {}.", ["Where does {} live?"], lambda d: d.pick(CITIES)),
-    "colour": ("{} likes the colour {}.", ["Which colour does {} like?"], lambda d: d.pick(COLOURS)),
-    "animal": ("{} feeds the {}.", ["Which animal does {} feed?"], lambda d: d.pick(ANIMALS)),
-    "age": ("{} is {} years old.", ["How old is {}?"], lambda d: str(d.rng.randint(10, 99))),
+    "code": lambda d: f"{d.rng.randint(0, 999):03d}",
+    "home": lambda d: d.pick(CITIES),
+    "colour": lambda d: d.pick(COLOURS),
+    "animal": lambda d: d.pick(ANIMALS),
+    "number": lambda d: str(d.rng.randint(10, 99)),
 }
+NOTE, QUESTION = "The {} of {} is {}.", "What is the {} of {}?"
 
 
 def filler(d: Draw) -> str:
@@ -30,30 +32,44 @@ def filler(d: Draw) -> str:
     ])()
 
 
-def lookup(d: Draw, tokens: int, measure, questions: int):
-    """Notes of about `tokens` tokens, then `questions` questions (the last one is in this draw's split)."""
+def some_pairs(d: Draw, one_kind: bool):
+    """The (name, kind) pairs of one prompt: each name once, or, in half of them, with more than one kind of fact.
+
+    `one_kind`: names once and one kind for all, so that nothing but the name leads to the value.
+    """
+    names = d.distinct(NAMES, len(NAMES))
+    if one_kind:
+        kind = d.pick(list(FACTS))
+        return [(n, kind) for n in names]
+    first = [(n, d.pick(list(FACTS))) for n in names]
+    if d.rng.random() < 0.5:
+        return first
     pairs = [(n, f) for n in NAMES for f in FACTS]
     d.rng.shuffle(pairs)
-    dense = d.rng.choice([0.2, 0.4, 0.7, 1.0])
+    return pairs
+
+
+def lookup(d: Draw, tokens: int, measure, questions: int, one_kind=False):
+    """Notes of about `tokens` tokens, then `questions` questions (the last one is in this draw's split)."""
+    pairs = some_pairs(d, one_kind)
+    dense = 1.0 if one_kind else d.rng.choice([0.2, 0.4, 0.7, 1.0])
     notes, facts, used = [], [], 0
-    room = max(16, tokens - 24 - 22 * (questions - 1))
+    room = max(16, tokens - 24 - PER_QUESTION * (questions - 1))
     while used < room:
         if pairs and d.rng.random() < dense:
             name, kind = pairs.pop()
-            value = FACTS[kind][2](d)
+            value = FACTS[kind](d)
             facts.append((name, kind, value))
-            notes.append(FACTS[kind][0].format(name, value))
+            notes.append(NOTE.format(kind, name, value))
         else:
             notes.append(filler(d))
         used += measure(notes[-1])
     askable = [f for f in facts if d.wants(f"{f[0]} {f[1]} {f[2]}")]
     if not askable:
-        return lookup(d, tokens + 8, measure, questions)
-    # codes are the hardest to guess, so ask for them twice as often
+        return lookup(d, tokens + 8, measure, questions, one_kind)
     d.rng.shuffle(askable)
-    askable.sort(key=lambda f: f[1] != "code" and d.rng.random() < 0.5)
     turns = []
     for i, (name, kind, value) in enumerate(askable[:questions]):
-        question = d.pick(FACTS[kind][1]).format(name)
-        turns.append((f"Read this.\n{' '.join(notes)}\n{question}" if i == 0 else question, f" {value}"))
+        question = QUESTION.format(kind, name)
+        turns.append((f"Read this. {' '.join(notes)}\n{question}" if i == 0 else question, f" {value}"))
     return turns

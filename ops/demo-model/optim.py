@@ -16,11 +16,12 @@ ADAM_NAMES = ("embed", "head", "gate", "norm")
 def orthogonal(g: torch.Tensor, steps: int) -> torch.Tensor:
     """Nearest semi-orthogonal matrices of g [N, R, C], R <= C, roughly."""
     x = g / (g.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
+    x = x.to(torch.bfloat16)
     for a, b, c in POLAR[:steps]:
         for i in range(len(x)):
             gram = x[i] @ x[i].T
             x[i] = a * x[i] + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x[i]
-    return x
+    return x.to(g.dtype)
 
 
 def uses_adam(name: str) -> bool:

@@ -35,12 +35,24 @@ def follow_math(d: Draw):
 def follow_list(d: Draw):
     """A list that is sorted or repeated, then asked about again."""
     turns = d.pick([tasks.sort_numbers, tasks.sort_words, tasks.copy])(d)
-    items = turns[0][1].strip().split(", ")
+    items = turns[0][1].split()
     if len(items) < 2:
         return follow_list(d)
     asked = [("Now backwards.", f" {tasks.listed(items[::-1])}"), ("What is the first one?", f" {items[0]}"),
              ("What is the last one?", f" {items[-1]}"), ("Say that again.", f" {tasks.listed(items)}")]
     return turns + d.distinct(asked, d.rng.randint(1, 2))
+
+
+def next_item(d: Draw):
+    """What follows an entry of a list. The plainest lookup: nothing but the entry itself leads to the answer."""
+    while True:
+        items = d.distinct(PLAIN + NAMES, d.rng.randint(4, 12))
+        asked = d.distinct(range(len(items) - 1), min(len(items) - 1, d.rng.randint(3, 7)))
+        if d.wants(f"after {items[asked[-1]]} {tasks.listed(items)}"):
+            break
+    turns = [(f"{'What comes after' if n else f'In the list {tasks.listed(items)} what comes after'} {items[i]}?", f" {items[i + 1]}")
+             for n, i in enumerate(asked)]
+    return turns
 
 
 PLACES = ["the old mill", "the river", "the market", "the green hill", "the dark forest", "the sea", "the castle", "the garden"]
@@ -95,4 +107,4 @@ def about(d: Draw):
 
 
 SPELL_LIKE = ["music", "games", "science", "history", "money", "football", "the sea", "winter"]
-CHAT = [follow_name, follow_math, follow_list, story, about]
+CHAT = [follow_name, follow_math, follow_list, next_item, story, about]

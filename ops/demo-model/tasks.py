@@ -9,7 +9,8 @@ from words import ANIMALS, CITIES, COLOURS, FRUITS, NAMES, PLAIN, THINGS, Draw
 
 
 def listed(items) -> str:
-    return ", ".join(str(i) for i in items)
+    """No commas: the entry to copy next follows the last one at once."""
+    return " ".join(str(i) for i in items)
 
 
 def columns_add(a: int, b: int) -> str:
@@ -75,11 +76,16 @@ def sub_steps(d: Draw):
 
 
 def add_list(d: Draw):
+    """Add up 12 5 20 -> ' 12+5=17 17+20=37: 37'."""
     while True:
-        items = [d.rng.randint(1, 29) for _ in range(d.rng.randint(3, 5))]
+        items = [d.rng.randint(1, 29) for _ in range(d.rng.randint(3, 4))]
         if d.wants(listed(items)):
-            sums = [sum(items[: i + 1]) for i in range(len(items))]
-            return [(d.pick(["Add up {}.", "What is the sum of {}?"]).format(listed(items)), f" {listed(sums)}: {sums[-1]}")]
+            break
+    steps, total = [], items[0]
+    for i in items[1:]:
+        steps.append(f"{total}+{i}={total + i}")
+        total += i
+    return [(d.pick(["Add up {}.", "What is the sum of {}?"]).format(listed(items)), f" {' '.join(steps)}: {total}")]
 
 
 def count_letters(d: Draw):
@@ -118,7 +124,7 @@ def count_items(d: Draw):
 
 def sort_numbers(d: Draw):
     while True:
-        items = d.distinct(range(100), d.rng.randint(3, 7))
+        items = d.distinct(range(100), d.rng.randint(3, 6))
         if d.wants("sort " + listed(items)):
             return [(d.pick(["Sort {}.", "Sort these numbers: {}.", "Put {} in order."]).format(listed(items)), f" {listed(sorted(items))}")]
 
@@ -146,9 +152,9 @@ def sort_letters(d: Draw):
             return [(f"Sort these letters: {' '.join(items)}", f" {' '.join(sorted(items))}")]
 
 
-def some_list(d: Draw, longest: int):
+def some_list(d: Draw, longest: int, made_up=True):
     n = d.rng.randint(2, longest)
-    kind = d.rng.random()
+    kind = d.rng.random() * (1 if made_up else 0.8)
     if kind < 0.5:
         return d.distinct(PLAIN + NAMES, n)
     return [d.rng.randint(0, 99) for _ in range(min(n, 6))] if kind < 0.8 else [d.made_up() for _ in range(min(n, 3))]
@@ -156,13 +162,13 @@ def some_list(d: Draw, longest: int):
 
 def reverse_list(d: Draw):
     while True:
-        items = some_list(d, 7)
+        items = some_list(d, 6, made_up=False)
         if d.wants("reverse " + listed(items)):
             return [(d.pick(["Reverse this list: {}.", "Say {} backwards."]).format(listed(items)), f" {listed(items[::-1])}")]
 
 
 def reverse_word(d: Draw):
-    word = d.letters_word()
+    word = d.letters_word(8)
     form = d.pick(["Spell {} backwards.", "Reverse the letters of {}."])
     return [(form.format(word), f" {' '.join(word)}: {' '.join(word[::-1])}")]
 
@@ -187,7 +193,8 @@ def spell(d: Draw):
 
 
 def join(d: Draw):
-    word = d.letters_word()
+    """Short words: which pieces of the tokenizer a long one is made of has to be known by heart."""
+    word = d.letters_word(6)
     return [(d.pick(["Which word is {}?", "Join these letters: {}"]).format(" ".join(word)), f" {word}")]
 
 
@@ -230,14 +237,14 @@ def count_up(d: Draw):
 
 SCALES = [("metres", "centimetres", 100), ("kilometres", "metres", 1000), ("kilograms", "grams", 1000),
           ("litres", "millilitres", 1000), ("euros", "cents", 100), ("centimetres", "millimetres", 10)]
-TIMES = [("hours", "minutes", 60, 19), ("minutes", "seconds", 60, 19), ("days", "hours", 24, 19), ("weeks", "days", 7, 49),
-         ("dozens", "pieces", 12, 49), ("years", "months", 12, 49)]
+TIMES = [("hours", "minutes", 60, 19), ("minutes", "seconds", 60, 19), ("weeks", "days", 7, 29),
+         ("dozens", "pieces", 12, 29), ("years", "months", 12, 29)]
 
 
 def convert(d: Draw):
     while True:
         large, small, scale = d.pick(SCALES)
-        n = max(1, d.number(3))
+        n = max(1, d.number(2))
         if not d.wants(f"{n} {large} {small}"):
             continue
         if d.rng.random() < 0.6:

@@ -10,6 +10,7 @@ accuracies), log.jsonl (the curve). Seeds are fixed: the batches depend on --see
 import argparse
 import json
 import os
+import re
 import time
 
 import torch
@@ -17,6 +18,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+import data
+import words
 from data import LENGTHS, SCORED, TASKS, Rows, held_out, long_rows, packed_rows
 from model import DRAFT, MODEL, Model
 from optim import Optimizer
@@ -25,7 +28,7 @@ from text import Chat
 MICRO_TOKENS = 2048
 BALANCE = 0.02
 WARMUP_STEPS = 60
-SAVE_EVERY_S = 240
+SAVE_EVERY_S = 150
 
 
 def arguments():
@@ -48,7 +51,13 @@ def arguments():
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--workers", type=int, default=2, help="processes of one thread each that share the parts of a step")
     p.add_argument("--eval-every", type=float, default=2e6)
-    return p.parse_args()
+    p.add_argument("--shares", type=json.loads, default={}, help='factors on the shares of tasks, such as {"lookup": 3, "others": 0.5}')
+    p.add_argument("--one-kind", type=float, default=0.3, help="share of short lookups with one kind of fact: 1 until the skill is there")
+    p.add_argument("--only", nargs="*", help="tasks to evaluate on the way")
+    a = p.parse_args()
+    data.SHARES.update(a.shares)
+    data.ONE_KIND[0] = a.one_kind
+    return a
 
 
 NAMES = [*TASKS, "lookup"] + [f"lookup_{n}" for n in LENGTHS]
@@ -69,14 +78,30 @@ class Scores:
             self.values[i] = 0.985 * self.values[i] + 0.015 * (not bad)
 
 
+def long_length(a, step, progress) -> int:
+    """Length of the long rows in this step's first part, or 0."""
+    if step % a.long_every or progress < a.long_from:
+        return 0
+    lengths = [512, 512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 1024, 2048, 4096]
+    return lengths[step // a.long_every % len(lengths)]
+
+
+def parts_of(a, step, progress) -> int:
+    """A part of long rows takes as long as several others: more of those, so that the second worker need not wait."""
+    return a.micro + {2048: 1, 4096: 4}.get(long_length(a, step, progress), 0)
+
+
 def part_rows(a, chat, step, part, progress, scores) -> Rows:
     """One part of a step; in every --long-every-th step the first one holds long rows."""
-    seed = f"{a.seed} {step} {part}"
-    if part == 0 and step % a.long_every == 0 and progress >= a.long_from:
-        lengths = [512, 1024, 1024, 2048] if progress < a.longest_from else [512, 1024, 2048, 2048, 4096, 4096]
-        length = lengths[step // a.long_every % len(lengths)]
+    seed, length = f"{a.seed} {step} {part}", long_length(a, step, progress)
+    if part == 0 and length:
         return long_rows(seed, chat, length, max(1, MICRO_TOKENS // length))
     return packed_rows(seed, chat, MICRO_TOKENS // 256, progress, scores)
+
+
+def bf16_pays():
+    """Twice as fast where the processor has the instructions, slower elsewhere."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def run_part(model, rows: Rows, device, teacher=None):
@@ -86,7 +111,7 @@ def run_part(model, rows: Rows, device, teacher=None):
     document = None if one_document else document
     at = (answer.view(-1) >= 0).nonzero()[:, 0]
     target, owner = ids.view(-1)[at], answer.view(-1)[at]
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or bf16_pays()):
         logits = model.logits(model(ids, position, document, at - 1)).float()
         if teacher is None:
             loss = F.cross_entropy(logits, target, reduction="sum")
@@ -166,7 +191,9 @@ def work(worker, a, model, optimizer, shared, scores, start):
     """One worker's loop; worker 0 also writes the log, the checkpoints and the held-out accuracy."""
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chat = Chat(Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json"))
+    tokenizer = Tokenizer.from_file(f"{a.tokenizer}/tokenizer.json")
+    chat = Chat(tokenizer)
+    words.PIECES[:] = sorted({p.lstrip("Ġ") for p in tokenizer.get_vocab() if re.fullmatch("Ġ?[a-z]+", p)})
     teacher = load_teacher(a.teacher, device) if a.teacher else None
     step, tokens, spent_before = start
     begun = time.time()
@@ -174,7 +201,7 @@ def work(worker, a, model, optimizer, shared, scores, start):
     while not shared.stop.value:
         optimizer.attach(worker)
         shared.sums[worker] = 0
-        for part in taken(shared.next_part, a.micro):
+        for part in taken(shared.next_part, parts_of(a, step, tokens / a.tokens)):
             rows = part_rows(a, chat, step, part, tokens / a.tokens, scores.of())
             loss, count, wrong, balance = run_part(model, rows, device, teacher)
             # a fixed divisor, about the answer tokens of a part, keeps long rows from weighing more per answer
@@ -214,12 +241,15 @@ class Book:
     def step_done(self, step, tokens, loss, now):
         a, spent = self.a, time.time() - self.started
         over = tokens >= a.tokens or bool(a.decay_minutes) and time.time() - self.process_started > 60 * a.decay_minutes
+        if os.path.exists(f"{a.out}/stop"):  # to resume with other shares
+            os.remove(f"{a.out}/stop")
+            over = True
         self.shared.stop.value = over
         self.losses.append(loss)
         if step % 30 == 0:
             speed = (tokens - self.window_at[1]) / (time.time() - self.window_at[0])
             self.write(step=step, tokens=tokens, seconds=round(spent), loss=round(sum(self.losses) / len(self.losses), 4),
-                       rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3))
+                       rate=round(now, 3), tokens_per_s=round(speed), least_expert=round(float(self.shared.use.min()), 3), training={k: round(v, 2) for k, v in self.scores.of().items()})
             self.losses, self.window_at = [], (time.time(), tokens)
         if time.time() - self.saved > SAVE_EVERY_S or over:
             save(f"{a.out}/last.pt", model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=step, tokens=tokens,
@@ -228,8 +258,7 @@ class Book:
         if tokens >= self.next_eval:
             self.next_eval += a.eval_every
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device),
-                       training={k: round(v, 3) for k, v in self.scores.of().items()})
+            self.write(step=step, tokens=tokens, seconds=round(spent), held_out=accuracy(self.model, self.chat, device, names=a.only or SCORED))
 
 
 def main():
@@ -247,7 +276,10 @@ def main():
         state = torch.load(f"{a.out}/last.pt", map_location="cpu", weights_only=False)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scores.values.copy_(state["scores"])
+        if len(state["scores"]) == len(NAMES):
+            scores.values.copy_(state["scores"])
+        else:  # a task has come or gone since
+            scores.values.fill_(0.7)
         start = state["step"], state["tokens"], state["seconds"]
     given = (a, model, optimizer, shared, scores, start)
     if workers == 1:

@@ -47,6 +47,9 @@ ONSETS = list("bcdfghjklmnprstvwyz") + ["br", "ch", "cl", "cr", "dr", "fl", "gr"
 CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "p", "ck", "ll", "ss", "nd", "nt", "rt", "st", "x", "ng"]
 
 
+PIECES = []  # the tokenizer's pieces of lower-case letters, for training: every one has to be spelled some time
+
+
 def held_out(key: str, share: float = 0.1) -> bool:
     """Whether the prompt with these operands belongs to the held-out split: by hash, so disjoint by construction."""
     return zlib.crc32(key.encode()) % 1000 < share * 1000
@@ -69,19 +72,21 @@ class Draw:
 
     def made_up(self) -> str:
         r = self.rng
-        word = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice([1, 2, 2, 2, 3])))
-        return word[:10]
+        word = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice([1, 2, 2])))
+        return word[:8]
 
-    def letters_word(self) -> str:
+    def letters_word(self, longest=11) -> str:
         """A word to spell, from this draw's split; lower case."""
         while True:
-            if self.rng.random() >= self.real:
+            if PIECES and not self.held and self.rng.random() < 0.5:
+                word = "".join(self.rng.choice(PIECES) for _ in range(self.rng.randint(1, 4)))[:10]
+            elif self.rng.random() >= self.real:
                 word = self.made_up()
             elif self.rng.random() < 0.3 and not self.held:
                 return self.rng.choice(PLAIN)
             else:
                 word = self.rng.choice(SPELLING)
-            if self.wants("spell " + word):
+            if len(word) <= longest and self.wants("spell " + word):
                 return word
 
     def number(self, digits_max: int) -> int:
