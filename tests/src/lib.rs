@@ -52,7 +52,7 @@ pub fn fixtures() -> Vec<PathBuf> {
         .filter(|path| path.join("expected.json").is_file())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 29, "only {} fixtures in {}", folders.len(), folder.display());
+    assert!(folders.len() >= 35, "only {} fixtures in {}", folders.len(), folder.display());
     folders
 }
 
