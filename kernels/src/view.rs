@@ -168,7 +168,10 @@ impl SharedRows {
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice(&self, row: usize, head: usize, start: usize, width: usize) -> &mut [f32] {
-        debug_assert!(row < self.at.rows && head < self.at.heads && start + width <= self.at.width);
+        assert!(
+            row < self.at.rows && head < self.at.heads && start + width <= self.at.width,
+            "outside the view"
+        );
         // SAFETY: inside the view, which was checked against its buffer; disjointness is the caller's duty.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.add(self.at.at(row, head) + start), width) }
     }

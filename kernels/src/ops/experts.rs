@@ -121,7 +121,8 @@ pub mod partial_sums {
         assert_eq!((from.rows, from.width), (to.rows, to.width), "partial sums: shapes");
         let n = from.rows * from.width;
         for (to, from) in to.sums.host_mut()[..n].iter_mut().zip(&from.sums.host()[..n]) {
-            *to += from;
+            // Sums of poisoned rows may be anything.
+            *to = to.wrapping_add(*from);
         }
         for (to, from) in to.poison.host_mut().iter_mut().zip(&from.poison.host()[..from.rows]) {
             *to |= from;

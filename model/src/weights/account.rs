@@ -153,6 +153,8 @@ fn run_bytes(
         Some(StoredType::F8E4m3) if turned => return elements * 4,
         // Integers in groups stay what they are, a little more or less for another layout.
         Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => return stored,
+        // Made into bf16, they are no integers any more.
+        None if precision == Precision::Bf16 && usage != Use::AsStored => return elements * 2,
         None => match stored_form(spec.quantization, row.form) {
             Quantization::Int4(_) if turned => return elements * 4,
             Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
