@@ -75,6 +75,7 @@ DEVICE void copy_async_wait() {
 
 // Words that no one writes while the kernel runs.
 DEVICE u32 load_constant(const u32* from) { return __ldg(from); }
+DEVICE u16 load_constant(const u16* from) { return __ldg(from); }
 DEVICE int load_constant(const int* from) { return __ldg(from); }
 DEVICE float load_constant(const float* from) { return __ldg(from); }
 DEVICE uint2 load_constant(const uint2* from) { return __ldg(from); }

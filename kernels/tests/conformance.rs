@@ -3,11 +3,11 @@
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
     Bytes, ElementType, Int4, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Scales, Stream, View, ViewMut,
-    reference,
+    Weight, reference,
 };
 
 mod common;
-use common::{Random, get, put, same, streams};
+use common::{Random, all_streams, experts_out, finished, get, put, routing, same, streams};
 
 /// The stored forms below.
 const FORMS: usize = 8;
@@ -67,7 +67,7 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
 
 #[test]
 fn linear_is_the_plain_dot() {
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..60 {
             let random = &mut Random(seed);
             let form = seed as usize % FORMS;
@@ -83,8 +83,12 @@ fn linear_is_the_plain_dot() {
             let mut out = put(&stream, &vec![0.0; tokens * rows]);
             let bias_buffer = bias.as_ref().map(|bias| put(&stream, bias));
             let x_buffer = put(&stream, &x);
+            let w_here = Weight::from(matrix).on(stream.device()).expect("memory");
             let to = ViewMut::rows(&mut out, tokens, rows);
-            linear(&stream, View::rows(&x_buffer, tokens, cols), &matrix, bias_buffer.as_ref(), to);
+            let projection = Projection { w: &w_here, bias: bias_buffer.as_ref(), out: to };
+            let mut unused = QuantRows::new(stream.device(), 0, 0).expect("memory");
+            let x_view = View::rows(&x_buffer, tokens, cols);
+            ops::project(&stream, x_view, &mut unused, &mut [projection]);
             let expected: Vec<f32> =
                 x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, bias.as_deref())).collect();
             same(&format!("linear, seed {seed}, {}", stream.device()), &get(&stream, &out), &expected);
@@ -116,7 +120,7 @@ fn large_products_are_shared_out_and_stay_the_same() {
 
 #[test]
 fn norm_rope_and_activation_are_their_twins() {
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..40 {
             let random = &mut Random(seed);
             let (rows, heads, width) = (1 + random.below(5), 1 + random.below(4), 2 * (1 + random.below(40)));
@@ -173,7 +177,7 @@ fn norm_rope_and_activation_are_their_twins() {
 #[test]
 fn gate_is_its_twin() {
     let scores = [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfSelected, Score::SigmoidOfSelected];
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..200 {
             let random = &mut Random(seed);
             let score = scores[seed as usize % 4];
@@ -219,7 +223,7 @@ fn gate_is_its_twin() {
 fn gate_orders_what_is_not_a_number() {
     let groups = Groups { count: 4, taken: 2, score: GroupScore::TwoLargest };
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5, -0.0];
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..200 {
             let random = &mut Random(seed);
             let score = if seed % 2 == 0 { Score::SoftmaxOfSelected } else { Score::Sigmoid };
@@ -376,23 +380,20 @@ fn experts_case(stream: &Stream, seed: u64) {
             bias[0] = large[random.below(large.len())];
         }
     }
-    let mut ids = Vec::new();
-    for _ in 0..rows {
-        let first = random.below(experts);
-        ids.extend((0..top_k).map(|k| ((first + k) % experts) as u32));
-    }
-    let routing: Vec<f32> = if seed >= 10 { vec![1.0; rows * top_k] } else { random.values(rows * top_k) };
+    let ids = routing(random, rows, experts, top_k);
+    let shares: Vec<f32> = if seed >= 10 { vec![1.0; rows * top_k] } else { random.values(rows * top_k) };
     let mut pieces = Vec::new();
     for (expert, w) in weights.iter().enumerate() {
         for (start, end) in [(0, f.min(128)), (128, f)].into_iter().filter(|(start, end)| start < end) {
             pieces.push(w.piece(expert as u32, h, f, start..end));
         }
     }
-    let (x_buffer, ids_buffer, routing_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &routing));
+    let pieces = pieces.into();
+    let (x_buffer, ids_buffer, share_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &shares));
     let args = ExpertsArgs {
         x: View::rows(&x_buffer, rows, h),
         ids: &ids_buffer,
-        weights: &routing_buffer,
+        weights: &share_buffer,
         top_k,
         pieces: &pieces,
         activation,
@@ -400,11 +401,7 @@ fn experts_case(stream: &Stream, seed: u64) {
         unit: unit_length(1),
         fraction_bits: FRACTION_BITS,
     };
-    let mut sums = PartialSums::new(stream.device(), rows, h).expect("memory");
-    let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
-    ops::experts(stream, &args, &mut scratch, &mut sums).expect("memory");
-    let mut out = put(stream, &vec![0.0; rows * h]);
-    partial_sums::finish(stream, &sums, FRACTION_BITS, ViewMut::rows(&mut out, rows, h));
+    let out = experts_out(stream, &args);
 
     let mut expected = Vec::new();
     for row in 0..rows {
@@ -413,7 +410,7 @@ fn experts_case(stream: &Stream, seed: u64) {
             let w = &weights[ids[row * top_k + k] as usize];
             let expert = reference::ExpertRow {
                 x: &x[row * h..][..h],
-                weight: routing[row * top_k + k],
+                weight: shares[row * top_k + k],
                 f,
                 gate: reference::RowWeight::Plain(&w.gate),
                 up: reference::RowWeight::Plain(&w.up),
@@ -428,11 +425,10 @@ fn experts_case(stream: &Stream, seed: u64) {
             };
             poisoned |= reference::add_expert_row(&expert, &mut sums);
         }
-        let value = |&sum: &i64| if poisoned { f32::NAN } else { (sum as f64 / 16_777_216.0) as f32 };
-        expected.extend(sums.iter().map(value));
+        expected.extend(finished(&sums, FRACTION_BITS, poisoned));
     }
     assert!(seed != 7 || expected[0].is_nan(), "the poisoned row of seed 7");
-    same(&format!("experts, seed {seed}"), &get(stream, &out), &expected);
+    same(&format!("experts, seed {seed}"), &out, &expected);
 }
 
 struct ExpertValues {

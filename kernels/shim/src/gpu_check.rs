@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gaterail_kernels::cuda::{
-    CudaDevice, CudaError, CudaQueue, DeviceBuffer, DeviceSums, ExpertsOnDevice, ExpertsScratch, PackedPiece,
-    Path, Routing, ShardOptions, Strided, experts, graph_time, read_bandwidth, tensor_peak,
+    CudaDevice, CudaError, CudaQueue, DeviceBuffer, ExpertsBatch, ExpertsOnDevice, ExpertsScratch, Path,
+    QuantizedBuffer, ShardOptions, Strided, SumsOnDevice, experts, graph_time, quantize, read_bandwidth,
+    tensor_peak,
 };
-use gaterail_kernels::ops::{Activation, UNIT_MIN, WeightOn};
+use gaterail_kernels::ops::{Activation, ExpertPiece, UNIT_MIN, WeightOn};
 use gaterail_kernels::reference::{ExpertRow, RowWeight, add_expert_row};
-use gaterail_kernels::{Bytes, Codes, Packed, PackedFormat, Scales};
+use gaterail_kernels::{Bytes, Codes, Packed, PackedFormat, Scales, Weight};
 use gaterail_shim::{Shim, cases};
 use serde_json::{Value, json};
 
@@ -256,10 +257,14 @@ fn speed(device: &Arc<CudaDevice>, shim: bool) -> Result<(Value, bool), CudaErro
     ))
 }
 
+fn row_weight(weight: &Weight) -> RowWeight<'_> {
+    RowWeight::Packed(weight.packed().expect("packed experts"))
+}
+
 /// One layer's experts; all have the same values, each in memory of its own.
 struct Layer {
     shape: Shape,
-    piece: PackedPiece,
+    piece: ExpertPiece,
     shard: ExpertsOnDevice,
     options: ShardOptions,
 }
@@ -280,11 +285,11 @@ impl Layer {
         let inner = |random: &mut Random| matrix(random, shape.format, shape.f, shape.width);
         let (gate, up) = (inner(&mut random), inner(&mut random));
         let down = matrix(&mut random, shape.format, shape.width, shape.f);
-        let piece = |expert| PackedPiece {
+        let piece = |expert| ExpertPiece {
             expert,
-            gate: gate.clone(),
-            up: up.clone(),
-            down: down.clone(),
+            gate: gate.clone().into(),
+            up: up.clone().into(),
+            down: down.clone().into(),
             gate_bias: None,
             up_bias: None,
             down_bias: None,
@@ -295,8 +300,8 @@ impl Layer {
             unit: UNIT_MIN,
             fraction_bits: 24,
         };
-        let pieces: Vec<PackedPiece> = (0..shape.experts as u32).map(piece).collect();
-        let shard = ExpertsOnDevice::upload(device, &pieces, shape.width, options)?;
+        let pieces: Vec<ExpertPiece> = (0..shape.experts as u32).map(piece).collect();
+        let shard = ExpertsOnDevice::upload(device, &pieces)?;
         device.prepare(&shard.kernels())?;
         Ok(Layer { shape, piece: piece(0), shard, options })
     }
@@ -342,21 +347,25 @@ impl Layer {
         let weights = DeviceBuffer::copied(device, &vec![1.0f32 / top_k as f32; tokens * top_k])?;
         let ids: Vec<DeviceBuffer<u32>> =
             routings.iter().map(|ids| DeviceBuffer::copied(device, ids)).collect::<Result<_, _>>()?;
-        let mut scratch = ExpertsScratch::new(device, &self.shard, tokens, top_k)?;
-        let mut sums = DeviceSums {
-            sums: DeviceBuffer::zeros(device, tokens * width)?,
-            poison: DeviceBuffer::zeros(device, tokens)?,
-        };
-        let mut call = |ids: &DeviceBuffer<u32>, sums: &mut DeviceSums| {
-            let routing = Routing { ids, weights: &weights, top_k };
-            let x = Strided::rows(&x_device, tokens, width);
-            experts(queue, &self.shard, x, routing, Path::Auto, &mut scratch, sums);
+        let mut scratch = ExpertsScratch::new(device)?;
+        scratch.make_room(&self.shard, tokens, top_k)?;
+        let (sums, poison) =
+            (DeviceBuffer::zeros(device, tokens * width)?, DeviceBuffer::zeros(device, tokens)?);
+        let sums = SumsOnDevice { sums: &sums, poison: &poison };
+        let group = self.shard.group();
+        let quantized = QuantizedBuffer::new(device, tokens, width, group)?;
+        let rows = quantized.rows(tokens, width, group);
+        let mut call = |ids: &DeviceBuffer<u32>| {
+            quantize(queue, Strided::rows(&x_device, tokens, width), rows);
+            let (options, path) = (self.options, Path::Auto);
+            let batch = ExpertsBatch { x: rows, ids, weights: &weights, top_k, options, path };
+            experts(queue, &self.shard, &batch, &mut scratch, sums);
         };
         // The first call alone is compared: all experts are equal, so that its last row needs one expert's terms.
-        call(&ids[0], &mut sums);
-        let right = self.right(queue, &x[(tokens - 1) * width..], &sums, tokens - 1)?;
+        call(&ids[0]);
+        let right = self.right(queue, &x[(tokens - 1) * width..], sums, tokens - 1)?;
         let time = graph_time(queue, if tokens <= 64 { 20 } else { 5 }, &mut || {
-            ids.iter().for_each(|ids| call(ids, &mut sums));
+            ids.iter().for_each(&mut call);
         })?;
         Ok(Measured {
             time: time.map(|time| time / calls as u32),
@@ -367,16 +376,22 @@ impl Layer {
         })
     }
 
-    fn right(&self, queue: &CudaQueue, x: &[f32], sums: &DeviceSums, row: usize) -> Result<bool, CudaError> {
+    fn right(
+        &self,
+        queue: &CudaQueue,
+        x: &[f32],
+        sums: SumsOnDevice<'_>,
+        row: usize,
+    ) -> Result<bool, CudaError> {
         let (width, piece) = (self.shape.width, &self.piece);
         let mut expected = vec![0i64; width];
         let expert = ExpertRow {
             x,
             f: self.shape.f,
             weight: 1.0 / self.shape.top_k as f32,
-            gate: RowWeight::Packed(&piece.gate),
-            up: RowWeight::Packed(&piece.up),
-            down: RowWeight::Packed(&piece.down),
+            gate: row_weight(&piece.gate),
+            up: row_weight(&piece.up),
+            down: row_weight(&piece.down),
             gate_bias: None,
             up_bias: None,
             down_bias: None,
@@ -388,8 +403,8 @@ impl Layer {
         let poisoned = add_expert_row(&expert, &mut expected);
         expected.iter_mut().for_each(|sum| *sum *= self.shape.top_k as i64);
         let (mut got, mut flag) = (vec![0i64; width], [0u32]);
-        queue.download(&sums.sums, row * width, &mut got)?;
-        queue.download(&sums.poison, row, &mut flag)?;
+        queue.download(sums.sums, row * width, &mut got)?;
+        queue.download(sums.poison, row, &mut flag)?;
         Ok(got == expected && !poisoned && flag[0] == 0)
     }
 }

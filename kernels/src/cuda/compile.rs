@@ -20,10 +20,14 @@ pub enum Source {
     Quantize,
     RmsNorm,
     Rope,
+    Rows,
+    Linear,
+    Select,
     PackedLinear,
     ExpertsPlan,
     ExpertsGateUp,
     ExpertsDown,
+    Sums,
     Peak,
 }
 
@@ -63,7 +67,7 @@ impl Form {
 }
 
 /// All sources with their text.
-pub fn sources() -> [(Source, &'static str, &'static str); 8] {
+pub fn sources() -> [(Source, &'static str, &'static str); 12] {
     macro_rules! text {
         ($name:literal) => {
             ($name, include_str!(concat!("../../cuda/", $name)))
@@ -73,10 +77,14 @@ pub fn sources() -> [(Source, &'static str, &'static str); 8] {
         (Source::Quantize, text!("quantize.cu")),
         (Source::RmsNorm, text!("rms_norm.cu")),
         (Source::Rope, text!("rope.cu")),
+        (Source::Rows, text!("rows.cu")),
+        (Source::Linear, text!("linear.cu")),
+        (Source::Select, text!("select.cu")),
         (Source::PackedLinear, text!("packed_linear.cu")),
         (Source::ExpertsPlan, text!("experts_plan.cu")),
         (Source::ExpertsGateUp, text!("experts_gate_up.cu")),
         (Source::ExpertsDown, text!("experts_down.cu")),
+        (Source::Sums, text!("sums.cu")),
         (Source::Peak, text!("peak.cu")),
     ]
     .map(|(source, (name, text))| (source, name, text))

@@ -17,8 +17,8 @@ pub use attention::{
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{
-    ExpertPiece, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts,
-    partial_sums, unit_length,
+    ExpertPiece, ExpertPieces, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn,
+    experts, partial_sums, unit_length,
 };
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use linear::{linear, linear_heads};
