@@ -10,7 +10,7 @@
 // Launch: grid (ceil(n / 256), heads, T), block 256. A thread owns an element; nobody synchronises. One launch each: what
 // could be fused into a neighbour is a matter of measuring first.
 //
-// Registers: rows_activation 40; rows_add 40; rows_add_gated 40; rows_clamp 32; rows_copy 32; rows_gather 40; rows_embed 40; rows_scale 32
+// Registers: rows_ 32
 
 #include "arithmetic.h"
 #include "weights.h"

@@ -245,7 +245,7 @@ fn gate_orders_what_is_not_a_number() {
 
 #[test]
 fn attention_is_its_twin() {
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..30u64 {
             attention_case(&stream, seed);
         }

@@ -5,6 +5,7 @@
 #include "../arithmetic.h"
 
 namespace {
+#include "../attention.cu"
 #include "../experts_plan.cu"
 #include "../linear.cu"
 #include "../peak.cu"
@@ -17,8 +18,10 @@ namespace {
 }  // namespace
 
 void shim_announce_plain() {
+    SHIM_ANNOUNCE(attention);
     SHIM_ANNOUNCE(experts_plan);
     SHIM_ANNOUNCE(experts_sum);
+    SHIM_ANNOUNCE(kv_write);
     SHIM_ANNOUNCE(linear);
     SHIM_ANNOUNCE(peak_multiply);
     SHIM_ANNOUNCE(peak_read);

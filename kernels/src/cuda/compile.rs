@@ -22,6 +22,7 @@ pub enum Source {
     Rope,
     Rows,
     Linear,
+    Attention,
     Select,
     PackedLinear,
     ExpertsPlan,
@@ -67,7 +68,7 @@ impl Form {
 }
 
 /// All sources with their text.
-pub fn sources() -> [(Source, &'static str, &'static str); 12] {
+pub fn sources() -> [(Source, &'static str, &'static str); 13] {
     macro_rules! text {
         ($name:literal) => {
             ($name, include_str!(concat!("../../cuda/", $name)))
@@ -79,6 +80,7 @@ pub fn sources() -> [(Source, &'static str, &'static str); 12] {
         (Source::Rope, text!("rope.cu")),
         (Source::Rows, text!("rows.cu")),
         (Source::Linear, text!("linear.cu")),
+        (Source::Attention, text!("attention.cu")),
         (Source::Select, text!("select.cu")),
         (Source::PackedLinear, text!("packed_linear.cu")),
         (Source::ExpertsPlan, text!("experts_plan.cu")),

@@ -11,6 +11,7 @@
 //! Libraries are found at run time: one binary runs with and without a GPU. Nothing here panics where they are missing.
 
 mod arguments;
+mod attention;
 mod compile;
 mod device;
 mod driver;
@@ -28,6 +29,7 @@ mod select;
 mod sums;
 mod weight;
 
+pub(crate) use attention::{attention, kv_write};
 pub use compile::{Form, Source, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};

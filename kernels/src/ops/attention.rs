@@ -7,6 +7,7 @@
 use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::attention::{Attended, Heads, Paged, Scratch, TASK_HEADS, attend};
+use crate::cuda;
 use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 
@@ -73,6 +74,9 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>
     assert!(qs.heads.is_multiple_of(kv.kv_heads), "attention: heads");
     assert!(qs.rows <= args.positions.len() && qs.rows <= args.sequences.len(), "attention: rows");
     assert!(args.sinks.is_none_or(|sinks| sinks.len() == qs.heads), "attention: sinks");
+    if let Some(queue) = stream.cuda() {
+        return cuda::attention(queue, args, out.strided());
+    }
     let group = qs.heads / kv.kv_heads;
     let blocks = group.div_ceil(TASK_HEADS);
     let tasks_per_row = kv.kv_heads * blocks;
@@ -170,8 +174,10 @@ pub struct KvWrite<'a> {
 
 pub fn kv_write(stream: &Stream, write: &KvWrite<'_>, cache: &mut Buffer<f32>) {
     let at = write.from.layout();
-    let _ = stream.cpu();
     assert!(at.rows <= write.slots.len() && write.column + at.width <= write.width, "kv_write: shapes");
+    if let Some(queue) = stream.cuda() {
+        return cuda::kv_write(queue, write, cache.cuda_mut());
+    }
     let cache = cache.host_mut();
     for (row, &slot) in write.slots.host()[..at.rows].iter().enumerate() {
         let (page, offset) = (slot as usize / PAGE_POSITIONS, slot as usize % PAGE_POSITIONS);

@@ -1,0 +1,77 @@
+//! `attention` and `kv_write` (`attention.cu`): as `ops`' of the same name.
+
+use super::arguments::{AttentionArgs, KvWriteArgs};
+use super::compile::Source;
+use super::device::{CudaQueue, DeviceBuffer, Strided};
+use super::driver::Kernel;
+use super::quantize::MOST_ROWS;
+use crate::ops::{self, ATTENTION_CHUNK, Mask, PAGE_POSITIONS};
+
+/// out <- attention of `args`, whose shapes `ops::attention` has checked.
+pub(crate) fn attention(queue: &CudaQueue, args: &ops::AttentionArgs<'_>, out: Strided<'_>) {
+    let (q, kv) = (args.q.strided(), args.kv);
+    let page = kv.kv_heads * PAGE_POSITIONS;
+    let mut pages = kv.keys.len() / (page * kv.key_width);
+    if let Some(values) = kv.values {
+        pages = pages.min(values.len() / (page * kv.value_width));
+    }
+    let (mask, mask_size) = match args.mask {
+        Mask::Full => (0, 1),
+        Mask::Sliding { window } => (1, window),
+        Mask::Chunked { size } => (2, size),
+    };
+    assert!(mask_size >= 1 && out.rows <= MOST_ROWS, "attention: mask and rows");
+    assert!(kv.values.is_some() || kv.value_width <= kv.key_width, "attention: value width");
+    let launch = AttentionArgs {
+        q: q.address(),
+        keys: kv.keys.cuda().at(0),
+        values: kv.values.map_or(0, |values| values.cuda().at(0)),
+        tables: args.tables.cuda().at(0),
+        sequences: args.sequences.cuda().at(0),
+        positions: args.positions.cuda().at(0),
+        sinks: args.sinks.map_or(0, |sinks| sinks.cuda().at(0)),
+        out: out.address(),
+        q_row: q.row_stride as u64,
+        q_head: q.head_stride as u64,
+        out_row: out.row_stride as u64,
+        out_head: out.head_stride as u64,
+        table_stride: args.table_stride as u32,
+        sequence_count: (args.tables.len() / args.table_stride.max(1)) as u32,
+        pages: pages as u32,
+        heads: q.heads as u32,
+        kv_heads: kv.kv_heads as u32,
+        key_width: kv.key_width as u32,
+        value_width: kv.value_width as u32,
+        mask,
+        mask_size: mask_size.min(u32::MAX as usize) as u32,
+        scale: args.scale,
+    };
+    let kernel = Kernel { source: Source::Attention, name: "attention", form: None };
+    let shared = 4 * (kv.key_width + kv.value_width + ATTENTION_CHUNK + 16);
+    // SAFETY: shapes were checked by the caller, the views against their buffers; the kernel reads no page, sequence or
+    // position that is not there.
+    unsafe { queue.launch(kernel, [q.heads, q.rows, 1], 256, shared, &launch) };
+}
+
+/// cache <- rows, each to its slot; slots that the cache does not have are left out.
+pub(crate) fn kv_write(queue: &CudaQueue, write: &ops::KvWrite<'_>, cache: &mut DeviceBuffer<f32>) {
+    let from = write.from.strided();
+    let pages = cache.len() / (from.heads * PAGE_POSITIONS * write.width);
+    assert!(from.rows.max(from.heads) <= MOST_ROWS, "kv_write: rows");
+    let args = KvWriteArgs {
+        from: from.address(),
+        slots: write.slots.cuda().at(0),
+        cache: cache.at(0),
+        from_row: from.row_stride as u64,
+        from_head: from.head_stride as u64,
+        width: from.width as u32,
+        heads: from.heads as u32,
+        cache_width: write.width as u32,
+        column: write.column as u32,
+        pages: pages as u32,
+        padding: 0,
+    };
+    let kernel = Kernel { source: Source::Attention, name: "kv_write", form: None };
+    // SAFETY: the shapes were checked by the caller, the view against its buffer; pages are checked by the kernel.
+    unsafe { queue.launch(kernel, [from.width.div_ceil(256), from.heads, from.rows], 256, 0, &args) };
+}
