@@ -40,6 +40,11 @@ fn rows_equal_the_reference() {
 }
 
 #[test]
+fn what_is_not_there_is_not_read() {
+    SEEDS.map(Shim::device).iter().for_each(what_is_not_there);
+}
+
+#[test]
 fn select_equals_the_reference() {
     devices().iter().for_each(|device| select_cases(device, 200));
 }

@@ -30,7 +30,7 @@ mod sums;
 mod weight;
 
 pub(crate) use attention::{attention, kv_write};
-pub use compile::{Form, Source, sources};
+pub use compile::{Form, Source, compile_all, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;

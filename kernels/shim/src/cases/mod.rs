@@ -4,6 +4,7 @@
 //! Kernels with several ways of computing are called by their launchers, way by way; all others through `ops`, and those
 //! cases run on the CPU too.
 
+mod attention;
 mod experts;
 mod linear;
 mod norm;
@@ -12,11 +13,12 @@ mod rows;
 mod select;
 mod sums;
 
+pub use attention::attention_cases;
 pub use experts::{ExpertCases, experts_cases, experts_of_many_rows, rows_without_an_expert};
 pub use linear::{form_without_kernel, linear_cases, plain_linear_cases};
 pub use norm::norm_and_rope_cases;
 pub use quantize::quantize_cases;
-pub use rows::rows_cases;
+pub use rows::{rows_cases, what_is_not_there};
 pub use select::select_cases;
 pub use sums::sums_cases;
 

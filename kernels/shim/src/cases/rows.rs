@@ -1,6 +1,9 @@
 //! Row-wise operations: activation, sums, copies, gathering, embedding.
 
-use gaterail_kernels::ops::{self, Activation};
+use std::sync::Arc;
+
+use gaterail_kernels::cuda::CudaDevice;
+use gaterail_kernels::ops::{self, Activation, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS};
 use gaterail_kernels::{
     Bytes, Device, ElementType, Matrix, MatrixData, Stream, View, ViewMut, Weight, reference, sigmoid,
 };
@@ -106,4 +109,54 @@ fn embed(random: &mut Random, stream: &Stream, case: usize, what: &str) {
     let mut out = put(stream, &vec![0.0; taken * width]);
     ops::embed(stream, &put(stream, &ids), &table, ViewMut::rows(&mut out, taken, width));
     same(what, &fetch(stream, &out), &expected);
+}
+
+/// Rows, ids, pages and sequences that are not there give NaN and no fault, and a slot that is not there is not written.
+/// A GPU's only: what the host may read, it checks.
+pub fn what_is_not_there(device: &Arc<CudaDevice>) {
+    let stream = Stream::new(&Device::Cuda(device.clone()));
+    let (x, indices) = (put(&stream, &[1.0f32; 12]), put(&stream, &[1u32, 3, u32::MAX]));
+    let mut out = put(&stream, &[0.0f32; 12]);
+    ops::gather_rows(&stream, View::rows(&x, 3, 4), &indices, ViewMut::rows(&mut out, 3, 4));
+    assert_nan_from(4, &fetch(&stream, &out));
+    let table = Weight::from(Matrix::from_f32(&[1.0; 12], 3, 4)).on(stream.device()).expect("memory");
+    ops::embed(&stream, &indices, &table, ViewMut::rows(&mut out, 3, 4));
+    assert_nan_from(4, &fetch(&stream, &out));
+
+    let mut cache = put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]);
+    let slots = put(&stream, &[2 * PAGE_POSITIONS as u32, u32::MAX, 0]);
+    let from = View::heads(&out, 3, 1, 4);
+    let mut unwritten = put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]);
+    ops::kv_write(&stream, &KvWrite { from, slots: &slots, width: 4, column: 0 }, &mut unwritten);
+    assert!(fetch(&stream, &unwritten)[4..].iter().all(|&value| value == 1.0), "only slot 0 is there");
+    let from = View::heads(&x, 3, 1, 4);
+    ops::kv_write(&stream, &KvWrite { from, slots: &slots, width: 4, column: 0 }, &mut cache);
+    let attended = |tables: [u32; 2], sequence: u32, position: u32| {
+        let args = AttentionArgs {
+            q: View::heads(&x, 1, 1, 4),
+            kv: KvView { keys: &cache, values: None, kv_heads: 1, key_width: 4, value_width: 4 },
+            tables: &put(&stream, &tables),
+            table_stride: 2,
+            sequences: &put(&stream, &[sequence]),
+            positions: &put(&stream, &[position]),
+            mask: Mask::Full,
+            sinks: None,
+            scale: 1.0,
+        };
+        let mut out = put(&stream, &[0.0f32; 4]);
+        ops::attention(&stream, &args, ViewMut::heads(&mut out, 1, 1, 4));
+        fetch(&stream, &out)
+    };
+    assert_eq!(attended([1, 0], 0, 127), [1.0; 4]);
+    for (tables, sequence, position) in
+        [([1, 2], 0, 127), ([u32::MAX, 0], 0, 0), ([1, 0], 1, 0), ([1, 0], 0, 128), ([1, 0], 0, u32::MAX)]
+    {
+        assert_nan_from(0, &attended(tables, sequence, position));
+    }
+}
+
+#[track_caller]
+fn assert_nan_from(start: usize, values: &[f32]) {
+    assert!(values[..start].iter().all(|&value| value == 1.0), "{values:?}");
+    assert!(values[start..].iter().all(|value| value.is_nan()), "{values:?}");
 }
