@@ -1,8 +1,8 @@
 // attention over paged KV, and kv_write that fills it. ARITHMETIC.md, 4.
 //
 //   q          [T, heads, key_width]  f32, rows and heads at strides
-//   keys       [pages, kv_heads, 64, key_width]  f32; position p of a sequence lies in page table[p / 64] at p % 64
-//   values     [pages, kv_heads, 64, value_width]  f32; null: the first value_width columns of the key
+//   keys       [pages, kv_heads, 64, key_width]  f32 or f16; position p of a sequence lies in page table[p / 64] at p % 64
+//   values     [pages, kv_heads, 64, value_width]  as keys; null: the first value_width columns of the key
 //   tables     [sequences, table_stride]  u32
 //   sequences  [T]  u32;  positions [T]  u32
 //   sinks      [heads]  f32, or null
@@ -14,17 +14,17 @@
 //   chunk's values. Four barriers a chunk. The plain form: one row of a long context has `heads` blocks only, and heads
 //   that share keys read them each for themselves. Chunks do not depend on each other: a block per chunk and a merge is
 //   the next step. A row whose sequence, position or page is out of range becomes NaN and reads nothing.
-// kv_write: grid (ceil(n / 256), kv_heads, T), block 256. A thread copies an element to where the row's slot says; a slot
-//   that the cache does not have is not written.
+// kv_write: grid (ceil(n / 256), kv_heads, T), block 256. A thread copies an element to where the row's slot says,
+//   rounded where the cache is f16; a slot that the cache does not have is not written.
 //
-// Registers: attention 64; kv_write 32
+// Registers: attention 96; kv_write 32
 
 #include "arithmetic.h"
 
 struct AttentionArgs {
     const float* q;
-    const float* keys;
-    const float* values;
+    const void* keys;
+    const void* values;
     const u32* tables;
     const u32* sequences;
     const u32* positions;
@@ -41,8 +41,10 @@ struct AttentionArgs {
     u32 mask;  // 0: all, 1: the last `mask_size`, 2: those of the own block of `mask_size`
     u32 mask_size;
     float scale;
+    u32 half;  // whether the caches are f16
+    u32 padding;
 };
-static_assert(sizeof(AttentionArgs) == 136, "arguments.rs");
+static_assert(sizeof(AttentionArgs) == 144, "arguments.rs");
 
 constexpr u32 PAGE = 64, CHUNK = 256;
 
@@ -56,11 +58,16 @@ DEVICE u32 first_seen(const AttentionArgs& args, u32 position) {
 struct Attended {
     const u32* table;
     u32 kv_head, kv_heads;
-    DEVICE_MEMBER const float* row(const float* cache, u32 width, u32 position) const {
+    // Where a position's row begins.
+    DEVICE_MEMBER u64 row(u32 width, u32 position) const {
         const u64 page = table[position / PAGE];
-        return cache + ((page * kv_heads + kv_head) * PAGE + position % PAGE) * width;
+        return ((page * kv_heads + kv_head) * PAGE + position % PAGE) * width;
     }
 };
+
+DEVICE float cache_element(const void* cache, u32 half, u64 at) {
+    return half ? half_to_float(((const u16*)cache)[at]) : ((const float*)cache)[at];
+}
 
 // The largest over all 256 threads, for all of them; NaN is none. `exchange` holds 8 values.
 DEVICE float block_max(float value, float* exchange) {
@@ -104,7 +111,7 @@ KERNEL(256, 2) attention(AttentionArgs args) {
 
     const u32* table = args.tables + (u64)sequence * args.table_stride;
     const Attended at{table, head / (args.heads / args.kv_heads), args.kv_heads};
-    const float* values = args.values ? args.values : args.keys;
+    const void* values = args.values ? args.values : args.keys;
     const u32 value_stride = args.values ? args.value_width : args.key_width;
     const float infinity = from_bits(0x7f800000u);
     float max = -infinity, total = 0.0f;
@@ -113,9 +120,10 @@ KERNEL(256, 2) attention(AttentionArgs args) {
         const u32 end = last - chunk + 1 < CHUNK ? last - chunk + 1 : CHUNK;
         for (u32 base = begin; base < end; base += 16) {
             const u32 place = base + threadIdx.x / 16;
-            const float* key = at.row(args.keys, args.key_width, chunk + (place < end ? place : end - 1));
+            const u64 key = at.row(args.key_width, chunk + (place < end ? place : end - 1));
             float acc = 0.0f;
-            for (u32 i = lane; i < args.key_width; i += 16) acc = fma_rn(q[i], key[i], acc);
+            for (u32 i = lane; i < args.key_width; i += 16) 
+                acc = fma_rn(q[i], cache_element(args.keys, args.half, key + i), acc);
             acc = sum_of_16(acc);
             if (lane == 0 && place < end) scores[place] = mul_rn(acc, args.scale);
         }
@@ -136,8 +144,10 @@ KERNEL(256, 2) attention(AttentionArgs args) {
         max = larger;
         for (u32 d = threadIdx.x; d < args.value_width; d += 256) {
             float o = 0.0f;
-            for (u32 place = begin; place < end; place++)
-                o = fma_rn(scores[place], at.row(values, value_stride, chunk + place)[d], o);
+            for (u32 place = begin; place < end; place++) {
+                const u64 value = at.row(value_stride, chunk + place) + d;
+                o = fma_rn(scores[place], cache_element(values, args.half, value), o);
+            }
             out[d] = fma_rn(out[d], a, mul_rn(o, b));
         }
         sync_threads();
@@ -157,14 +167,14 @@ KERNEL(256, 2) attention(AttentionArgs args) {
 struct KvWriteArgs {
     const float* from;
     const u32* slots;  // [T]  page * 64 + offset
-    float* cache;
+    void* cache;
     u64 from_row, from_head;
     u32 width;  // of what is written
     u32 heads;
     u32 cache_width;
     u32 column;  // the first one that is written
     u32 pages;
-    u32 padding;
+    u32 half;  // whether the cache is f16
 };
 static_assert(sizeof(KvWriteArgs) == 64, "arguments.rs");
 
@@ -173,5 +183,11 @@ KERNEL(256, 1) kv_write(KvWriteArgs args) {
     const u32 page = args.slots[row] / PAGE, offset = args.slots[row] % PAGE;
     if (column >= args.width || page >= args.pages) return;
     const u64 to = (((u64)page * args.heads + head) * PAGE + offset) * args.cache_width + args.column + column;
-    args.cache[to] = args.from[row * args.from_row + head * args.from_head + column];
+    const float value = args.from[row * args.from_row + head * args.from_head + column];
+    if (!args.half) {
+        ((float*)args.cache)[to] = value;
+        return;
+    }
+    const float most = 65504.0f, low = value > most ? most : value;
+    ((u16*)args.cache)[to] = float_to_half(low < -most ? -most : low);
 }

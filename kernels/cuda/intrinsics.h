@@ -100,6 +100,12 @@ DEVICE float half_to_float(u16 a) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(a));
     return out;
 }
+// Rounded half to even, subnormals included.
+DEVICE u16 float_to_half(float a) {
+    u16 out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(a));
+    return out;
+}
 // f32(f64(a) * scale)
 DEVICE float scaled(i64 a, double scale) { return __double2float_rn(__dmul_rn(__ll2double_rn(a), scale)); }
 

@@ -10,7 +10,7 @@
 // It is the plain form: gates and other small matrices that keep their precision. A lane reads 2 or 4 bytes at a time,
 // 64 bytes of a row of W together, so that large matrices are far from the memory's bandwidth.
 //
-// Registers: linear 64
+// Registers: linear 96
 
 #include "arithmetic.h"
 #include "weights.h"

@@ -366,3 +366,36 @@ impl ExpertValues {
         }
     }
 }
+
+/// Rounding to f16 as the `half` crate does it, but for the ends of the range.
+#[test]
+fn kv_in_f16_is_rounded_half_to_even_and_stays_in_range() {
+    let mut random = Random(7);
+    let mut values: Vec<f32> = (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).collect();
+    // Exact ties, and neighbours of f16 values.
+    let pairs: Vec<f32> = values.windows(2).map(|pair| pair[0] / 2.0 + pair[1] / 2.0).collect();
+    values.extend(pairs);
+    values.extend([65519.99, 65520.0, -65520.0, 1e9, -1e9, f32::INFINITY, f32::NEG_INFINITY, 1e-8, -1e-8]);
+    values.extend(random.values(1000).iter().map(|v| v * 1e-5));
+    let width = 37;
+    values.resize(values.len().next_multiple_of(width), 1.0);
+    let rows = values.len() / width;
+    let slots: Vec<u32> = (0..rows as u32).rev().collect();
+    for stream in all_streams() {
+        let from = put(&stream, &values);
+        let pages = rows.div_ceil(PAGE_POSITIONS);
+        let cache = put(&stream, &vec![half::f16::ZERO; pages * PAGE_POSITIONS * width]);
+        let mut cache = KvBuffer::F16(cache);
+        let slots = put(&stream, &slots);
+        let from = View::heads(&from, rows, 1, width);
+        kv_write(&stream, &KvWrite { from, slots: &slots, width, column: 0 }, &mut cache);
+        let KvBuffer::F16(cache) = &cache else { panic!("another form") };
+        let stored = get(&stream, cache);
+        for (index, value) in values.iter().enumerate() {
+            let at = (rows - 1 - index / width) * width + index % width;
+            let expected = half::f16::from_f32(value.clamp(-65504.0, 65504.0));
+            let same = stored[at].to_bits() == expected.to_bits() || (value.is_nan() && stored[at].is_nan());
+            assert!(same, "{value} became {} instead of {expected}", stored[at]);
+        }
+    }
+}

@@ -102,7 +102,8 @@ impl Run<'_> {
         ops::rope(stream, RopeStyle::Halves, &cos, &sin, ViewMut::heads(&mut q, n, HEADS, D));
         ops::rope(stream, RopeStyle::Halves, &cos, &sin, ViewMut::heads(&mut k, n, KV_HEADS, D));
         let room = PAGES * KV_HEADS * PAGE_POSITIONS * D;
-        let (mut keys, mut values) = (self.zeros(room), self.zeros(room));
+        let cache = || KvBuffer::zeros(stream.device(), KvForm::F16, room).expect("memory");
+        let (mut keys, mut values) = (cache(), cache());
         let slots = put(stream, &rows.slots);
         for (from, cache) in [(&k, &mut keys), (&v, &mut values)] {
             let from = View::heads(from, n, KV_HEADS, D);

@@ -46,15 +46,16 @@ argument! { SelectArgs: 80 {
     groups: u32, taken: u32, two_largest: u32, normalise: u32, epsilon: f32, scale: f32, padding: u32,
 } }
 
-argument! { AttentionArgs: 136 {
+argument! { AttentionArgs: 144 {
     q: u64, keys: u64, values: u64, tables: u64, sequences: u64, positions: u64, sinks: u64, out: u64,
     q_row: u64, q_head: u64, out_row: u64, out_head: u64, table_stride: u32, sequence_count: u32, pages: u32,
-    heads: u32, kv_heads: u32, key_width: u32, value_width: u32, mask: u32, mask_size: u32, scale: f32,
+    heads: u32, kv_heads: u32, key_width: u32, value_width: u32, mask: u32, mask_size: u32, scale: f32, half: u32,
+    padding: u32,
 } }
 
 argument! { KvWriteArgs: 64 {
     from: u64, slots: u64, cache: u64, from_row: u64, from_head: u64, width: u32, heads: u32, cache_width: u32,
-    column: u32, pages: u32, padding: u32,
+    column: u32, pages: u32, half: u32,
 } }
 
 argument! { SumsArgs: 64 {

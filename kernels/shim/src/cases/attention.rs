@@ -1,6 +1,8 @@
 //! `attention` over paged KV, and `kv_write`.
 
-use gaterail_kernels::ops::{self, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS, kv_write};
+use gaterail_kernels::ops::{
+    self, AttentionArgs, KvBuffer, KvForm, KvView, KvWrite, Mask, PAGE_POSITIONS, kv_write,
+};
 use gaterail_kernels::{Device, Stream, View, ViewMut, reference};
 
 use super::{Random, fetch, put, same};
@@ -30,11 +32,18 @@ fn attention_case(stream: &Stream, seed: u64) {
     let pages = length.div_ceil(PAGE_POSITIONS);
     let table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
     let page_count = pages * 7 + 11;
-    let cache = |width: usize| vec![f32::NAN; page_count * kv_heads * PAGE_POSITIONS * width];
-    let mut key_cache = put(stream, &cache(key_width));
-    let mut value_cache = put(stream, &cache(value_width));
-    let keys = random.values(length * kv_heads * key_width);
-    let values = random.values(length * kv_heads * value_width);
+    let form = if seed % 5 < 3 { KvForm::F16 } else { KvForm::F32 };
+    let cache = |width: usize| {
+        let len = page_count * kv_heads * PAGE_POSITIONS * width;
+        match form {
+            KvForm::F32 => KvBuffer::F32(put(stream, &vec![f32::NAN; len])),
+            KvForm::F16 => KvBuffer::F16(put(stream, &vec![half::f16::NAN; len])),
+        }
+    };
+    let mut key_cache = cache(key_width);
+    let mut value_cache = cache(value_width);
+    let mut keys = random.values(length * kv_heads * key_width);
+    let mut values = random.values(length * kv_heads * value_width);
     let slots: Vec<u32> = (0..length).map(|p| table[p / 64] * 64 + (p % 64) as u32).collect();
     let slots = put(stream, &slots);
     let (key_rows, value_rows) = (put(stream, &keys), put(stream, &values));
@@ -43,8 +52,17 @@ fn attention_case(stream: &Stream, seed: u64) {
     let from = View::heads(&value_rows, length, kv_heads, value_width);
     kv_write(stream, &KvWrite { from, slots: &slots, width: value_width, column: 0 }, &mut value_cache);
 
-    let positions: Vec<u32> = [0, length / 2, length - 1].map(|p| p as u32).to_vec();
-    let q = random.values(3 * heads * key_width);
+    if form == KvForm::F16 {
+        for value in keys.iter_mut().chain(&mut values) {
+            *value = half::f16::from_f32(*value).to_f32();
+        }
+    }
+
+    // Rows apart from each other, and rows that follow each other.
+    let ends = (0..9).map(|back| (length - 1).saturating_sub(8 - back));
+    let positions: Vec<u32> = [0, length / 2].into_iter().chain(ends).map(|p| p as u32).collect();
+    let rows = positions.len();
+    let q = random.values(rows * heads * key_width);
     // Every sixth case has sinks that leave nothing for the values.
     let sinks = seed.is_multiple_of(3).then(|| random.values(heads));
     let sinks = sinks.map(|sinks| {
@@ -52,9 +70,9 @@ fn attention_case(stream: &Stream, seed: u64) {
     });
     let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
     let q_buffer = put(stream, &q);
-    let mut out = put(stream, &vec![0.0; 3 * heads * value_width]);
+    let mut out = put(stream, &vec![0.0; rows * heads * value_width]);
     let args = AttentionArgs {
-        q: View::heads(&q_buffer, 3, heads, key_width),
+        q: View::heads(&q_buffer, rows, heads, key_width),
         kv: KvView {
             keys: &key_cache,
             values: (!latent).then_some(&value_cache),
@@ -64,13 +82,13 @@ fn attention_case(stream: &Stream, seed: u64) {
         },
         tables: &put(stream, &table),
         table_stride: table.len(),
-        sequences: &put(stream, &[0u32; 3]),
+        sequences: &put(stream, &vec![0u32; rows]),
         positions: &put(stream, &positions),
         mask,
         sinks: sinks_buffer.as_ref(),
         scale: 0.7,
     };
-    ops::attention(stream, &args, ViewMut::heads(&mut out, 3, heads, value_width));
+    ops::attention(stream, &args, ViewMut::heads(&mut out, rows, heads, value_width));
 
     let mut expected = Vec::new();
     for (row, &position) in positions.iter().enumerate() {

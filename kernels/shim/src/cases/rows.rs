@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use gaterail_kernels::cuda::CudaDevice;
-use gaterail_kernels::ops::{self, Activation, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS};
+use gaterail_kernels::ops::{
+    self, Activation, AttentionArgs, KvBuffer, KvView, KvWrite, Mask, PAGE_POSITIONS,
+};
 use gaterail_kernels::{
     Bytes, Device, ElementType, Matrix, MatrixData, Stream, View, ViewMut, Weight, reference, sigmoid,
 };
@@ -123,12 +125,13 @@ pub fn what_is_not_there(device: &Arc<CudaDevice>) {
     ops::embed(&stream, &indices, &table, ViewMut::rows(&mut out, 3, 4));
     assert_nan_from(4, &fetch(&stream, &out));
 
-    let mut cache = put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]);
+    let mut cache = KvBuffer::F32(put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]));
     let slots = put(&stream, &[2 * PAGE_POSITIONS as u32, u32::MAX, 0]);
     let from = View::heads(&out, 3, 1, 4);
-    let mut unwritten = put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]);
+    let mut unwritten = KvBuffer::F32(put(&stream, &[1.0f32; 2 * PAGE_POSITIONS * 4]));
     ops::kv_write(&stream, &KvWrite { from, slots: &slots, width: 4, column: 0 }, &mut unwritten);
-    assert!(fetch(&stream, &unwritten)[4..].iter().all(|&value| value == 1.0), "only slot 0 is there");
+    let KvBuffer::F32(unwritten) = &unwritten else { panic!("another form") };
+    assert!(fetch(&stream, unwritten)[4..].iter().all(|&value| value == 1.0), "only slot 0 is there");
     let from = View::heads(&x, 3, 1, 4);
     ops::kv_write(&stream, &KvWrite { from, slots: &slots, width: 4, column: 0 }, &mut cache);
     let attended = |tables: [u32; 2], sequence: u32, position: u32| {
