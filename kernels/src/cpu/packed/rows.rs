@@ -1,6 +1,6 @@
 //! Rows in int8, and how a tile reads them.
 
-use crate::cpu::lanes::{Lanes, by_isa};
+use crate::cpu::lanes::{LANES, Lanes, ROUND, by_isa};
 
 /// The most rows of one tile.
 pub(crate) const TILE: usize = 8;
@@ -174,17 +174,10 @@ impl TileScratch {
             unsafe {
                 let row = set.row(row(t));
                 match group {
-                    32 => lay_codes::<32>(&tiles, t, row.codes),
-                    64 => lay_codes::<64>(&tiles, t, row.codes),
-                    128 => lay_codes::<128>(&tiles, t, row.codes),
+                    32 => lay_row::<32>(&tiles, t, &row, bias),
+                    64 => lay_row::<64>(&tiles, t, &row, bias),
+                    128 => lay_row::<128>(&tiles, t, &row, bias),
                     group => panic!("groups of {group}"),
-                }
-                let (first, step) = (tiles.place(t, 0), TILE.min(count - t / TILE * TILE));
-                for g in 0..groups {
-                    let (at, sum) = (first + g * step, *row.sums.add(g));
-                    *tiles.scales.add(at) = *row.scales.add(g);
-                    *tiles.sums.add(at) = sum;
-                    *tiles.starts.add(at) = -bias * sum;
                 }
             }
         }
@@ -192,19 +185,24 @@ impl TileScratch {
     }
 }
 
-/// Copies a row's groups to their places in moves of registers.
+/// Copies a row's groups to their places, the codes in moves of registers.
 ///
 /// # Safety
 /// The tiles and the row have these groups.
 #[inline(always)]
-unsafe fn lay_codes<const G: usize>(tiles: &Tiles, row: usize, codes: *const i8) {
-    let (first, step) = (tiles.place(row, 0), TILE.min(tiles.rows - row / TILE * TILE));
+unsafe fn lay_row<const G: usize>(tiles: &Tiles, t: usize, row: &QuantRow, bias: i32) {
+    let (mut at, step) = (tiles.place(t, 0), TILE.min(tiles.rows - t / TILE * TILE));
     for g in 0..tiles.groups {
         // SAFETY: passed on to the caller.
         unsafe {
-            let group = (codes.add(g * G) as *const [i8; G]).read_unaligned();
-            (tiles.codes.add((first + g * step) * G) as *mut [i8; G]).write_unaligned(group);
+            let codes = (row.codes.add(g * G) as *const [i8; G]).read_unaligned();
+            (tiles.codes.add(at * G) as *mut [i8; G]).write_unaligned(codes);
+            let sum = *row.sums.add(g);
+            *tiles.scales.add(at) = *row.scales.add(g);
+            *tiles.sums.add(at) = sum;
+            *tiles.starts.add(at) = -bias * sum;
         }
+        at += step;
     }
 }
 
@@ -224,35 +222,38 @@ pub(crate) fn quantize<L: Lanes>(
     for (((x, codes), scale), sum) in
         x.chunks(group).zip(codes.chunks_exact_mut(group)).zip(scales.iter_mut()).zip(sums.iter_mut())
     {
-        // Whole groups with a length that the compiler knows.
-        (*scale, *sum) = match (x.len(), codes.len()) {
-            (32, 32) => quantize_group(&x[..32], &mut codes[..32]),
-            (64, 64) => quantize_group(&x[..64], &mut codes[..64]),
-            (128, 128) => quantize_group(&x[..128], &mut codes[..128]),
-            _ => quantize_group(x, codes),
-        };
+        (*scale, *sum) = quantize_group::<L>(x, codes);
     }
 }
 
+/// Codes of one group, and its scale and sum.
 #[inline(always)]
-pub(crate) fn quantize_group(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    // As integers, magnitudes order like the values, infinity and NaN on top.
-    let m = x.iter().fold(0u32, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-    let m = f32::from_bits(m);
+pub(crate) fn quantize_group<L: Lanes>(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
+    let (head, tail) = codes.split_at_mut(x.len());
+    tail.fill(0);
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut m = 0;
+    for x in whole {
+        // SAFETY: sixteen elements.
+        m = unsafe { L::largest(x.as_ptr(), m) };
+    }
+    let m = f32::from_bits(rest.iter().fold(m, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
     let (d, r) = match m {
         m if !m.is_finite() => (f32::NAN, 0.0),
         m if m < TINY => (0.0, 0.0),
         m => (m / 127.0, 127.0 / m),
     };
-    let (head, tail) = codes.split_at_mut(x.len());
-    tail.fill(0);
     if r == 0.0 {
         head.fill(0);
         return (d, 0);
     }
     let mut sum = 0i32;
-    for (code, x) in head.iter_mut().zip(x) {
-        // Within +-127, where adding 1.5 * 2^23 rounds half to even and leaves the integer in the low bits.
+    let (whole_codes, rest_codes) = head.as_chunks_mut::<LANES>();
+    for (x, codes) in whole.iter().zip(whole_codes) {
+        // SAFETY: sixteen elements of each; the products lie within +-127, for no magnitude is above `m`.
+        sum += unsafe { L::codes(x.as_ptr(), r, codes.as_mut_ptr()) };
+    }
+    for (code, x) in rest_codes.iter_mut().zip(rest) {
         let q = ((x * r + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         sum += q;
         *code = q as i8;
@@ -261,4 +262,3 @@ pub(crate) fn quantize_group(x: &[f32], codes: &mut [i8]) -> (f32, i32) {
 }
 
 const TINY: f32 = f32::from_bits((127 - 100) << 23);
-const ROUND: f32 = 12_582_912.0;

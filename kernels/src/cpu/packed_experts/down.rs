@@ -71,10 +71,12 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
                         Span { first: first_group, count: (UNITS * unit).min(groups - first_group), unit };
                     // SAFETY: the rows have the matrix's groups.
                     unsafe { tile(&weights, &decode, &x, span, &mut products) };
-                    for products in products.chunks_exact_mut(count).take(span.units()) {
-                        for (t, y) in products.iter_mut().enumerate() {
-                            fixed.add(y, task.weight(first + t), &mut sums[t], &mut worst[t]);
+                    for t in 0..count {
+                        let (weight, mut sum, mut most) = (task.weight(first + t), sums[t], worst[t]);
+                        for unit in 0..span.units() {
+                            fixed.add(&mut products[unit * count + t], weight, &mut sum, &mut most);
                         }
+                        (sums[t], worst[t]) = (sum, most);
                     }
                 }
                 if let Some(bias) = task.bias {

@@ -28,8 +28,8 @@ pub(crate) struct GateUp<'a> {
     pub next: Option<(&'a Packed, usize)>,
 }
 
-/// Sixteen columns of a tile's rows at a time, unit by unit.
-type Unit = [[f32; UNIT_MIN]; TILE];
+/// Panels of a unit, `[panels][T]`.
+type Unit = [[[f32; LANES]; TILE]; UNIT_MIN / PANEL_ROWS];
 
 by_isa! { fn gate_up(task: &GateUp<'_>, tile: TileFn) = gate_up_units }
 
@@ -40,7 +40,8 @@ fn gate_up_units<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
     let mut scratch = TileScratch::take();
     // SAFETY: routed rows are rows of the batch.
     let x = unsafe { scratch.lay(&task.x, task.rows.len(), decode.bias, |row| task.rows[row] as usize) };
-    let (mut hidden, mut up): (Unit, Unit) = ([[0.0; UNIT_MIN]; TILE], [[0.0; UNIT_MIN]; TILE]);
+    let mut gates: Unit = [[[0.0; LANES]; TILE]; UNIT_MIN / PANEL_ROWS];
+    let (mut ups, mut hidden) = (gates, [0.0f32; UNIT_MIN]);
     for unit in task.units.clone() {
         let start = unit * UNIT_MIN;
         let length = UNIT_MIN.min(task.gate.rows() - start);
@@ -53,26 +54,23 @@ fn gate_up_units<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
             let next = next.filter(|_| index == task.rows.len().div_ceil(TILE) - 1);
             let then_gate = next.map_or(std::ptr::null(), |(gate, panel)| gate.panel(panel).as_ptr());
             let then_up = task.up.panel(panels.start).as_ptr();
-            for (w, out, then) in [(task.gate, &mut hidden, then_up), (task.up, &mut up, then_gate)] {
-                for panel in panels.clone() {
+            for (w, out, then) in [(task.gate, &mut gates, then_up), (task.up, &mut ups, then_gate)] {
+                for (panel, out) in panels.clone().zip(out) {
                     if panel + 1 == panels.end {
                         ask_for::<L>(then);
                     }
-                    let mut y = [[0.0; LANES]; TILE];
                     // SAFETY: the rows have the matrices' groups.
-                    unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(groups), &mut y) };
-                    for (out, y) in out.iter_mut().zip(&y).take(x.rows) {
-                        out[panel * PANEL_ROWS - start..][..LANES].copy_from_slice(y);
-                    }
+                    unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(groups), out) };
                 }
             }
-            for (t, (hidden, up)) in hidden.iter_mut().zip(&mut up).enumerate().take(x.rows) {
+            for t in 0..x.rows {
                 let row = index * TILE + t;
-                let columns = hidden.as_chunks_mut::<LANES>().0.iter_mut().zip(up.as_chunks_mut::<LANES>().0);
-                for (panel, (gate, up)) in panels.clone().zip(columns) {
-                    inner_of::<L>(task, row, panel, gate, up);
+                let columns = hidden.as_chunks_mut::<LANES>().0.iter_mut().zip(&mut gates).zip(&mut ups);
+                for (panel, ((hidden, gate), up)) in panels.clone().zip(columns) {
+                    inner_of::<L>(task, row, panel, &mut gate[t], &mut up[t]);
+                    *hidden = gate[t];
                 }
-                put(task, row, start, &hidden[..length]);
+                put::<L>(task, row, start, &hidden[..length]);
             }
         }
     }
@@ -81,20 +79,14 @@ fn gate_up_units<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
 
 /// Quantises the columns from `start` on of one row, and puts them in their places.
 #[inline(always)]
-fn put(task: &GateUp<'_>, row: usize, start: usize, hidden: &[f32]) {
+fn put<L: Lanes>(task: &GateUp<'_>, row: usize, start: usize, hidden: &[f32]) {
     let group = task.out.group;
     for (index, x) in hidden.chunks(group).enumerate() {
         let place = task.out.place(row, start / group + index);
         // SAFETY: the job has this row and this group, and they belong to this task alone.
         unsafe {
             let codes = std::slice::from_raw_parts_mut(task.out.codes.add(place * group), group);
-            // Whole groups with a length that the compiler knows.
-            let (scale, sum) = match (x.len(), group) {
-                (32, 32) => quantize_group(&x[..32], &mut codes[..32]),
-                (64, 64) => quantize_group(&x[..64], &mut codes[..64]),
-                (128, 128) => quantize_group(&x[..128], &mut codes[..128]),
-                _ => quantize_group(x, codes),
-            };
+            let (scale, sum) = quantize_group::<L>(x, codes);
             *task.out.scales.add(place) = scale;
             *task.out.sums.add(place) = sum;
             *task.out.starts.add(place) = -task.bias * sum;
