@@ -7,6 +7,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod machine;
+mod packed_cache;
 mod progress;
 mod source;
 mod synth;
@@ -31,6 +32,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
     Pull(hub::PullArgs),
+    Cache(packed_cache::CacheArgs),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),
+        Command::Cache(args) => packed_cache::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,8 +15,13 @@
 //! bytes: with scales in a plane of their own a Zen 4 core streamed half as fast (notes/2026-11-20-w4a8.md). What codes
 //! mean: ARITHMETIC.md, 8.
 
+use std::ops::Range;
+
 use crate::bytes::Bytes;
 
+/// The number of this layout, for files that keep packed weights: another one for any change of panels and records, or of
+/// the way in which weights are quantised (ARITHMETIC.md, 9).
+pub const PACKED_LAYOUT: u32 = 1;
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 /// The bytes of a line of codes.
@@ -203,6 +208,14 @@ impl Packed {
         let record = self.format.record();
         let first = (self.first_panel + panel) * self.stored_groups + self.first_group;
         &self.bytes.as_slice()[first * record..(first + self.groups()) * record]
+    }
+
+    /// The records of a run of panels. Panics for a part that has not all the columns.
+    pub fn panel_run(&self, panels: Range<usize>) -> &[u8] {
+        assert!(panels.end <= self.panels() && self.groups() == self.stored_groups, "panels {panels:?}");
+        let panel = self.stored_groups * self.format.record();
+        let first = self.first_panel + panels.start;
+        &self.bytes.as_slice()[first * panel..(first + panels.len()) * panel]
     }
 
     /// The code of an element. For tests and references: kernels read whole lines.

@@ -6,6 +6,7 @@ use gaterail_model::sampler::SamplingParams;
 
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
+use crate::packed_cache::{self, PackedCacheArg};
 use crate::terminal;
 use crate::weights::{KvArg, WeightsArg};
 
@@ -118,6 +119,11 @@ pub struct GenerateArgs {
     /// What the KV cache stores
     #[arg(long, value_name = "KIND", value_enum, default_value_t = KvArg::Auto)]
     pub kv_cache_dtype: KvArg,
+
+    /// Where weights are kept as they are packed, so that the next start is fast: auto (the user's cache folder, or
+    /// packed/ in $GATERAIL_CACHE), a folder, or off. All files together take at most half of what the disk has free
+    #[arg(long, value_name = "DIR", value_parser = packed_cache::parse, default_value = "auto")]
+    pub packed_cache: PackedCacheArg,
 
     /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
     #[arg(long)]

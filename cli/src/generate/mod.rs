@@ -11,12 +11,15 @@ use std::time::Instant;
 use gaterail_model::ModelSource;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::text::{ChatInput, Tokenizer};
-use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::walk::{CacheOutcome, Runner, RunnerOptions};
+use gaterail_model::weights::cache::PackedCache;
+use gaterail_model::weights::check_tensors;
 use serde_json::json;
 
 pub use args::GenerateArgs;
 
 use crate::error::CliError;
+use crate::packed_cache;
 use crate::progress::{self, ByteMeter};
 use crate::source;
 
@@ -54,20 +57,26 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let text = engine::TextSide::new(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
+    // Before sizes are multiplied: until now a configuration could say anything.
+    check_tensors(&spec, &checkpoint)?;
     let kv = args.kv_cache_dtype.form(args.weights);
     let beside = plan::beside_weights(&spec, kv, positions, rows_max);
     let precision = args.weights.precision(&spec, &checkpoint, beside);
     if !args.no_memory_check {
         plan::check_memory(&spec, &checkpoint, (precision, kv), prompt.tokens.len(), positions, rows_max)?;
     }
+    plan::note_mixed_layers(&spec, &checkpoint, precision);
     let device = args.device.open(args.threads)?;
     let options = RunnerOptions { rows_max, positions, shards: Vec::new(), precision, kv };
-    let runner = load(spec, &checkpoint, &device, &options)?;
+    let (runner, outcome) = load(spec, &checkpoint, &device, &options, args.packed_cache.cache().as_ref())?;
     let loaded = started.elapsed();
+    let keeping = packed_cache::keep(outcome);
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &request.params);
     let answer = engine::generate(runner, &request, text, &mut |piece| output.piece(piece))?;
     let full = max_tokens < args.max_tokens;
-    output.finish(&args.model, &prompt.tokens, &answer, output::Timing { loaded, full })
+    let finished = output.finish(&args.model, &prompt.tokens, &answer, output::Timing { loaded, full });
+    keeping.finish();
+    finished
 }
 
 /// Loads with one progress bar over all bytes.
@@ -76,13 +85,14 @@ fn load(
     checkpoint: &Checkpoint,
     device: &gaterail_kernels::Device,
     options: &RunnerOptions,
-) -> Result<Runner, CliError> {
+    cache: Option<&PackedCache>,
+) -> Result<(Runner, CacheOutcome), CliError> {
     let meter = ByteMeter::default();
     meter.plan(checkpoint.data_bytes(), 1);
     let mut shown = progress::on_stderr("load");
     let mut last = Instant::now();
     let mut drawn = false;
-    let runner = Runner::from_checkpoint(spec, checkpoint, device, options, &mut |bytes| {
+    let runner = Runner::with_cache(spec, checkpoint, device, options, cache, &mut |bytes| {
         meter.add(bytes);
         if last.elapsed().as_millis() >= 100 {
             (last, drawn) = (Instant::now(), true);

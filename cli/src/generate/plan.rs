@@ -5,11 +5,12 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::Cursor;
-use gaterail_model::weights::{Precision, resident_bytes};
+use gaterail_model::weights::{Precision, mixed_layers, resident_bytes};
 
 use crate::error::CliError;
 use crate::machine;
 use crate::progress::bytes_text;
+use crate::terminal;
 
 /// What the process needs beside weights, KV and work buffers.
 const RESERVE_BYTES: u64 = 256 << 20;
@@ -27,6 +28,17 @@ pub fn max_tokens(spec: &ModelSpec, prompt: usize, asked: usize) -> Result<usize
         return Err(CliError::Usage("--max-tokens is 0: there is nothing to generate".to_string()));
     }
     Ok(asked.min(spec.context - prompt))
+}
+
+/// Says which layers' experts stay as stored because their matrices lie in different forms.
+pub fn note_mixed_layers(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) {
+    let layers = mixed_layers(spec, checkpoint, precision);
+    let Some(first) = layers.first() else { return };
+    let others = if layers.len() > 1 { format!(" and {} more", layers.len() - 1) } else { String::new() };
+    terminal::note(&format!(
+        "gaterail: the experts of layer {first}{others} lie in different forms, and run as stored with f32 activations \
+         (slow; --weights bf16 is faster and takes more memory)"
+    ));
 }
 
 /// Bytes of KV and work buffers.

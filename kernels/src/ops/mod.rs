@@ -10,6 +10,7 @@ mod linear;
 mod norm;
 mod pack;
 mod packed;
+mod restore;
 mod rope;
 
 pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention};
@@ -25,6 +26,7 @@ pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
 pub use pack::{Packing, pack};
 pub use packed::{HostRow, PROJECTIONS_MAX, Projection, QuantRows, project, quantize};
+pub use restore::{BLOCK_PANELS, restore};
 pub use rope::{RopeStyle, rope};
 
 pub use crate::cpu::gate::MAX_GROUPS;

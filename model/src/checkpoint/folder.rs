@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::CheckpointError;
 use super::header::{StoredType, TensorEntry, parse_header};
 use super::map::map_file;
+use super::stamp::{FileIdentity, Stamp};
 use crate::file::read_limited;
 use crate::gguf::GgufFile;
 
@@ -29,6 +30,8 @@ pub struct Checkpoint {
 struct MappedFile {
     path: PathBuf,
     bytes: Bytes,
+    /// `None` for bytes that are no file.
+    stamp: Option<Stamp>,
 }
 
 /// One tensor: its description and its bytes.
@@ -73,7 +76,8 @@ impl Checkpoint {
         // The header has been checked to name no tensor twice.
         let entries = gguf.tensors().iter().map(|entry| (entry.name.clone(), (0, entry.clone())));
         checkpoint.tensors = entries.collect();
-        checkpoint.files.push(MappedFile { path: gguf.path().to_path_buf(), bytes: gguf.bytes().clone() });
+        let (path, bytes) = (gguf.path().to_path_buf(), gguf.bytes().clone());
+        checkpoint.files.push(MappedFile { path, bytes, stamp: gguf.stamp() });
         checkpoint
     }
 
@@ -98,7 +102,7 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
-        let bytes = map_file(&path)?;
+        let (bytes, stamp) = map_file(&path)?;
         let entries = parse_header(bytes.as_slice())
             .map_err(|detail| CheckpointError::Invalid { path: path.clone(), detail })?;
         let file = self.files.len();
@@ -109,7 +113,7 @@ impl Checkpoint {
                 return Err(CheckpointError::Tensor { path, tensor, detail });
             }
         }
-        self.files.push(MappedFile { path, bytes });
+        self.files.push(MappedFile { path, bytes, stamp: Some(stamp) });
         Ok(())
     }
 
@@ -148,6 +152,21 @@ impl Checkpoint {
     /// All tensors' data together.
     pub fn data_bytes(&self) -> u64 {
         self.tensors.values().map(|(_, entry)| entry.bytes.len() as u64).sum()
+    }
+
+    /// What tells these files from all others; `None` if one of them is no file.
+    pub fn identity(&self) -> Option<Vec<FileIdentity<'_>>> {
+        let mut ends: Vec<usize> = self.files.iter().map(|file| file.bytes.len()).collect();
+        for (file, entry) in self.tensors.values() {
+            ends[*file] = ends[*file].min(entry.bytes.start);
+        }
+        let files = self.files.iter().zip(ends);
+        files
+            .map(|(file, end)| {
+                let header = &file.bytes.as_slice()[..end];
+                Some(FileIdentity { path: file.path.clone(), stamp: file.stamp?, header })
+            })
+            .collect()
     }
 
     /// The tensor of that name.

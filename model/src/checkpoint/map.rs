@@ -10,6 +10,7 @@ use std::sync::Arc;
 use gaterail_kernels::Bytes;
 
 use super::CheckpointError;
+use super::stamp::Stamp;
 
 struct Mapped(memmap2::Mmap);
 
@@ -19,15 +20,16 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// The whole file as shared bytes.
-pub(crate) fn map_file(path: &Path) -> Result<Bytes, CheckpointError> {
+/// The whole file as shared bytes, and which file it is.
+pub(crate) fn map_file(path: &Path) -> Result<(Bytes, Stamp), CheckpointError> {
     let read = |source| CheckpointError::Read { path: path.to_path_buf(), source };
     let file = File::open(path).map_err(read)?;
-    if !file.metadata().map_err(read)?.is_file() {
+    let metadata = file.metadata().map_err(read)?;
+    if !metadata.is_file() {
         let detail = "not a regular file".to_string();
         return Err(CheckpointError::Invalid { path: path.to_path_buf(), detail });
     }
     // SAFETY: the mapping is read-only; that nobody shrinks the file meanwhile is the duty stated above.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(read)?;
-    Ok(Bytes::new(Arc::new(Mapped(map))))
+    Ok((Bytes::new(Arc::new(Mapped(map))), Stamp::of(&metadata)))
 }

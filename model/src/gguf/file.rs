@@ -7,12 +7,14 @@ use gaterail_kernels::Bytes;
 
 use super::header::{Header, parse_gguf};
 use super::value::Metadata;
-use crate::checkpoint::{CheckpointError, StoredType, TensorEntry, map_file};
+use crate::checkpoint::{CheckpointError, Stamp, StoredType, TensorEntry, map_file};
 
 /// Opening maps the file and reads the header; no tensor is touched.
 pub struct GgufFile {
     path: PathBuf,
     bytes: Bytes,
+    /// `None` for bytes that are no file.
+    stamp: Option<Stamp>,
     header: Header,
     /// Name -> index into the header's tensors.
     places: HashMap<String, usize>,
@@ -20,7 +22,8 @@ pub struct GgufFile {
 
 impl GgufFile {
     pub fn open(path: &Path) -> Result<GgufFile, CheckpointError> {
-        GgufFile::parse(path, map_file(path)?)
+        let (bytes, stamp) = map_file(path)?;
+        Ok(GgufFile { stamp: Some(stamp), ..GgufFile::parse(path, bytes)? })
     }
 
     /// The same of bytes that errors call `path`.
@@ -29,7 +32,7 @@ impl GgufFile {
             .map_err(|detail| CheckpointError::Invalid { path: path.to_path_buf(), detail })?;
         let places =
             header.tensors.iter().enumerate().map(|(at, tensor)| (tensor.name.clone(), at)).collect();
-        Ok(GgufFile { path: path.to_path_buf(), bytes, header, places })
+        Ok(GgufFile { path: path.to_path_buf(), bytes, stamp: None, header, places })
     }
 
     pub fn path(&self) -> &Path {
@@ -39,6 +42,11 @@ impl GgufFile {
     /// The whole file.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Which file this is.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        self.stamp
     }
 
     pub fn metadata(&self) -> &Metadata {

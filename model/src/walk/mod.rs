@@ -15,5 +15,5 @@ pub use batch::{Batch, Row};
 pub use cursor::Cursor;
 pub use lane::{Lane, LaneId};
 pub use local::LocalExperts;
-pub use runner::{Runner, RunnerOptions};
+pub use runner::{CacheOutcome, Runner, RunnerOptions};
 pub use seam::{ActRows, ExpertLayer, Routing, StepError, walk};

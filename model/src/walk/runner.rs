@@ -18,6 +18,7 @@ use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
 use crate::source::ModelSource;
 use crate::spec::ModelSpec;
+use crate::weights::cache::{CacheKey, PackedCache, PendingWrite, Store};
 use crate::weights::{
     LoadError, Loader, Loading, Precision, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
 };
@@ -37,6 +38,16 @@ pub struct RunnerOptions {
     pub precision: Precision,
     /// What KV stores; `Precision::kv` is the usual choice.
     pub kv: KvForm,
+}
+
+/// What came of the cache of packed weights.
+#[must_use]
+#[derive(Default)]
+pub struct CacheOutcome {
+    /// Lines for a person; none where all went well.
+    pub notes: Vec<String>,
+    /// Weights that are worth keeping and are in no file yet.
+    pub pending: Option<PendingWrite>,
 }
 
 /// A loaded model.
@@ -67,19 +78,39 @@ impl Runner {
         options: &RunnerOptions,
         loading: Loading<'_>,
     ) -> Result<Runner, ModelError> {
+        let loaded = Runner::with_cache(spec, checkpoint, device, options, None, loading);
+        loaded.map(|(runner, _)| runner)
+    }
+
+    /// Checks and loads an open checkpoint; weights that have been packed before are read as they are kept. With the same
+    /// bits in either case.
+    pub fn with_cache(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        options: &RunnerOptions,
+        cache: Option<&PackedCache>,
+        loading: Loading<'_>,
+    ) -> Result<(Runner, CacheOutcome), ModelError> {
         check_tensors(&spec, checkpoint)?;
         let spec = Arc::new(spec);
         let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
+        if let Some(cache) = cache {
+            let key = CacheKey::new(&spec, checkpoint, options.precision, &options.shards);
+            key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
+        }
         let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
         let whole = [ShardSpec::whole(&inventory(&spec, None))];
         let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };
         check_cover(&inventory(&spec, None), shards).map_err(LoadError::Shards)?;
         let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
+        let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
         let pages = options.positions.div_ceil(PAGE_POSITIONS);
         let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
         let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
         let experts = LocalExperts::new(spec.clone(), shards);
-        Ok(Runner { spec, lanes: vec![lane], cursor, experts })
+        let runner = Runner { spec, lanes: vec![lane], cursor, experts };
+        Ok((runner, CacheOutcome { notes, pending }))
     }
 
     pub fn spec(&self) -> &ModelSpec {

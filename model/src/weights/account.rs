@@ -7,6 +7,7 @@ use gaterail_kernels::{ElementType, FP8_BLOCK, MXFP4_GROUP};
 use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
 use super::int4;
+use super::mixed::expert_uses;
 use super::precision::{Precision, Use};
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
@@ -29,7 +30,7 @@ pub struct Share {
 pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Role, Share> {
     let mut shares: BTreeMap<Role, Share> = BTreeMap::new();
     for expected in expected_tensors(spec) {
-        let parameters: u64 = expected.shape.iter().map(|&n| n as u64).product();
+        let parameters = elements(&expected.shape);
         let (bytes, precision) = match checkpoint {
             Some(checkpoint) => {
                 (stored_bytes(checkpoint, &expected.name), stored_precision(spec, checkpoint, &expected))
@@ -38,11 +39,12 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
         };
         let (touched, of) = touched(spec, expected.role);
         let share = shares.entry(expected.role).or_default();
-        share.parameters += parameters;
-        share.bytes += bytes;
-        share.active_parameters += parameters * touched / of;
-        share.active_bytes += bytes * touched / of;
-        *share.precisions.entry(precision).or_default() += bytes;
+        let active = |all: u64| clamped(u128::from(all) * u128::from(touched) / u128::from(of));
+        add(&mut share.parameters, parameters);
+        add(&mut share.bytes, bytes);
+        add(&mut share.active_parameters, active(parameters));
+        add(&mut share.active_bytes, active(bytes));
+        add(share.precisions.entry(precision).or_default(), bytes);
     }
     if spec.tied_embeddings {
         // The head reads the whole embedding for every token; nothing is stored twice.
@@ -58,6 +60,19 @@ pub fn account(spec: &ModelSpec, checkpoint: Option<&Checkpoint>) -> BTreeMap<Ro
         shares.insert(Role::Head, Share { precisions, ..active });
     }
     shares
+}
+
+/// The elements of a shape that nothing has checked yet: a configuration can say anything.
+fn elements(shape: &[usize]) -> u64 {
+    shape.iter().fold(1, |product, &n| product.saturating_mul(n as u64))
+}
+
+fn clamped(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn add(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
 
 /// The share of a part that one token touches, as a fraction.
@@ -89,25 +104,27 @@ fn stored_precision(spec: &ModelSpec, checkpoint: &Checkpoint, expected: &Expect
 fn declared(spec: &ModelSpec, expected: &Expected, parameters: u64) -> (u64, &'static str) {
     match stored_form(spec.quantization, expected.form) {
         Quantization::Fp8Blocks => {
-            (parameters + parameters.div_ceil((FP8_BLOCK * FP8_BLOCK) as u64) * 4, "fp8")
+            let scales = parameters.div_ceil((FP8_BLOCK * FP8_BLOCK) as u64) * 4;
+            (parameters.saturating_add(scales), "fp8")
         }
         Quantization::Mxfp4Experts => (parameters / 2 + parameters / MXFP4_GROUP as u64, "mxfp4"),
         Quantization::Int4(int4) => {
             let [rows, cols] = [expected.shape[0], expected.shape[1]];
-            let groups = cols.div_ceil(int4.stored_group(cols)) as u64 * rows as u64;
-            (parameters / 2 + groups * 2 + groups / 2, int4.precision())
+            let groups = elements(&[cols.div_ceil(int4.stored_group(cols)), rows]);
+            let bytes = u128::from(parameters) / 2 + u128::from(groups) * 5 / 2;
+            (clamped(bytes), int4.precision())
         }
         Quantization::None => match spec.declared {
-            Some(ElementType::F32) => (parameters * 4, "f32"),
-            Some(ElementType::F16) => (parameters * 2, "f16"),
-            Some(ElementType::Bf16) | None => (parameters * 2, "bf16"),
+            Some(ElementType::F32) => (parameters.saturating_mul(4), "f32"),
+            Some(ElementType::F16) => (parameters.saturating_mul(2), "f16"),
+            Some(ElementType::Bf16) | None => (parameters.saturating_mul(2), "bf16"),
         },
     }
 }
 
 /// Bytes of weights that a running model keeps reading in a precision.
 pub fn resident_bytes(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) -> u64 {
-    resident_by_role(spec, checkpoint, precision).values().sum()
+    resident_by_role(spec, checkpoint, precision).values().fold(0, |sum, &bytes| sum.saturating_add(bytes))
 }
 
 /// The same by part: tensors as they are mapped, or their copies where loading turns them round or packs them (then nobody
@@ -118,14 +135,24 @@ pub fn resident_by_role(
     precision: Precision,
 ) -> BTreeMap<Role, u64> {
     let mut shares = BTreeMap::new();
-    for row in expected_tensors(spec) {
+    let table = expected_tensors(spec);
+    let experts = expert_uses(spec.layers.len(), table.iter(), checkpoint, precision);
+    for row in table {
         let stored = stored_bytes(checkpoint, &row.name);
-        *shares.entry(row.role).or_default() +=
-            run_bytes(spec, checkpoint, precision, &row, usage(spec, &row));
+        let usage = match row.slot {
+            Slot::Layer(layer, _) | Slot::Expert(layer, _, _)
+                if row.role == Role::Experts && row.form != Form::Vector =>
+            {
+                experts[layer]
+            }
+            _ => usage(spec, &row),
+        };
+        let bytes = run_bytes(spec, checkpoint, precision, &row, usage);
+        add(shares.entry(row.role).or_default(), bytes);
         if row.slot == Slot::Embedding && spec.tied_embeddings {
             let head = run_bytes(spec, checkpoint, precision, &row, Use::Head);
             let packed = is_packed(checkpoint, &row, precision) || head != stored;
-            *shares.entry(Role::Head).or_default() += if packed { head } else { 0 };
+            add(shares.entry(Role::Head).or_default(), if packed { head } else { 0 });
         }
     }
     shares
@@ -147,16 +174,16 @@ fn run_bytes(
 ) -> u64 {
     let turned = matches!(row.slot, Slot::Layer(_, Part::KvB));
     let stored = stored_bytes(checkpoint, &row.name);
-    let elements: u64 = row.shape.iter().map(|&n| n as u64).product();
+    let elements = elements(&row.shape);
     match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
         // Coded matrices that are turned round are kept as f32.
-        Some(StoredType::F8E4m3) if turned => return elements * 4,
+        Some(StoredType::F8E4m3) if turned => return elements.saturating_mul(4),
         // Integers in groups stay what they are, a little more or less for another layout.
         Some(StoredType::Q4_0 | StoredType::Q8_0) if precision != Precision::Bf16 => return stored,
         // Made into bf16, they are no integers any more.
-        None if precision == Precision::Bf16 && usage != Use::AsStored => return elements * 2,
+        None if precision == Precision::Bf16 && usage != Use::AsStored => return elements.saturating_mul(2),
         None => match stored_form(spec.quantization, row.form) {
-            Quantization::Int4(_) if turned => return elements * 4,
+            Quantization::Int4(_) if turned => return elements.saturating_mul(4),
             Quantization::Int4(int4) => return int4::resident_bytes(int4, row.shape[0], row.shape[1]),
             _ => return stored,
         },

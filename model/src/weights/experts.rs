@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece, ExpertPieces};
-use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix};
+use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix, Weight};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
+use super::cache::Place;
 use super::expected::{Part, Role, Slot, expected_tensors};
 use super::int4;
 use super::load::{Loader, Stacked};
@@ -114,7 +115,7 @@ pub fn check_cover(inventory: &ExpertInventory, shards: &[ShardSpec]) -> Result<
 /// Loads what `shard` lists from a checked checkpoint; `check_cover` has seen the shard.
 pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) -> ExpertShard {
     let mut layers: Vec<Vec<ExpertPiece>> = spec.layers.iter().map(|_| Vec::new()).collect();
-    let uses: Vec<Use> = (0..spec.layers.len()).map(|layer| loader.expert_use(layer)).collect();
+    let uses = loader.expert_uses();
     for slice in &shard.slices {
         let layer = slice.layer.0 as usize;
         let sparse =
@@ -135,36 +136,103 @@ fn load_piece(
     let first = slice.units.start as usize * unit;
     let end = (slice.units.end as usize * unit).min(sparse.width);
     let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
-    let run = |[gate, up, down]: [Matrix; 3]| {
-        let run = |matrix: Matrix| matrix.row_slice(first, 1, end - first);
-        (run(gate), run(up), down.col_slice(first, end - first))
-    };
-    let (gate, up, down) = match spec.names.experts {
-        ExpertNames::Each { .. } => {
-            let slot = |part| Slot::Expert(layer, expert, part);
-            let gate = loader.matrix_rows(slot(Part::Gate), first..end);
-            let up = loader.matrix_rows(slot(Part::Up), first..end);
-            (gate, up, loader.matrix_cols(slot(Part::Down), first..end))
-        }
-        ExpertNames::Stacked => run([Part::StackedGate, Part::StackedUp, Part::StackedDown]
-            .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert))),
-        ExpertNames::Fused { take_turns } => {
-            let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
-            let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
-            let (gate, up) = gate_and_up(&both, take_turns, sparse.width, first..end);
-            (gate, up, down.inputs(first, end - first))
-        }
-    };
+    let weights = load_matrices(spec, sparse, (layer, expert), first..end, usage, loader);
+    let [gate, up, down] = weights;
     let biases = sparse.expert_bias.then(|| load_biases(spec, sparse, layer, expert, loader));
     let run = |bias: &[f32]| bias[first..end].to_vec();
     ExpertPiece {
         expert: slice.expert.0,
-        gate: loader.run_as(gate, usage),
-        up: loader.run_as(up, usage),
-        down: loader.run_as(down, usage),
+        gate,
+        up,
+        down,
         gate_bias: biases.as_ref().map(|biases| run(&biases.gate)),
         up_bias: biases.as_ref().map(|biases| run(&biases.up)),
         down_bias: biases.filter(|_| first == 0).map(|biases| biases.down),
+    }
+}
+
+/// gate, up and down of the run, as they are kept or out of the checkpoint.
+fn load_matrices(
+    spec: &ModelSpec,
+    sparse: &SparseSpec,
+    (layer, expert): (usize, usize),
+    run: Range<usize>,
+    usage: Use,
+    loader: &mut Loader<'_>,
+) -> [Weight; 3] {
+    let places = places(spec, (layer, expert), &run, loader);
+    // Where gate and up are one tensor, one of them alone is of no use.
+    let [gate, up, down] = places.each_ref().map(|(slot, place)| loader.recall(*slot, place, usage));
+    if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
+        return [gate, up, down];
+    }
+    let matrices = stored_matrices(spec, sparse, (layer, expert), run, loader);
+    let mut matrices = places.iter().zip(matrices);
+    [(); 3].map(|()| {
+        let ((_, place), matrix) = matrices.next().unwrap_or_else(|| unreachable!("three of each"));
+        loader.run_as(place, matrix, usage)
+    })
+}
+
+/// Where gate, up and down of the run lie.
+fn places(
+    spec: &ModelSpec,
+    (layer, expert): (usize, usize),
+    run: &Range<usize>,
+    loader: &Loader<'_>,
+) -> [(Slot, Place); 3] {
+    let at = |part| Slot::Layer(layer, part);
+    let (slots, within): ([Slot; 3], [String; 3]) = match spec.names.experts {
+        ExpertNames::Each { .. } => {
+            let slot = |part| Slot::Expert(layer, expert, part);
+            ([Part::Gate, Part::Up, Part::Down].map(slot), Default::default())
+        }
+        ExpertNames::Stacked => {
+            let slots = [Part::StackedGate, Part::StackedUp, Part::StackedDown].map(at);
+            (slots, ["", "", ""].map(|_| format!("[{expert}]")))
+        }
+        ExpertNames::Fused { .. } => {
+            let slots = [Part::FusedGateUp, Part::FusedGateUp, Part::FusedDown].map(at);
+            (slots, [".gate", ".up", ""].map(|half| format!("[{expert}]{half}")))
+        }
+    };
+    let (first, n, hidden) = (run.start, run.len(), spec.hidden);
+    let parts = [(first, n, 0, hidden), (first, n, 0, hidden), (0, hidden, first, n)];
+    [0, 1, 2].map(|i| {
+        let (first_row, rows, first_col, cols) = parts[i];
+        let name = format!("{}{}", loader.name(slots[i]), within[i]);
+        (slots[i], Place { name, first_row, rows, first_col, cols })
+    })
+}
+
+/// gate, up and down of the run, as stored.
+fn stored_matrices(
+    spec: &ModelSpec,
+    sparse: &SparseSpec,
+    (layer, expert): (usize, usize),
+    run: Range<usize>,
+    loader: &mut Loader<'_>,
+) -> [Matrix; 3] {
+    match spec.names.experts {
+        ExpertNames::Each { .. } => {
+            let slot = |part| Slot::Expert(layer, expert, part);
+            let gate = loader.matrix_rows(slot(Part::Gate), run.clone());
+            let up = loader.matrix_rows(slot(Part::Up), run.clone());
+            [gate, up, loader.matrix_cols(slot(Part::Down), run)]
+        }
+        ExpertNames::Stacked => {
+            let [gate, up, down] = [Part::StackedGate, Part::StackedUp, Part::StackedDown]
+                .map(|part| loader.output_stacked(Slot::Layer(layer, part), expert));
+            let rows = |matrix: Matrix| matrix.row_slice(run.start, 1, run.len());
+            [rows(gate), rows(up), down.col_slice(run.start, run.len())]
+        }
+        ExpertNames::Fused { take_turns } => {
+            let both = loader.stacked(Slot::Layer(layer, Part::FusedGateUp), expert);
+            let down = loader.stacked(Slot::Layer(layer, Part::FusedDown), expert);
+            let down = down.inputs(run.start, run.len());
+            let (gate, up) = gate_and_up(&both, take_turns, sparse.width, run);
+            [gate, up, down]
+        }
     }
 }
 

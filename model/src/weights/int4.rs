@@ -47,16 +47,17 @@ pub(super) fn tensor_names(name: &str) -> Option<TensorNames> {
 }
 
 /// Columns that share a scale in our form: what is stored, or a part of it that divides it.
-fn our_group(stored: Int4Linear, cols: usize) -> usize {
+pub(super) fn our_group(stored: Int4Linear, cols: usize) -> usize {
     let group = stored.stored_group(cols);
     [INT4_GROUP_MAX, 64, 32].into_iter().find(|ours| group.is_multiple_of(*ours)).unwrap_or(INT4_GROUP_MAX)
 }
 
 /// Memory that a layer takes once it is read.
 pub(super) fn resident_bytes(stored: Int4Linear, rows: usize, cols: usize) -> u64 {
-    let groups = (rows * cols.div_ceil(our_group(stored, cols))) as u64;
+    let groups = (rows as u64).saturating_mul(cols.div_ceil(our_group(stored, cols)) as u64);
     let offsets = if stored.symmetric { 0 } else { 4 };
-    (rows * cols) as u64 / 2 + groups * (2 + offsets)
+    let codes = (rows as u64).saturating_mul(cols as u64) / 2;
+    codes.saturating_add(groups.saturating_mul(2 + offsets))
 }
 
 /// Everything about one layer's tensors that keeps it from being read.

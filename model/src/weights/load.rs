@@ -5,12 +5,14 @@ use std::ops::Range;
 
 use gaterail_kernels::{
     Arena, Buffer, Bytes, Device, ElementType, FP8_BLOCK, KernelError, MXFP4_GROUP, Matrix, MatrixData,
-    Weight, ops,
+    Weight,
 };
 
-use super::expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
+use super::cache::Store;
+use super::expected::{Expected, Form, Slot, expected_tensors, stored_form};
 use super::int4;
-use super::precision::{Precision, Step, Use};
+use super::mixed::expert_uses;
+use super::precision::{Precision, Use};
 use crate::arch::TensorNames;
 use crate::checkpoint::{Checkpoint, CheckpointError, StoredType, Tensor};
 use crate::config::{Int4Linear, Quantization};
@@ -166,14 +168,17 @@ fn scale_name(name: &str) -> String {
 
 /// Takes tensors out of a checked checkpoint by slot.
 pub struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    pub(super) checkpoint: &'a Checkpoint,
     table: HashMap<Slot, Expected>,
-    quantization: Quantization,
-    device: &'a Device,
-    precision: Precision,
+    layers: usize,
+    pub(super) quantization: Quantization,
+    pub(super) device: &'a Device,
+    pub(super) precision: Precision,
     /// Where packed matrices lie.
-    arena: Arena,
-    loading: Loading<'a>,
+    pub(super) arena: Arena,
+    /// Packed matrices that are kept from one start to the next.
+    pub(super) store: Option<Store>,
+    pub(super) loading: Loading<'a>,
 }
 
 impl<'a> Loader<'a> {
@@ -189,10 +194,12 @@ impl<'a> Loader<'a> {
         Loader {
             checkpoint,
             table,
+            layers: spec.layers.len(),
             quantization: spec.quantization,
             device,
             precision,
             arena: Arena::default(),
+            store: None,
             loading,
         }
     }
@@ -201,8 +208,13 @@ impl<'a> Loader<'a> {
         self.device
     }
 
-    fn expected(&self, slot: Slot) -> &Expected {
+    pub(super) fn expected(&self, slot: Slot) -> &Expected {
         self.table.get(&slot).unwrap_or_else(|| panic!("{slot:?} is not part of this model"))
+    }
+
+    /// The tensor of a slot; it may stand under other names where it is stored in parts.
+    pub fn name(&self, slot: Slot) -> &str {
+        &self.expected(slot).name
     }
 
     /// A tensor that the check has seen, its pages read.
@@ -313,45 +325,17 @@ impl<'a> Loader<'a> {
 
     /// A matrix `[rows, cols]` in the precision asked for.
     pub fn weight(&mut self, slot: Slot, usage: Use) -> Weight {
+        let place = self.whole_place(slot);
+        if let Some(weight) = self.recall(slot, &place, usage) {
+            return weight;
+        }
         let matrix = self.matrix(slot);
-        self.run_as(matrix, usage)
+        self.run_as(&place, matrix, usage)
     }
 
-    /// How the experts of a layer are run. Its rows are quantised once, in groups of one size, for all gates and ups: where
-    /// these lie in different integer forms, or (run as stored) integers beside other forms, as GGUF files may have it,
-    /// all of them stay as stored, for f32 activations.
-    pub fn expert_use(&self, layer: usize) -> Use {
-        let grouped = |row: &Expected| match self.checkpoint.tensor(&row.name) {
-            Some(tensor) if matches!(tensor.stored, StoredType::Q4_0 | StoredType::Q8_0) => {
-                Some(Some(tensor.stored))
-            }
-            Some(_) => None,
-            // Integers that have tensors of their own for codes and scales.
-            None => Some(None),
-        };
-        let (mut inner, mut all, mut some) = (None, true, false);
-        for row in self.table.values() {
-            let (Slot::Layer(at, part) | Slot::Expert(at, _, part)) = row.slot else { continue };
-            if at != layer || row.role != Role::Experts || row.form == Form::Vector {
-                continue;
-            }
-            let form = grouped(row);
-            (all, some) = (all && form.is_some(), some || form.is_some());
-            let down = matches!(part, Part::Down | Part::StackedDown | Part::FusedDown);
-            if !down && *inner.get_or_insert(form) != form {
-                return Use::AsStored;
-            }
-        }
-        if self.precision == Precision::AsStored && some && !all { Use::AsStored } else { Use::Expert }
-    }
-
-    /// A matrix in the precision asked for.
-    pub fn run_as(&mut self, matrix: Matrix, usage: Use) -> Weight {
-        match self.precision.step(&matrix, usage) {
-            Step::Keep => matrix.into(),
-            Step::ToBf16 => matrix.to_bf16().into(),
-            Step::Pack(packing) => ops::pack(self.device, &matrix, packing, &mut self.arena).into(),
-        }
+    /// How the experts of each layer are run.
+    pub fn expert_uses(&self) -> Vec<Use> {
+        expert_uses(self.layers, self.table.values(), self.checkpoint, self.precision)
     }
 
     /// One expert of a stack, as stored.

@@ -1,7 +1,7 @@
 //! In which precision weights are run: as they are stored, or as the user asks.
 
 use gaterail_kernels::ops::{KvForm, Packing};
-use gaterail_kernels::{ElementType, Matrix, MatrixData, PackedFormat};
+use gaterail_kernels::{ElementType, Matrix, MatrixData, PANEL_ROWS, PackedFormat};
 
 /// What becomes of the weights of experts, projections and head. Norms, embeddings, gates and the projections of latent
 /// attention always stay as stored.
@@ -63,10 +63,14 @@ impl Precision {
 
     /// The bytes of a plain matrix `[rows, cols]` with `stored` bytes in this precision.
     pub fn bytes(self, rows: u64, cols: u64, stored: u64, usage: Use) -> u64 {
-        let packed = |format: PackedFormat| format.bytes(rows as usize, cols as usize) as u64;
+        // Shapes may come from a configuration that no tensor bears out.
+        let packed = |format: PackedFormat| {
+            let records = rows.div_ceil(PANEL_ROWS as u64).saturating_mul(cols.div_ceil(format.group as u64));
+            records.saturating_mul(format.record() as u64)
+        };
         match (self, usage) {
             (_, Use::AsStored) | (Precision::AsStored | Precision::F32, _) => stored,
-            (Precision::Bf16, _) => rows * cols * 2,
+            (Precision::Bf16, _) => rows.saturating_mul(cols).saturating_mul(2),
             (Precision::Int8, _) | (Precision::Int4, Use::Head) => packed(PackedFormat::INT8),
             (Precision::Int4, _) => packed(PackedFormat::INT4),
         }

@@ -1,0 +1,145 @@
+//! What the loader asks for packed weights, and tells of those it made.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use gaterail_kernels::{Arena, Device, Packed, PackedFormat};
+
+use super::CacheError;
+use super::folder;
+use super::index::Place;
+use super::key::CacheKey;
+use super::reader::CacheFile;
+use super::writer;
+
+/// Where packed weights are kept.
+#[derive(Clone, Debug)]
+pub struct PackedCache {
+    pub folder: PathBuf,
+    /// Models with fewer bytes of packed weights are packed every time.
+    pub bytes_min: u64,
+    /// The most that all files may take; `None`: half of what the disk has free.
+    pub bytes_max: Option<u64>,
+}
+
+impl PackedCache {
+    /// Below this, packing takes less than a second.
+    pub const BYTES_MIN: u64 = 256 << 20;
+
+    pub fn new(folder: PathBuf) -> PackedCache {
+        PackedCache { folder, bytes_min: PackedCache::BYTES_MIN, bytes_max: None }
+    }
+}
+
+/// The cache while a model is loaded.
+pub struct Store {
+    cache: PackedCache,
+    key: CacheKey,
+    file: Option<CacheFile>,
+    /// Everything that was packed or read, in the order of loading.
+    held: Vec<(Place, Packed)>,
+    /// How many of them were packed.
+    packed: usize,
+    notes: Vec<String>,
+}
+
+/// Packed weights that are in no file yet.
+#[must_use]
+pub struct PendingWrite {
+    cache: PackedCache,
+    key: CacheKey,
+    matrices: Vec<(Place, Packed)>,
+}
+
+/// A file that has been written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Opens this key's file if there is one, or else the one that holds all experts.
+    pub fn open(cache: PackedCache, key: CacheKey) -> Store {
+        let mut store = Store { cache, key, file: None, held: Vec::new(), packed: 0, notes: Vec::new() };
+        let folder = &store.cache.folder;
+        for path in [Some(store.key.path(folder)), store.key.whole_path(folder)].into_iter().flatten() {
+            match CacheFile::open(&path, &store.key) {
+                Ok(None) => {}
+                Ok(file) => {
+                    store.file = file;
+                    break;
+                }
+                Err(error) => store.notes.push(unusable(&path, &error)),
+            }
+        }
+        store
+    }
+
+    /// The matrix at a place, if the cache has it in a form that `accepts` takes.
+    pub fn recall(
+        &mut self,
+        place: &Place,
+        accepts: impl Fn(PackedFormat) -> bool,
+        device: &Device,
+        arena: &mut Arena,
+    ) -> Option<Packed> {
+        let file = self.file.as_ref()?;
+        match file.read(place, accepts, device, arena) {
+            Ok(found) => {
+                let packed = found?;
+                self.held.push((place.clone(), packed.clone()));
+                Some(packed)
+            }
+            Err(error) => {
+                self.notes.push(unusable(file.path(), &error));
+                self.file = None;
+                None
+            }
+        }
+    }
+
+    /// A matrix that had to be packed.
+    pub fn keep(&mut self, place: Place, packed: &Packed) {
+        self.held.push((place, packed.clone()));
+        self.packed += 1;
+    }
+
+    /// What a person should know, and what is to be written.
+    pub fn finish(mut self) -> (Vec<String>, Option<PendingWrite>) {
+        // What was read in vain, because its neighbour was not to be had, has been packed too.
+        let mut seen = HashSet::new();
+        self.held.retain(|(place, _)| seen.insert(place.clone()));
+        if let Some(file) = &self.file {
+            file.touch();
+        }
+        let bytes: u64 = self.held.iter().map(|(_, packed)| packed.stored_bytes() as u64).sum();
+        let worth_it = self.packed > 0 && bytes >= self.cache.bytes_min;
+        let pending = PendingWrite { cache: self.cache, key: self.key, matrices: self.held };
+        (self.notes, worth_it.then_some(pending))
+    }
+}
+
+fn unusable(path: &std::path::Path, error: &CacheError) -> String {
+    format!("packed weights: {} {error}; it is not used, and made again", path.display())
+}
+
+impl PendingWrite {
+    /// The bytes of all matrices.
+    pub fn bytes(&self) -> u64 {
+        self.matrices.iter().map(|(_, packed)| packed.stored_bytes() as u64).sum()
+    }
+
+    /// Writes the file; takes seconds. `written` is told of bytes. Whatever fails, the model runs without.
+    pub fn write(self, written: &mut dyn FnMut(u64)) -> Result<Written, CacheError> {
+        let folder = &self.cache.folder;
+        if !self.key.is_current() {
+            return Err(CacheError("the model's files have changed since they were opened".to_string()));
+        }
+        std::fs::create_dir_all(folder).map_err(CacheError::io(&folder.display().to_string()))?;
+        // The file of this key, if there still is one, is replaced.
+        folder::make_room(folder, self.bytes(), self.cache.bytes_max)?;
+        let (path, bytes) = writer::write(folder, &self.key, &self.matrices, written)?;
+        Ok(Written { path, bytes })
+    }
+}
