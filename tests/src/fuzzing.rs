@@ -10,6 +10,7 @@ use gaterail_model::checkpoint::{Checkpoint, parse_header, parse_index};
 use gaterail_model::config::{Fields, GenerationDefaults};
 use gaterail_model::gguf::GgufFile;
 use gaterail_model::text::{ChatInput, ChatTemplate, Detokenizer, TextError, Tokenizer};
+use gaterail_model::weights::cache::parse_cache;
 use gaterail_model::weights::{account, check_tensors, expected_tensors};
 use serde_json::json;
 
@@ -53,6 +54,17 @@ pub fn config(data: &[u8]) {
 pub fn index(data: &[u8]) {
     let Ok(places) = parse_index(data) else { return };
     assert!(places.values().all(|file| !file.contains(['/', '\\', '\0']) && file != ".." && file != "."));
+}
+
+/// The head of a file of packed weights: accepted entries lie in the file, in order, without overlap.
+pub fn packed(data: &[u8]) {
+    let Ok(index) = parse_cache(data, data.len() as u64) else { return };
+    let mut end = 0;
+    for entry in &index.entries {
+        assert!(entry.offset >= end && entry.rows > 0 && entry.cols > 0, "{entry:?}");
+        end = entry.offset + entry.bytes;
+        assert!(end <= data.len() as u64, "{entry:?}");
+    }
 }
 
 /// A chat template, rendered over a conversation.

@@ -13,7 +13,10 @@ use gaterail_model::config::GenerationDefaults;
 use gaterail_model::gguf::Value;
 use gaterail_model::text::ChatInput;
 use gaterail_model::walk::{Runner, RunnerOptions};
-use gaterail_model::weights::{Form, Loader, Precision, Slot, check_tensors, expected_tensors};
+use gaterail_model::weights::{
+    Form, Loader, Precision, Role, Slot, account, check_tensors, expected_tensors, mixed_layers,
+    resident_by_role, resident_bytes,
+};
 use gaterail_tests::gguf::Parts;
 use gaterail_tests::{device, expected, fixtures, fixtures_folder, load, log_softmax, logits_in_chunks};
 use serde::Deserialize;
@@ -458,4 +461,48 @@ fn every_key_matters() {
         file.set("llama.rope.scale_linear", Some(Value::Float(2.5)));
     });
     assert_eq!(whole, old);
+}
+
+/// Experts whose matrices lie in different forms are counted as they run, and are named.
+#[test]
+fn layers_of_mixed_forms_are_counted_as_they_run() {
+    let mut parts = Parts::of("gguf_olmoe");
+    let up = parts.tensor("blk.0.ffn_up_exps.weight");
+    let elements: usize = up.shape.iter().product();
+    (up.kind, up.bytes) = (0, vec![0; 4 * elements]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("mixed.gguf");
+    std::fs::write(&path, parts.bytes()).expect("a file");
+    let source = ModelSource::open(&path).expect("a model");
+    let (spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("tensors"));
+    check_tensors(&spec, &checkpoint).expect("a model that fits");
+    let stored = |layer: usize| -> u64 {
+        let names = ["gate", "up", "down"].map(|part| format!("blk.{layer}.ffn_{part}_exps.weight"));
+        names.iter().map(|name| checkpoint.tensor(name).expect("experts").bytes.len() as u64).sum()
+    };
+    let all: u64 = (0..spec.layers.len()).map(stored).sum();
+    for precision in [Precision::AsStored, Precision::Int8, Precision::Int4] {
+        assert_eq!(mixed_layers(&spec, &checkpoint, precision), [0], "{precision:?}");
+        let experts = resident_by_role(&spec, &checkpoint, precision)[&Role::Experts];
+        assert_eq!(experts, all, "{precision:?}: integers stay, and the mixed layer too");
+    }
+    // Whatever becomes bf16 or f32 meets f32 activations, whatever it was.
+    for precision in [Precision::Bf16, Precision::F32] {
+        assert_eq!(mixed_layers(&spec, &checkpoint, precision), [0usize; 0], "{precision:?}");
+    }
+    let sparse = spec.layers[0].mlp.sparse().expect("experts");
+    let elements = (3 * sparse.experts * sparse.width * spec.hidden * spec.layers.len()) as u64;
+    assert_eq!(resident_by_role(&spec, &checkpoint, Precision::Bf16)[&Role::Experts], 2 * elements);
+}
+
+/// Sizes of a configuration that no tensor bears out are large, not small.
+#[test]
+fn sizes_do_not_wrap_around() {
+    let source = ModelSource::open(&fixtures_folder().join("gguf_olmoe")).expect("a fixture");
+    let (mut spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("tensors"));
+    (spec.hidden, spec.vocab) = (1 << 33, 1 << 33);
+    assert!(check_tensors(&spec, &checkpoint).is_err());
+    assert!(resident_bytes(&spec, &checkpoint, Precision::Bf16) >= 1 << 62);
+    let shares = account(&spec, None);
+    assert!(shares[&Role::Embedding].parameters >= 1 << 62 && shares[&Role::Embedding].bytes >= 1 << 62);
 }

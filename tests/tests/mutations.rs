@@ -1,8 +1,10 @@
 //! The fuzz targets over mutated seeds, on stable Rust and with a fixed seed: a quick net under the real fuzzing.
 
 use gaterail_kernels::Isa;
+use gaterail_model::ModelSource;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
+use gaterail_model::weights::cache::{PackedCache, list, parse_cache};
 use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::hash;
 use gaterail_tests::gguf::Parts;
@@ -117,6 +119,38 @@ fn indices() {
         .chain([br#"{"weight_map": {"a": "b.safetensors", "c": "../d", "e": "/f", "g": "."}}"#.to_vec()])
         .collect();
     replay(&seeds, 6_000, fuzzing::index);
+}
+
+#[test]
+fn heads_of_packed_weights() {
+    let device = device(Isa::detect());
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cache = PackedCache { bytes_min: 0, ..PackedCache::new(folder.path().to_path_buf()) };
+    for (name, precision) in [
+        ("mixtral_a", Precision::Int4),
+        ("gpt_oss_a", Precision::AsStored),
+        ("qwen3_moe_gptq_b", Precision::AsStored),
+        ("gguf_olmoe", Precision::AsStored),
+    ] {
+        let source = ModelSource::open(&gaterail_tests::fixtures_folder().join(name)).expect("a fixture");
+        let (spec, checkpoint) = (source.spec().unwrap(), source.checkpoint().unwrap());
+        let options =
+            RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision, kv: precision.kv() };
+        let loaded = Runner::with_cache(spec, &checkpoint, &device, &options, Some(&cache), &mut |_| {});
+        loaded.expect("a fixture").1.pending.expect("packed weights").write(&mut |_| {}).expect("a file");
+    }
+    let files = list(folder.path()).expect("the cache");
+    let seeds: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(&file.path).unwrap()).collect();
+    assert_eq!(seeds.len(), 4);
+    assert!(seeds.iter().all(|seed| parse_cache(seed, seed.len() as u64).is_ok()));
+    replay(&seeds, 3_000, fuzzing::packed);
+    // The head alone, over and over: mutations of whole files mostly meet data.
+    let cut = |seed: &Vec<u8>| {
+        let index = u64::from_le_bytes(seed[16..24].try_into().expect("eight bytes")) as usize;
+        let sums = u64::from_le_bytes(seed[24..32].try_into().expect("eight bytes")) as usize;
+        seed[..40 + index + 8 * sums].to_vec()
+    };
+    replay(&seeds.iter().map(cut).collect::<Vec<_>>(), 6_000, fuzzing::packed);
 }
 
 #[test]

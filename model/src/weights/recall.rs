@@ -62,7 +62,8 @@ impl Loader<'_> {
         let forms = self.forms(&row, usage)?;
         let store = self.store.as_mut()?;
         let packed = store.recall(place, |format| forms.has(format), self.device, &mut self.arena)?;
-        (self.loading)(self.stored_share(&row, place));
+        let bytes = self.stored_share(&row, place);
+        (self.loading)(bytes);
         Some(packed.into())
     }
 

@@ -56,10 +56,10 @@ impl CacheKey {
         }
         let held = match shards {
             [] => WHOLE.to_string(),
-            shards => hex(&Sha256::digest(format!("{shards:?}"))[..NAME_BYTES / 2]),
+            shards => hex(&Sha256::digest(format!("{shards:?}")).as_slice()[..NAME_BYTES / 2]),
         };
         let model = checkpoint.folder().to_path_buf();
-        Some(CacheKey { digest: hex(&hash.finalize()), held, precision, model, files })
+        Some(CacheKey { digest: hex(hash.finalize().as_slice()), held, precision, model, files })
     }
 
     /// The file of this key.
