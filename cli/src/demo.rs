@@ -33,9 +33,17 @@ static FILES: [(&str, &[u8]); 6] = carried![
     "model/generation_config.json",
 ];
 
+/// Held-out prompts with their right answers, as JSON lines.
+pub const PROMPTS: &str = include_str!("../../ops/demo-model/prompts.jsonl");
+
 /// The model's folder, written if need be.
 pub fn path() -> Result<PathBuf, CliError> {
     Ok(unpacked()?.join("model"))
+}
+
+/// Its draft's folder, likewise.
+pub fn draft() -> Result<PathBuf, CliError> {
+    Ok(unpacked()?.join("draft"))
 }
 
 /// The folder with all that is carried.
