@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::terminal;
 
-const EVERY: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(5);
 
 pub struct Count {
     verb: &'static str,
