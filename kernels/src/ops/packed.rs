@@ -212,7 +212,8 @@ fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'
         return;
     }
     let cpu = stream.cpu();
-    let parts = cpu.parts_for(panels, x.rows * panels * x.width / 4);
+    // Many parts: memory does not serve all threads alike.
+    let parts = cpu.parts_within(panels, x.rows * panels * x.width / 4, 8);
     cpu.pool.run(parts, &|part| {
         let mine = run_of(panels, parts, part);
         for run in runs.iter().flatten() {
