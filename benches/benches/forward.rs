@@ -121,10 +121,11 @@ fn load(path: &Path, device: &Device, precision: Precision) -> Result<Model, Mod
     let source = ModelSource::open(path)?;
     let spec = source.spec()?;
     let weights = resident_by_role(&spec, &source.checkpoint()?, precision);
-    let position_bytes = spec.kv_values_per_position() * size_of::<f32>();
+    let position_bytes = spec.kv_values_per_position() * precision.kv().bytes();
     let wanted = STREAMS[STREAMS.len() - 1] * room_for(CONTEXTS[CONTEXTS.len() - 1]);
     let positions = wanted.min(KV_BYTES_MAX / position_bytes);
-    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
+    let options =
+        RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision, kv: precision.kv() };
     let runner = Runner::load(path, device, &options, &mut |_| {})?;
     Ok(Model { runner, positions, weights, position_bytes })
 }

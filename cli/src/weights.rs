@@ -1,8 +1,9 @@
-//! `--weights`: in which precision a model runs, and what `auto` makes of it.
+//! `--weights` and `--kv-cache-dtype`: in which precision a model runs, and what `auto` makes of it.
 
 use std::fmt;
 
 use clap::ValueEnum;
+use gaterail_kernels::ops::KvForm;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Precision, resident_bytes};
@@ -58,5 +59,26 @@ impl fmt::Display for WeightsArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = self.to_possible_value();
         f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// What the KV cache stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvArg {
+    /// f32 with --weights f32, else f16
+    Auto,
+    F32,
+    /// Half the memory, and twice the speed of long contexts
+    #[value(alias = "float16", alias = "fp16")]
+    F16,
+}
+
+impl KvArg {
+    /// What KV stores where `precision` is asked for. Weights that `auto` has yet to choose are not exact ones.
+    pub fn form(self, weights: WeightsArg) -> KvForm {
+        match (self, weights) {
+            (KvArg::F32, _) | (KvArg::Auto, WeightsArg::F32) => KvForm::F32,
+            (KvArg::F16, _) | (KvArg::Auto, _) => KvForm::F16,
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::buffer::AlignedVec;
 use crate::cpu::lanes::{LANES, Lanes, by_isa};
 use crate::cpu::packed::{
-    Decode, FormOf, Panel, QuantRow, QuantSet, TILE, TileFn, TileScratch, quantize, tile_for,
+    Decode, FormOf, Panel, QuantRow, QuantSet, Span, TILE, TileFn, TileScratch, quantize, tile_for,
 };
 use crate::cpu::rows::activation;
 use crate::device::CpuDevice;
@@ -269,7 +269,7 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
                 }
                 let mut y = [[0.0; LANES]; TILE];
                 // SAFETY: the rows have the matrices' groups.
-                unsafe { tile(&Panel::new(w, panel), &decode, &x, 0, groups, &mut y) };
+                unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(groups), &mut y) };
                 for (out, y) in out.iter_mut().zip(&y).take(rows.len()) {
                     out[panel * PANEL_ROWS - start..][..LANES].copy_from_slice(y);
                 }
@@ -337,6 +337,9 @@ pub(crate) struct Down<'a> {
     next: Option<&'a Packed>,
 }
 
+/// Units of a panel that are multiplied before they go into fixed point.
+const UNITS: usize = 8;
+
 by_isa! { fn down_run(task: &Down<'_>, tile: TileFn) = down_panels }
 
 #[inline(always)]
@@ -345,6 +348,7 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
     let (groups, unit) = (task.w.groups(), UNIT_MIN / task.w.format().group);
     let fixed = Fixed::new(task.fraction_bits);
     let mut scratch = TileScratch::take();
+    let mut products = [[0.0; LANES]; UNITS * TILE];
     for first in (0..task.rows.len()).step_by(TILE) {
         let count = TILE.min(task.rows.len() - first);
         let mut x = [task.x.first; TILE];
@@ -354,19 +358,21 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
         }
         // SAFETY: the rows have the matrix's groups.
         let x = unsafe { scratch.tile(&x[..count], groups, task.x.group, decode.bias) };
-        let mut worst = [0u32; TILE];
+        let mut worst = [[0u32; LANES]; TILE];
         for panel in task.panels.clone() {
             if let Some(next) = task.next.filter(|_| panel + 1 == task.panels.end) {
                 ask_for::<L>(next.panel(task.panels.start).as_ptr());
             }
             let mut sums = [[0i64; LANES]; TILE];
             let weights = Panel::new(task.w, panel);
-            for group in (0..groups).step_by(unit) {
-                let mut y = [[0.0; LANES]; TILE];
+            for first_group in (0..groups).step_by(UNITS * unit) {
+                let span = Span { first: first_group, count: (UNITS * unit).min(groups - first_group), unit };
                 // SAFETY: the rows have the matrix's groups.
-                unsafe { tile(&weights, &decode, &x, group, unit.min(groups - group), &mut y) };
-                for t in 0..count {
-                    fixed.add(&mut y[t], task.weight(first + t), &mut sums[t], &mut worst[t]);
+                unsafe { tile(&weights, &decode, &x, span, &mut products) };
+                for products in products.chunks_exact_mut(count).take(span.units()) {
+                    for (t, y) in products.iter_mut().enumerate() {
+                        fixed.add(y, task.weight(first + t), &mut sums[t], &mut worst[t]);
+                    }
                 }
             }
             let column = panel * PANEL_ROWS;
@@ -385,8 +391,8 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
                 sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum = sum.wrapping_add(*term));
             }
         }
-        for (t, &worst) in worst.iter().enumerate().take(count) {
-            if worst >= fixed.limit {
+        for (t, worst) in worst.iter().enumerate().take(count) {
+            if worst.iter().any(|&worst| worst >= fixed.limit) {
                 // SAFETY: the flag is inside the slice, and all tasks write it as an atomic.
                 let flag = unsafe { AtomicU32::from_ptr(task.poison.pointer(task.rows[first + t] as usize)) };
                 flag.store(1, Ordering::Relaxed);
@@ -421,17 +427,15 @@ impl Fixed {
         Fixed { unit: (1u64 << fraction_bits) as f64, limit }
     }
 
-    /// Adds `weight * y` to the sums; `worst` keeps the largest magnitude's bits, in which NaN is the largest.
+    /// Adds `weight * y` to the sums; `worst` keeps the largest magnitudes' bits, in which NaN is the largest.
     #[inline(always)]
-    fn add(&self, y: &mut [f32; LANES], weight: f32, sums: &mut [i64; LANES], worst: &mut u32) {
-        let mut largest = 0u32;
-        for (y, sum) in y.iter_mut().zip(sums.iter_mut()) {
+    fn add(&self, y: &mut [f32; LANES], weight: f32, sums: &mut [i64; LANES], worst: &mut [u32; LANES]) {
+        for ((y, sum), worst) in y.iter_mut().zip(sums.iter_mut()).zip(worst.iter_mut()) {
             *y *= weight;
-            largest = largest.max(y.to_bits() & 0x7fff_ffff);
+            *worst = (*worst).max(y.to_bits() & 0x7fff_ffff);
             // The product is exact, so that one rounding is the same as two.
             let bits = f64::from(*y).mul_add(self.unit, MAGIC).to_bits() as i64;
             *sum = sum.wrapping_add(bits.wrapping_sub(MAGIC.to_bits() as i64));
         }
-        *worst = (*worst).max(largest);
     }
 }
