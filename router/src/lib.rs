@@ -1,0 +1,2 @@
+//! The front of Gaterail: requests in, tokens out.
+#![forbid(unsafe_code)]
