@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use histogram::Histogram;
+pub use report::About;
 
 use crate::api::Timing;
 
