@@ -1,6 +1,7 @@
 //! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
 
+mod demo;
 mod device;
 mod error;
 mod generate;

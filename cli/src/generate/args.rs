@@ -6,8 +6,8 @@ use gaterail_model::sampler::SamplingParams;
 
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
-use crate::terminal;
 use crate::weights::WeightsArg;
+use crate::{demo, source, terminal};
 
 /// Generate text from a model, streaming it
 ///
@@ -17,15 +17,19 @@ use crate::weights::WeightsArg;
 #[derive(Args, Debug)]
 #[command(allow_negative_numbers = true)]
 pub struct GenerateArgs {
-    /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched
-    pub model: String,
+    /// A Hugging Face folder, a GGUF file, ORG/NAME that `gaterail pull` has fetched, or `demo`: the small model inside this
+    /// program, which is also taken where no MODEL is given. One argument alone is the MODEL if it is `demo`, a folder or file
+    /// that exists, or one word with a slash or the end .gguf; else it is the PROMPT
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
 
     /// The prompt; `-` reads standard input, as does nothing where it is not a terminal. One end of line at its end is
     /// not part of the prompt
-    pub prompt: Option<String>,
+    #[arg(value_name = "PROMPT")]
+    second: Option<String>,
 
     /// The prompt as token ids instead of text, such as 1,2,3: no tokenizer needed
-    #[arg(long, value_name = "IDS", value_parser = parse_ids, conflicts_with = "prompt")]
+    #[arg(long, value_name = "IDS", value_parser = parse_ids, conflicts_with = "second")]
     pub tokens: Option<TokenIds>,
 
     /// A system message before the prompt
@@ -153,6 +157,34 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 }
 
 impl GenerateArgs {
+    /// The model; `demo` where none is given.
+    pub fn model(&self) -> &str {
+        self.roles().0.unwrap_or(demo::NAME)
+    }
+
+    /// Whether the model was left out.
+    pub fn is_default_model(&self) -> bool {
+        self.roles().0.is_none()
+    }
+
+    /// Whether a model was named and nothing beside it, so that it may have been meant as a prompt.
+    pub fn is_alone(&self) -> bool {
+        self.first.is_some() && self.second.is_none() && self.tokens.is_none()
+    }
+
+    pub fn prompt(&self) -> Option<&str> {
+        self.roles().1
+    }
+
+    /// Which argument is the model, and which the prompt.
+    fn roles(&self) -> (Option<&str>, Option<&str>) {
+        match (self.first.as_deref(), self.second.as_deref()) {
+            (first, None) if self.tokens.is_some() => (first, None),
+            (Some(word), None) if !source::is_model(word) => (None, Some(word)),
+            given => given,
+        }
+    }
+
     pub fn skip_special(&self) -> bool {
         !self.show_special
     }
@@ -210,5 +242,44 @@ impl GenerateArgs {
             ignore_eos: self.ignore_eos,
             logprobs: self.json.then_some(self.logprobs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::GenerateArgs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: GenerateArgs,
+    }
+
+    /// Model and prompt of a command line.
+    fn roles(line: &[&str]) -> (String, Option<String>) {
+        let words = std::iter::once("generate").chain(line.iter().copied());
+        let args = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{line:?}: {error}")).args;
+        (args.model().to_string(), args.prompt().map(str::to_string))
+    }
+
+    #[test]
+    fn the_model_may_be_left_out() {
+        let cases: [(&[&str], (&str, Option<&str>)); 9] = [
+            (&[], ("demo", None)),
+            (&["What is 27 + 58?"], ("demo", Some("What is 27 + 58?"))),
+            (&["Hello"], ("demo", Some("Hello"))),
+            (&["-"], ("demo", Some("-"))),
+            (&["org/name"], ("org/name", None)),
+            (&["demo"], ("demo", None)),
+            (&["anything", "demo"], ("anything", Some("demo"))),
+            (&["anything", "--tokens", "1,2"], ("anything", None)),
+            (&["--tokens", "1,2"], ("demo", None)),
+        ];
+        for (line, (model, prompt)) in cases {
+            assert_eq!(roles(line), (model.to_string(), prompt.map(str::to_string)), "{line:?}");
+        }
+        assert!(Line::try_parse_from(["generate", "demo", "Hello", "--tokens", "1"]).is_err());
     }
 }
