@@ -7,8 +7,11 @@ mod error;
 mod generate;
 mod hub;
 mod inspect;
+mod keys;
 mod machine;
 mod progress;
+mod serve;
+mod settings;
 mod source;
 mod synth;
 mod terminal;
@@ -29,6 +32,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Generate(generate::GenerateArgs),
+    Serve(serve::ServeArgs),
+    Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
     Pull(hub::PullArgs),
@@ -37,6 +42,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),

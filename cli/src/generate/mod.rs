@@ -83,7 +83,7 @@ fn find_model(args: &GenerateArgs) -> Result<std::path::PathBuf, CliError> {
 }
 
 /// Loads with one progress bar over all bytes.
-fn load(
+pub fn load(
     spec: gaterail_model::spec::ModelSpec,
     checkpoint: &Checkpoint,
     device: &gaterail_kernels::Device,
