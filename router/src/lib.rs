@@ -3,11 +3,23 @@
 //! | folder | |
 //! |---|---|
 //! | [`api`] | what is asked, what is answered, what is refused: plain values |
+//! | [`admission`] | whether a request may wait at all |
 //! | [`engine`] | the handle that callers hold, and the thread that steps |
+//! | [`schedule`] | who runs in the next step: a pure function from numbers to a plan |
+//! | [`step`] | `schedule -> run -> postprocess` |
+//! | [`sequence`] | a request that is being answered |
+//! | [`kv`] | who holds which pages, and which are kept |
+//! | [`model`] | what all this needs of a model |
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod api;
 pub mod engine;
+pub mod kv;
+pub mod model;
+pub mod schedule;
+pub mod sequence;
+pub mod step;
 
 pub use api::{
     EngineLimits, Event, Failure, FinishReason, GenerateRequest, LoadSnapshot, ModelCard, Piece,
