@@ -51,7 +51,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         params,
         max_tokens,
     };
-    let text = engine::TextSide::new(&request, args.skip_special())?;
+    let text = engine::text(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
     let beside = plan::beside_weights(&spec, positions, rows_max);

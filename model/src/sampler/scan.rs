@@ -1,7 +1,9 @@
 //! The passes over all logits [V]: block maxima, sums of exponentials, the largest logits.
 //!
-//! All are written so that the compiler can use the vector registers that it finds, and give the same bits whichever
-//! it uses: every lane and every block has its own sum, joined in a fixed order.
+//! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
+//! whichever it uses: every lane and every block has its own sum, joined in a fixed order.
+
+use gaterail_kernels::widest::{Work, widest};
 
 use super::params::SamplerError;
 
@@ -24,9 +26,8 @@ impl Maxima {
         if logits.is_empty() {
             return Err(SamplerError::Empty);
         }
-        let mut bad = [0u32; LANES];
-        let blocks: Vec<f32> = logits.chunks(BLOCK).map(|block| block_max(block, &mut bad)).collect();
-        if bad.iter().any(|lane| *lane != 0) {
+        let (blocks, bad) = widest(BlockMaxima(logits));
+        if bad {
             return Err(SamplerError::BadLogits);
         }
         match blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max) {
@@ -101,6 +102,24 @@ impl Ranked {
     }
 }
 
+/// The maximum of every block, and whether any logit is unusable.
+struct BlockMaxima<'a>(&'a [f32]);
+
+impl Work for BlockMaxima<'_> {
+    type Output = (Vec<f32>, bool);
+
+    #[inline(always)]
+    fn run(self) -> (Vec<f32>, bool) {
+        let mut bad = [0u32; LANES];
+        let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
+        for block in self.0.chunks(BLOCK) {
+            blocks.push(block_max(block, &mut bad));
+        }
+        (blocks, bad.iter().any(|lane| *lane != 0))
+    }
+}
+
+#[inline(always)]
 fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = block.as_chunks::<LANES>();
@@ -153,13 +172,30 @@ impl Weights {
 
     /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
     pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
-        let blocks = logits.chunks(SUM_BLOCK);
-        match self.floor {
-            f32::NEG_INFINITY => {
-                blocks.map(|block| block_sum(block, |logit| self.unfloored(logit))).collect()
-            }
-            _ => blocks.map(|block| block_sum(block, |logit| self.of(logit))).collect(),
+        widest(BlockSums { weights: self, logits })
+    }
+}
+
+/// The sums of the weights of all blocks.
+struct BlockSums<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for BlockSums<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f64> {
+        let weights = *self.weights;
+        let mut sums = Vec::with_capacity(self.logits.len().div_ceil(SUM_BLOCK));
+        for block in self.logits.chunks(SUM_BLOCK) {
+            sums.push(match weights.floor {
+                f32::NEG_INFINITY => block_sum(block, |logit| weights.unfloored(logit)),
+                _ => block_sum(block, |logit| weights.of(logit)),
+            });
         }
+        sums
     }
 }
 

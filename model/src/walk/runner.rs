@@ -43,6 +43,8 @@ pub struct Runner {
     lanes: Vec<Lane>,
     cursor: Cursor,
     experts: LocalExperts,
+    /// Logits of a device that the host cannot read in place.
+    staging: Vec<f32>,
 }
 
 impl Runner {
@@ -77,11 +79,21 @@ impl Runner {
         let lane = Lane::new(spec.clone(), trunk, device, pages)?;
         let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
         let experts = LocalExperts::new(spec.clone(), shards);
-        Ok(Runner { spec, lanes: vec![lane], cursor, experts })
+        Ok(Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() })
     }
 
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// Pages of KV over all sequences.
+    pub fn pages(&self) -> usize {
+        self.lanes[0].kv.pool.total()
+    }
+
+    /// Rows of one step.
+    pub fn rows_max(&self) -> usize {
+        self.cursor.rows_max()
     }
 
     /// Gives a sequence pages for `positions` positions.
@@ -95,10 +107,15 @@ impl Runner {
 
     /// One step; the logits `[wanted, V]`.
     pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
+        Ok(self.step_in_place(batch)?.to_vec())
+    }
+
+    /// One step; the logits `[wanted, V]` where they were computed, to be changed at will.
+    pub fn step_in_place(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.cursor.begin(&self.lanes[0], batch)?;
         let deadline = Instant::now() + STEP_DEADLINE;
         walk(&mut self.lanes, std::slice::from_mut(&mut self.cursor), &mut self.experts, deadline)?;
-        self.cursor.logits(self.lanes[0].stream(), self.spec.vocab)
+        self.cursor.logits_in_place(self.lanes[0].stream(), self.spec.vocab, &mut self.staging)
     }
 
     /// One step whose batches are micro-batches that take turns; the logits of each.

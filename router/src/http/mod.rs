@@ -24,6 +24,7 @@ mod sse;
 mod tokens;
 mod usage;
 
+pub use health::VERSION;
 pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
 pub use routes::routes;

@@ -95,7 +95,8 @@ fn read_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     }
 }
 
-fn read_messages(messages: Value, limits: &RequestLimits) -> Result<Value, ApiError> {
+/// Checked messages as a chat template wants them.
+pub fn read_messages(messages: Value, limits: &RequestLimits) -> Result<Value, ApiError> {
     let list = match messages {
         Value::Array(list) => list,
         other => return Err(wrong_kind("messages", &other, "a list of messages")),

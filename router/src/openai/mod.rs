@@ -13,7 +13,7 @@ mod sampling;
 mod tokens;
 mod unsupported;
 
-pub use chat::ChatRequest;
+pub use chat::{ChatRequest, read_messages};
 pub use completion::{CompletionRequest, Prompt};
 pub use error::{ApiError, ErrorKind};
 pub use fields::Fields;
