@@ -57,12 +57,17 @@ impl Setting {
         format!("GATERAIL_{}", self.name.replace('-', "_").to_uppercase())
     }
 
+    /// The same for clap, which wants what lives as long as the program; there is one for each row of a table.
+    fn static_variable(&self) -> &'static str {
+        self.variable().leak()
+    }
+
     fn key(&self) -> String {
         self.name.replace('-', "_")
     }
 
     fn arg(&self) -> Arg {
-        let arg = Arg::new(self.name).help(self.help).env(self.variable()).hide_env_values(true);
+        let arg = Arg::new(self.name).help(self.help).env(self.static_variable()).hide_env_values(true);
         let arg = match self.kind {
             Kind::Positional => return arg.value_name(self.value),
             Kind::One => arg.value_name(self.value).allow_hyphen_values(true),
@@ -118,11 +123,6 @@ impl Settings {
 
     pub fn switch(&self, name: &str) -> bool {
         self.text(name) == Some("true")
-    }
-
-    /// Whether somebody said it, rather than the default.
-    pub fn is_set(&self, name: &str) -> bool {
-        self.values.get(name).is_some_and(|(_, origin)| *origin != Origin::Default)
     }
 
     /// A value of another type; `expected` completes the sentence "it has to be …".
