@@ -1,6 +1,7 @@
 //! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod demo;
 mod device;
 mod error;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Generate(generate::GenerateArgs),
     Serve(serve::ServeArgs),
+    Chat(chat::ChatArgs),
     Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),

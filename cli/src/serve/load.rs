@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use gaterail_model::ModelSource;
 use gaterail_model::config::GenerationDefaults;
 use gaterail_model::walk::RunnerOptions;
-use gaterail_model::weights::account;
+use gaterail_model::weights::{Precision, account};
 use gaterail_router::auth::{Gate, KeyFile};
 use gaterail_router::openai::ServerDefaults;
 use gaterail_router::serving::{ModelAbout, RequestLog, Served, ServedParts, Server};
@@ -27,7 +27,7 @@ pub struct Loaded {
     pub engine: JoinHandle<()>,
     pub plan: MemoryPlan,
     pub architecture: String,
-    pub precision: String,
+    pub precision: &'static str,
     pub model_context: usize,
     pub took: Duration,
 }
@@ -101,7 +101,13 @@ pub fn load(config: &ServeConfig, gate: Gate) -> Result<Loaded, CliError> {
     });
     let log = RequestLog::to(config.log, std::io::stderr());
     let server = Arc::new(Server::new(served, gate, log, config.server.clone()));
-    let precision = format!("{precision:?}");
+    let precision = match precision {
+        Precision::AsStored => "as stored",
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+        Precision::Int8 => "int8",
+        Precision::Int4 => "int4",
+    };
     let took = started.elapsed();
     Ok(Loaded { server, engine: thread, plan, architecture, precision, model_context, took })
 }

@@ -19,9 +19,11 @@ mod table;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use gaterail_router::auth::{Gate, KeyLimits, NewKey};
 
-pub use config::ServeConfig;
-pub use run::{Ports, Serving};
+use config::ServeConfig;
+use run::Ports;
+pub use run::Serving;
 
 use crate::error::CliError;
 use crate::settings::{self, Settings};
@@ -73,6 +75,23 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let loaded = load::load(&config, gate)?;
     terminal::note(&banner::text(&loaded, &ports, &config));
     Serving::start(loaded, ports, &config)?.until_signal(&config)
+}
+
+/// A server for this process alone: on a free port of this machine, behind a key that nobody else knows. Returns it with
+/// its address and the key.
+pub fn start_own(model: Option<&str>) -> Result<(Serving, String, String), CliError> {
+    let flags = ["serve", "--listen", "127.0.0.1:0", "--log", "off"].into_iter().chain(model);
+    let command = settings::augment(Command::new("serve"), &table::TABLE);
+    let matches = command.try_get_matches_from(flags).map_err(|error| CliError::Usage(error.to_string()))?;
+    let config = ServeConfig::new(&Settings::new(&table::TABLE, &matches, None)?)?;
+    let key = NewKey::make("chat", KeyLimits::default(), 0)
+        .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
+    let gate = Gate::new(None, std::slice::from_ref(&key.text))
+        .map_err(|error| CliError::Refused(error.to_string()))?;
+    let ports = Ports::bind(&config)?;
+    let url = format!("http://{}/v1", ports.http);
+    let serving = Serving::start(load::load(&config, gate)?, ports, &config)?;
+    Ok((serving, url, key.text))
 }
 
 fn read(args: &ServeArgs) -> Result<Settings, CliError> {

@@ -34,12 +34,17 @@ pub fn routes(server: Arc<Server>) -> Router {
     let inference = InferenceServer::new(inference::Front { server: server.clone() })
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("descriptors that were compiled with the program");
-    let routes = Routes::new(inference).add_service(health).add_service(reflection);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    const COMPILED: &str = "descriptors that were compiled with the program";
+    let routes = Routes::new(inference)
+        .add_service(health)
+        .add_service(reflection().build_v1().expect(COMPILED))
+        // Older clients ask by its older name.
+        .add_service(reflection().build_v1alpha().expect(COMPILED));
     guarded(routes.into_axum_router(), server)
 }
 
