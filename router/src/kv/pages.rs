@@ -288,10 +288,10 @@ mod tests {
         assert_eq!(find(&pages, "a", &[1, 2, 9], 9).pages, a[..2]);
         assert_eq!(find(&pages, "a", &[1, 2, 3, 4], 1).pages, a[..1]);
         // The same page behind another is another page.
-        assert_eq!(find(&pages, "a", &[2, 3], 9).pages, []);
-        assert_eq!(find(&pages, "b", &[1, 2], 9).pages, []);
+        assert_eq!(find(&pages, "a", &[2, 3], 9).pages, [0u32; 0]);
+        assert_eq!(find(&pages, "b", &[1, 2], 9).pages, [0u32; 0]);
         let salted = Salt { extra: Some("x".into()), ..salt("a") };
-        assert_eq!(pages.find(&salted, &text(&[1]), 9).pages, []);
+        assert_eq!(pages.find(&salted, &text(&[1]), 9).pages, [0u32; 0]);
         let hit = find(&pages, "a", &[1, 2], 9);
         assert_eq!(hit.idle, 0);
         pages.hold(&hit);
@@ -340,7 +340,7 @@ mod tests {
         let a = computed(&mut pages, &salt("a"), &[1, 2]);
         pages.release(a);
         assert_eq!((pages.available(), pages.idle()), (2, 0));
-        assert_eq!(pages.find(&salt("a"), &text(&[1]), 9).pages, []);
+        assert_eq!(pages.find(&salt("a"), &text(&[1]), 9).pages, [0u32; 0]);
     }
 
     #[test]

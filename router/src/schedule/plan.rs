@@ -134,9 +134,14 @@ impl Planner<'_> {
         if self.places[waiting.tenant.0] > 0 {
             return None;
         }
-        let most = (0..self.places.len()).max_by_key(|&tenant| (self.places[tenant], tenant))?;
+        // Whoever gets in with this plan has nothing yet that could be taken.
+        let mut open = vec![0; self.places.len()];
+        (0..self.fates.len())
+            .filter(|&at| self.fates[at] == Fate::Open)
+            .for_each(|at| open[self.view.running[at].tenant.0] += 1);
+        let most = (0..open.len()).max_by_key(|&tenant| (open[tenant], tenant))?;
         let of_most = |&at: &usize| self.fates[at] == Fate::Open && self.view.running[at].tenant.0 == most;
-        if self.places[most] < 2 { None } else { (0..self.fates.len()).rfind(of_most) }
+        if open[most] < 2 { None } else { (0..self.fates.len()).rfind(of_most) }
     }
 
     fn decode(&mut self) {

@@ -75,7 +75,7 @@ mod tests {
             pace.finished(50);
         }
         // 1,000 rows in a second.
-        assert_eq!(pace.retry_after(100, 5_000), Duration::from_secs(10));
+        assert_eq!(pace.retry_after(100, 4_990), Duration::from_secs(10));
         assert_eq!(pace.retry_after(0, 0), RETRY_MIN);
         assert_eq!(pace.retry_after(100_000, 5_000_000), RETRY_MAX);
     }
