@@ -7,17 +7,36 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::SemaphorePermit;
 
-use crate::openai::{ApiError, ErrorKind};
+use crate::openai::{ApiError, ErrorKind, RequestLimits};
 use crate::serving::Server;
 use crate::serving::server::BODY_UNIT;
 
+/// A body longer than this is parsed where it holds up nobody's stream.
+const PARSED_AT_ONCE_BYTES: usize = 64 << 10;
+
 /// The bytes, and the room that they take until the request is parsed.
-pub struct Read<'a> {
-    pub bytes: Bytes,
+struct Read<'a> {
+    bytes: Bytes,
     _room: Vec<SemaphorePermit<'a>>,
 }
 
-pub async fn read<'a>(server: &'a Server, request: Request) -> Result<Read<'a>, ApiError> {
+/// Reads a body and makes a request of it.
+pub async fn parsed<T: Send + 'static>(
+    server: &Server,
+    request: Request,
+    parse: fn(&[u8], &RequestLimits) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let read = read(server, request).await?;
+    let limits = &server.options.requests;
+    if read.bytes.len() <= PARSED_AT_ONCE_BYTES {
+        return parse(&read.bytes, limits);
+    }
+    let (bytes, limits) = (read.bytes.clone(), limits.clone());
+    let job = tokio::task::spawn_blocking(move || parse(&bytes, &limits));
+    job.await.unwrap_or_else(|error| Err(ApiError::internal(format!("reading the request failed: {error}"))))
+}
+
+async fn read<'a>(server: &'a Server, request: Request) -> Result<Read<'a>, ApiError> {
     let max = server.options.requests.body_bytes_max;
     let too_large =
         || ApiError::new(ErrorKind::BodyTooLarge, format!("the body has more than {max} bytes"));

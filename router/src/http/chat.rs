@@ -62,10 +62,7 @@ pub fn refuse(mut scope: Scope, error: ApiError) -> Response {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
-    let chat = {
-        let body = body::read(server, request).await?;
-        ChatRequest::parse(&body.bytes, &server.options.requests)?
-    };
+    let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
     let model = served.check_name(chat.generation.model.as_deref())?.to_owned();
     let input = ChatInput {

@@ -40,10 +40,7 @@ struct Accepted {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
-    let asked = {
-        let body = body::read(server, request).await?;
-        CompletionRequest::parse(&body.bytes, &server.options.requests)?
-    };
+    let asked = body::parsed(server, request, CompletionRequest::parse).await?;
     let CompletionRequest { generation, prompts, echo, add_special_tokens } = asked;
     let served = &server.served;
     let model = served.check_name(generation.model.as_deref())?.to_owned();

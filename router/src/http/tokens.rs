@@ -16,10 +16,7 @@ use crate::serving::Server;
 
 pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
     caller(&request).0.count_request(Instant::now())?;
-    let asked = {
-        let body = body::read(&server, request).await?;
-        TokenizeRequest::parse(&body.bytes, &server.options.requests)?
-    };
+    let asked = body::parsed(&server, request, TokenizeRequest::parse).await?;
     let served = &server.served;
     served.check_name(asked.model.as_deref())?;
     let tokens = match asked.input {
@@ -54,10 +51,7 @@ pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Re
 
 pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
     caller(&request).0.count_request(Instant::now())?;
-    let asked = {
-        let body = body::read(&server, request).await?;
-        DetokenizeRequest::parse(&body.bytes, &server.options.requests)?
-    };
+    let asked = body::parsed(&server, request, DetokenizeRequest::parse).await?;
     let served = &server.served;
     served.check_name(asked.model.as_deref())?;
     let vocab = served.engine.model().vocab;
