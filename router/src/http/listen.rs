@@ -35,6 +35,8 @@ pub struct ListenLimits {
     /// A client has to take `write_bytes_min` in this time, or all that there is.
     pub write_stall_max: Duration,
     pub write_bytes_min: usize,
+    /// What the system keeps for a client that does not read.
+    pub send_buffer_bytes: usize,
     /// HTTP/2: requests at once on a connection.
     pub streams_max: u32,
     /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
@@ -50,6 +52,7 @@ impl Default for ListenLimits {
             read_buffer_bytes: 64 << 10,
             write_stall_max: Duration::from_secs(30),
             write_bytes_min: 16 << 10,
+            send_buffer_bytes: 128 << 10,
             streams_max: 256,
             ping_every: Duration::from_secs(10),
         }
@@ -135,6 +138,7 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
 async fn connection(stream: TcpStream, port: Port, stopped: watch::Receiver<bool>, permit: OwnedSemaphorePermit) {
     // Tokens are small; none waits for the next.
     let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
     port.server.metrics.connections.fetch_add(1, Relaxed);
     let limits = &port.limits;
     let io = TokioIo::new(Patient::new(stream, limits.write_stall_max, limits.write_bytes_min));

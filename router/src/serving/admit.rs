@@ -71,7 +71,11 @@ impl Work {
                 )
             };
             // Tickets that were given out already are cancelled when they are dropped here.
-            tickets.push(server.served.engine.submit(request).map_err(refused)?);
+            tickets.push(server.served.engine.submit(request).map_err(|refusal| match refusal {
+                // It has stopped because the server does.
+                Refusal::Stopped if server.is_retired() => draining(),
+                refusal => refused(refusal),
+            })?);
         }
         scope.admitted(choices * tickets.len(), prompt_tokens, charge, permit);
         Ok(Admission { tickets, params, choices, prompt_tokens })

@@ -82,13 +82,17 @@ impl Server {
         self.announced.store(false, Relaxed);
     }
 
+    pub fn is_retired(&self) -> bool {
+        !self.announced.load(Relaxed)
+    }
+
     pub fn readiness(&self) -> Readiness {
         let load = self.served.engine.load();
+        if load.draining || self.is_retired() {
+            return Readiness::Draining;
+        }
         if !load.alive {
             return Readiness::Dead;
-        }
-        if load.draining || !self.announced.load(Relaxed) {
-            return Readiness::Draining;
         }
         let patience = self.options.stuck_after.max(load.last_step * 20);
         if load.is_busy() && load.last_step_age > patience { Readiness::Stuck } else { Readiness::Ready }
