@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use gaterail_kernels::ops::KvForm;
 use gaterail_router::EngineLimits;
 use gaterail_router::http::ListenLimits;
 use gaterail_router::serving::{LogFormat, ServerOptions};
@@ -12,7 +13,7 @@ use gaterail_router::serving::{LogFormat, ServerOptions};
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::settings::Settings;
-use crate::weights::WeightsArg;
+use crate::weights::{KvArg, WeightsArg};
 
 /// More of anything is surely a mistake.
 const COUNT_MAX: usize = 1 << 20;
@@ -25,6 +26,7 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     pub grpc_listen: Option<SocketAddr>,
     pub weights: WeightsArg,
+    pub kv: KvArg,
     pub device: DeviceArg,
     pub threads: Option<usize>,
     pub step_tokens: usize,
@@ -85,6 +87,9 @@ impl ServeConfig {
             weights: settings
                 .parsed_by("weights", |text| WeightsArg::from_str(text, true))?
                 .unwrap_or(WeightsArg::Auto),
+            kv: settings
+                .parsed_by("kv-cache-dtype", |text| KvArg::from_str(text, true))?
+                .unwrap_or(KvArg::Auto),
             device: settings.parsed_by("device", device::parse)?.unwrap_or(DeviceArg::Auto),
             threads: count("threads")?,
             step_tokens,
@@ -127,6 +132,10 @@ impl ServeConfig {
                 ..plain
             },
         })
+    }
+
+    pub fn kv_form(&self) -> KvForm {
+        self.kv.form(self.weights)
     }
 
     /// Addresses that other machines can reach.

@@ -78,6 +78,7 @@ pub fn load(config: &ServeConfig, gate: Gate) -> Result<Loaded, CliError> {
         positions: plan.kv_positions(),
         shards: Vec::new(),
         precision,
+        kv: config.kv_form(),
     };
     let (architecture, model_context) = (spec.architecture.clone(), spec.context);
     let (device, threads, text) = (config.device, config.threads, tokenizer.clone());

@@ -32,7 +32,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// What beside the weights must fit in any case: work, and KV of one sequence.
     pub fn beside_weights(spec: &ModelSpec, config: &ServeConfig) -> u64 {
-        work_bytes(spec, config) + pages(context(spec, config)) as u64 * page_bytes(spec)
+        work_bytes(spec, config) + pages(context(spec, config)) as u64 * page_bytes(spec, config.kv_form())
     }
 
     pub fn new(
@@ -43,7 +43,7 @@ impl MemoryPlan {
     ) -> Result<MemoryPlan, CliError> {
         let weights = resident_bytes(spec, checkpoint, precision);
         let work = work_bytes(spec, config);
-        let page = page_bytes(spec).max(1);
+        let page = page_bytes(spec, config.kv_form()).max(1);
         let wanted_context = context(spec, config);
         let available = machine::available_memory_bytes();
         let left = available.unwrap_or(u64::MAX).saturating_sub(weights + work);
@@ -78,7 +78,7 @@ impl MemoryPlan {
             return None;
         }
         let left = self.available.map(|available| available.saturating_sub(self.weights + self.work));
-        let fitting = left.map(|left| left / page_bytes(spec).max(1) * PAGE_POSITIONS as u64);
+        let fitting = left.map(|left| left / page_bytes(spec, config.kv_form()).max(1) * PAGE_POSITIONS as u64);
         let flag = match (fitting, config.kv_bytes) {
             (Some(0), _) => "a smaller --weights (int4), or --no-memory-check (reads weights from disk again and again, very slow)".to_string(),
             (_, Some(_)) if fits => format!("--max-context {} would fit, or a larger --kv-memory", self.context),

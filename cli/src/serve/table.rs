@@ -10,7 +10,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 1] = ["api-key"];
 
-pub static TABLE: [Setting; 35] = [
+pub static TABLE: [Setting; 36] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -38,6 +38,13 @@ pub static TABLE: [Setting; 35] = [
         value: "KIND",
         default: "auto",
         help: "The precision of experts, projections and head: auto, f32, bf16, int8 or int4",
+        ..ONE
+    },
+    Setting {
+        name: "kv-cache-dtype",
+        value: "KIND",
+        default: "auto",
+        help: "What the KV cache stores: auto, f32 or f16",
         ..ONE
     },
     Setting {

@@ -147,18 +147,31 @@ impl FormOf {
     }
 }
 
-/// Multiplies the groups `first..first + count` of a panel with a tile, which begins at group 0.
+/// The groups of a product, from `first` on, and how many of them make one sum.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    pub first: usize,
+    pub count: usize,
+    pub unit: usize,
+}
+
+impl Span {
+    /// One sum of all groups.
+    pub fn whole(groups: usize) -> Span {
+        Span { first: 0, count: groups, unit: groups }
+    }
+
+    pub fn units(&self) -> usize {
+        self.count.div_ceil(self.unit)
+    }
+}
+
+/// Multiplies groups of a panel with a tile, which begins at group 0. The sums are `[units, T]`.
 ///
 /// # Safety
 /// The panel and the rows have these groups, and the instructions are those of the device.
-pub(crate) type TileFn = unsafe fn(
-    panel: &Panel,
-    decode: &Decode,
-    x: &TileRows,
-    first: usize,
-    count: usize,
-    out: &mut [[f32; LANES]; TILE],
-);
+pub(crate) type TileFn =
+    unsafe fn(panel: &Panel, decode: &Decode, x: &TileRows, span: Span, out: &mut [[f32; LANES]]);
 
 /// The code for a form.
 pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
@@ -172,14 +185,13 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                         panel: &Panel,
                         decode: &Decode,
                         x: &TileRows,
-                        first: usize,
-                        count: usize,
-                        out: &mut [[f32; LANES]; TILE],
+                        span: Span,
+                        out: &mut [[f32; LANES]],
                     ) {
                         // SAFETY: passed on to the caller.
                         unsafe {
                             tile_of::<crate::cpu::lanes::x86::Avx512, As<$kind, $lines, $extra>>(
-                                panel, decode, x, first, count, out,
+                                panel, decode, x, span, out,
                             )
                         }
                     }
@@ -189,14 +201,13 @@ pub(crate) fn tile_for(form: FormOf, isa: Isa) -> TileFn {
                         panel: &Panel,
                         decode: &Decode,
                         x: &TileRows,
-                        first: usize,
-                        count: usize,
-                        out: &mut [[f32; LANES]; TILE],
+                        span: Span,
+                        out: &mut [[f32; LANES]],
                     ) {
                         // SAFETY: passed on to the caller.
                         unsafe {
                             tile_of::<crate::cpu::lanes::x86::Avx2, As<$kind, $lines, $extra>>(
-                                panel, decode, x, first, count, out,
+                                panel, decode, x, span, out,
                             )
                         }
                     }
@@ -276,7 +287,7 @@ impl Panel {
     }
 }
 
-/// The products of `count` groups of a panel, from `first` on, with the `T` rows of a tile, which begins at group 0.
+/// The products of groups of a panel with the `T` rows of a tile, which begins at group 0.
 ///
 /// # Safety
 /// The panel and the tile have these groups.
@@ -285,9 +296,25 @@ pub(crate) unsafe fn tile<L: IntLanes, F: Form, const T: usize>(
     panel: &Panel,
     decode: &Decode,
     x: &TileRows,
-    first: usize,
-    count: usize,
-    out: &mut [[f32; LANES]; TILE],
+    span: Span,
+    out: &mut [[f32; LANES]],
+) {
+    assert!(span.units() * T <= out.len(), "room for the sums");
+    let end = span.first + span.count;
+    for (first, out) in (span.first..end).step_by(span.unit).zip(out.chunks_exact_mut(T)) {
+        // SAFETY: passed on to the caller.
+        unsafe { tile_unit::<L, F, T>(panel, decode, x, (first, span.unit.min(end - first)), out) };
+    }
+}
+
+/// One sum of a tile.
+#[inline(always)]
+unsafe fn tile_unit<L: IntLanes, F: Form, const T: usize>(
+    panel: &Panel,
+    decode: &Decode,
+    x: &TileRows,
+    (first, count): (usize, usize),
+    out: &mut [[f32; LANES]],
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
@@ -340,8 +367,8 @@ pub(crate) unsafe fn tile<L: IntLanes, F: Form, const T: usize>(
                 front = pair;
             }
         }
-        for t in 0..T {
-            front[t].add(pair[t]).store(out[t].as_mut_ptr());
+        for (t, out) in out.iter_mut().enumerate().take(T) {
+            front[t].add(pair[t]).store(out.as_mut_ptr());
         }
     }
 }
@@ -449,14 +476,13 @@ unsafe fn tile_of<L: IntLanes, F: Form>(
     panel: &Panel,
     decode: &Decode,
     x: &TileRows,
-    first: usize,
-    count: usize,
-    out: &mut [[f32; LANES]; TILE],
+    span: Span,
+    out: &mut [[f32; LANES]],
 ) {
     macro_rules! sized {
         ($($n:literal)*) => {
             match x.rows {
-                $($n => tile::<L, F, $n>(panel, decode, x, first, count, out),)*
+                $($n => tile::<L, F, $n>(panel, decode, x, span, out),)*
                 n => panic!("a tile of {n} rows"),
             }
         };
@@ -510,7 +536,7 @@ fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
             for panel in block..end {
                 let mut y = [[0.0; LANES]; TILE];
                 // SAFETY: as above.
-                unsafe { tile(&Panel::new(w, panel), &decode, &x, 0, w.groups(), &mut y) };
+                unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(w.groups()), &mut y) };
                 let column = panel * LANES;
                 let width = LANES.min(w.rows() - column);
                 for (t, y) in y.iter().enumerate().take(rows.len()) {

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::buffer::AlignedVec;
 use crate::cpu::lanes::{LANES, Lanes, by_isa};
 use crate::cpu::packed::{
-    Decode, FormOf, Panel, QuantRow, QuantSet, TILE, TileFn, TileScratch, quantize, tile_for,
+    Decode, FormOf, Panel, QuantRow, QuantSet, Span, TILE, TileFn, TileScratch, quantize, tile_for,
 };
 use crate::cpu::rows::activation;
 use crate::device::CpuDevice;
 use crate::ops::{Activation, ExpertPiece, ExpertsArgs, UNIT_MIN, WeightOn, run_of};
-use crate::packed::{PANEL_ROWS, Packed};
+use crate::packed::{LINE, PANEL_ROWS, Packed};
 use crate::view::SharedSlice;
 
 /// Tasks of the first step that a thread may get: rows are spread unevenly over experts.
@@ -128,7 +128,16 @@ pub(crate) fn add_packed_pieces(
     let work: usize = jobs.iter().map(|job| job.count * args.pieces[job.piece].gate.rows() * width / 4).sum();
     let parts = cpu.parts_within(tasks.len(), work, TASKS_PER_THREAD);
     cpu.pool.run(parts, &|part| {
-        for &(job, unit) in &tasks[run_of(tasks.len(), parts, part)] {
+        let mine = run_of(tasks.len(), parts, part);
+        for at in mine.clone() {
+            let (job, unit) = tasks[at];
+            // The parts in between are for the other threads.
+            let next =
+                if at + 1 < mine.end { at + 1 } else { at + 1 + mine.len() * (cpu.pool.threads() - 1) };
+            let next = tasks.get(next).map(|&(job, unit)| {
+                let gate = packed(&args.pieces[jobs[job as usize].piece].gate);
+                (gate, unit as usize * UNIT_MIN / PANEL_ROWS)
+            });
             let job = &jobs[job as usize];
             let piece = &args.pieces[job.piece];
             let task = GateUp {
@@ -142,19 +151,22 @@ pub(crate) fn add_packed_pieces(
                 activation: args.activation,
                 unit: unit as usize,
                 out: hidden.of(job, packed(&piece.down)),
+                next,
             };
             let form = FormOf::both(task.gate.format(), task.up.format());
             gate_up(cpu.isa, &task, tile_for(form, cpu.isa));
         }
     });
     let panels = width.div_ceil(PANEL_ROWS);
-    let parts = cpu.parts_for(panels, work / 2);
+    let parts = cpu.parts_within(panels, work / 2, 8);
     let (sums, poison) = (SharedSlice::new(sums), SharedSlice::new(poison));
     cpu.pool.run(parts, &|part| {
-        for job in jobs.iter() {
+        for (index, job) in jobs.iter().enumerate() {
             let piece = &args.pieces[job.piece];
             let down = packed(&piece.down);
+            let next = jobs.get(index + 1).map(|job| packed(&args.pieces[job.piece].down));
             let task = Down {
+                next,
                 w: down,
                 bias: piece.down_bias.as_deref(),
                 x: hidden.of(job, down),
@@ -208,6 +220,22 @@ pub(crate) struct GateUp<'a> {
     activation: Activation,
     unit: usize,
     out: QuantSet,
+    /// Where the thread is likely to go on: a gate, and the panel of it.
+    next: Option<(&'a Packed, usize)>,
+}
+
+/// Bytes that are asked for where a run of memory ends and another begins, until the machine's own prefetchers have found it.
+const AHEAD: usize = 2048;
+
+/// Asks for the beginning of a run of memory, if there is one.
+#[inline(always)]
+fn ask_for<L: Lanes>(start: *const u8) {
+    if !start.is_null() {
+        for line in (0..AHEAD).step_by(LINE) {
+            // SAFETY: any address will do.
+            unsafe { L::prefetch(start.wrapping_add(line)) };
+        }
+    }
 }
 
 by_isa! { fn gate_up(task: &GateUp<'_>, tile: TileFn) = gate_up_unit }
@@ -219,7 +247,8 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
     let length = UNIT_MIN.min(task.gate.rows() - start);
     let groups = task.gate.groups();
     let mut scratch = TileScratch::take();
-    let mut hidden = [[0.0f32; UNIT_MIN]; TILE];
+    let (mut hidden, mut up) = ([[0.0f32; UNIT_MIN]; TILE], [[0.0f32; UNIT_MIN]; TILE]);
+    let panels = start / PANEL_ROWS..(start + length).div_ceil(PANEL_ROWS);
     for (index, rows) in task.rows.chunks(TILE).enumerate() {
         let mut x = [task.x.first; TILE];
         for (x, &row) in x.iter_mut().zip(rows) {
@@ -228,18 +257,28 @@ fn gate_up_unit<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
         }
         // SAFETY: the rows have the matrices' groups.
         let x = unsafe { scratch.tile(&x[..rows.len()], groups, task.x.group, decode.bias) };
-        let end = (start + length).div_ceil(PANEL_ROWS);
-        for panel in start / PANEL_ROWS..end {
-            let (mut gate, mut up) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
-            let (gates, ups) = (Panel::new(task.gate, panel), Panel::new(task.up, panel));
-            // SAFETY: the rows have the matrices' groups.
-            unsafe {
-                tile(&gates, &decode, &x, 0, groups, &mut gate);
-                tile(&ups, &decode, &x, 0, groups, &mut up);
+        // One matrix after the other: each unit of it is one run of memory.
+        let last = index + 1 == task.rows.len().div_ceil(TILE);
+        let then_gate =
+            task.next.filter(|_| last).map_or(std::ptr::null(), |next| next.0.panel(next.1).as_ptr());
+        let then_up = task.up.panel(panels.start).as_ptr();
+        for (w, out, then) in [(task.gate, &mut hidden, then_up), (task.up, &mut up, then_gate)] {
+            for panel in panels.clone() {
+                if panel + 1 == panels.end {
+                    ask_for::<L>(then);
+                }
+                let mut y = [[0.0; LANES]; TILE];
+                // SAFETY: the rows have the matrices' groups.
+                unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(groups), &mut y) };
+                for (out, y) in out.iter_mut().zip(&y).take(rows.len()) {
+                    out[panel * PANEL_ROWS - start..][..LANES].copy_from_slice(y);
+                }
             }
-            for (t, (gate, up)) in gate.iter_mut().zip(&mut up).enumerate().take(rows.len()) {
+        }
+        for (t, (hidden, up)) in hidden.iter_mut().zip(&mut up).enumerate().take(rows.len()) {
+            let columns = hidden.as_chunks_mut::<LANES>().0.iter_mut().zip(up.as_chunks_mut::<LANES>().0);
+            for (panel, (gate, up)) in panels.clone().zip(columns) {
                 inner_of::<L>(task, index * TILE + t, panel, gate, up);
-                hidden[t][panel * PANEL_ROWS - start..][..LANES].copy_from_slice(gate);
             }
         }
         for (t, hidden) in hidden.iter().enumerate().take(rows.len()) {
@@ -294,7 +333,12 @@ pub(crate) struct Down<'a> {
     sums: &'a SharedSlice<i64>,
     width: usize,
     poison: &'a SharedSlice<u32>,
+    /// The matrix that comes next.
+    next: Option<&'a Packed>,
 }
+
+/// Units of a panel that are multiplied before they go into fixed point.
+const UNITS: usize = 8;
 
 by_isa! { fn down_run(task: &Down<'_>, tile: TileFn) = down_panels }
 
@@ -304,6 +348,7 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
     let (groups, unit) = (task.w.groups(), UNIT_MIN / task.w.format().group);
     let fixed = Fixed::new(task.fraction_bits);
     let mut scratch = TileScratch::take();
+    let mut products = [[0.0; LANES]; UNITS * TILE];
     for first in (0..task.rows.len()).step_by(TILE) {
         let count = TILE.min(task.rows.len() - first);
         let mut x = [task.x.first; TILE];
@@ -313,16 +358,21 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
         }
         // SAFETY: the rows have the matrix's groups.
         let x = unsafe { scratch.tile(&x[..count], groups, task.x.group, decode.bias) };
-        let mut worst = [0u32; TILE];
+        let mut worst = [[0u32; LANES]; TILE];
         for panel in task.panels.clone() {
+            if let Some(next) = task.next.filter(|_| panel + 1 == task.panels.end) {
+                ask_for::<L>(next.panel(task.panels.start).as_ptr());
+            }
             let mut sums = [[0i64; LANES]; TILE];
             let weights = Panel::new(task.w, panel);
-            for group in (0..groups).step_by(unit) {
-                let mut y = [[0.0; LANES]; TILE];
+            for first_group in (0..groups).step_by(UNITS * unit) {
+                let span = Span { first: first_group, count: (UNITS * unit).min(groups - first_group), unit };
                 // SAFETY: the rows have the matrix's groups.
-                unsafe { tile(&weights, &decode, &x, group, unit.min(groups - group), &mut y) };
-                for t in 0..count {
-                    fixed.add(&mut y[t], task.weight(first + t), &mut sums[t], &mut worst[t]);
+                unsafe { tile(&weights, &decode, &x, span, &mut products) };
+                for products in products.chunks_exact_mut(count).take(span.units()) {
+                    for (t, y) in products.iter_mut().enumerate() {
+                        fixed.add(y, task.weight(first + t), &mut sums[t], &mut worst[t]);
+                    }
                 }
             }
             let column = panel * PANEL_ROWS;
@@ -341,8 +391,8 @@ fn down_panels<L: Lanes>(task: &Down<'_>, tile: TileFn) {
                 sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum = sum.wrapping_add(*term));
             }
         }
-        for (t, &worst) in worst.iter().enumerate().take(count) {
-            if worst >= fixed.limit {
+        for (t, worst) in worst.iter().enumerate().take(count) {
+            if worst.iter().any(|&worst| worst >= fixed.limit) {
                 // SAFETY: the flag is inside the slice, and all tasks write it as an atomic.
                 let flag = unsafe { AtomicU32::from_ptr(task.poison.pointer(task.rows[first + t] as usize)) };
                 flag.store(1, Ordering::Relaxed);
@@ -377,17 +427,15 @@ impl Fixed {
         Fixed { unit: (1u64 << fraction_bits) as f64, limit }
     }
 
-    /// Adds `weight * y` to the sums; `worst` keeps the largest magnitude's bits, in which NaN is the largest.
+    /// Adds `weight * y` to the sums; `worst` keeps the largest magnitudes' bits, in which NaN is the largest.
     #[inline(always)]
-    fn add(&self, y: &mut [f32; LANES], weight: f32, sums: &mut [i64; LANES], worst: &mut u32) {
-        let mut largest = 0u32;
-        for (y, sum) in y.iter_mut().zip(sums.iter_mut()) {
+    fn add(&self, y: &mut [f32; LANES], weight: f32, sums: &mut [i64; LANES], worst: &mut [u32; LANES]) {
+        for ((y, sum), worst) in y.iter_mut().zip(sums.iter_mut()).zip(worst.iter_mut()) {
             *y *= weight;
-            largest = largest.max(y.to_bits() & 0x7fff_ffff);
+            *worst = (*worst).max(y.to_bits() & 0x7fff_ffff);
             // The product is exact, so that one rounding is the same as two.
             let bits = f64::from(*y).mul_add(self.unit, MAGIC).to_bits() as i64;
             *sum = sum.wrapping_add(bits.wrapping_sub(MAGIC.to_bits() as i64));
         }
-        *worst = (*worst).max(largest);
     }
 }
