@@ -170,9 +170,92 @@ impl Weights {
         exp2((logit - self.max) * self.scale)
     }
 
+    /// Powers of two that a weight loses for every step of one down from the largest logit.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The sum of the weights of all logits from `from` on, and how many these are.
+    pub fn mass_from(&self, logits: &[f32], from: f32) -> (f64, usize) {
+        let weights = Weights { floor: self.floor.max(from), ..*self };
+        widest(Mass { weights, logits })
+    }
+
+    /// As `block_sums`, of what the cut keeps.
+    pub fn block_sums_above(&self, logits: &[f32], cut: Cut) -> Vec<f64> {
+        let from = Weights { floor: self.floor.max(cut.logit), ..*self };
+        let above = Weights { floor: self.floor.max(cut.logit.next_up()), ..*self };
+        // Ties are kept up to the cut's id, which lies anywhere in a block.
+        let border = (cut.id as usize + 1).min(logits.len());
+        let mut sums = widest(BlockSums { weights: &from, logits: &logits[..border] });
+        let whole = border / SUM_BLOCK;
+        let rest = &logits[border..];
+        let (same_block, behind) = rest.split_at(rest.len().min((whole + 1) * SUM_BLOCK - border));
+        let partial: f64 = widest(BlockSums { weights: &above, logits: same_block }).iter().sum();
+        match sums.get_mut(whole) {
+            Some(sum) => *sum += partial,
+            None if same_block.is_empty() => {}
+            None => sums.push(partial),
+        }
+        sums.extend(widest(BlockSums { weights: &above, logits: behind }));
+        sums
+    }
+
     /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
     pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
         widest(BlockSums { weights: self, logits })
+    }
+}
+
+/// Where a nucleus ends: tokens with larger logits are kept, and of those with the same the ids up to this one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cut {
+    logit: f32,
+    id: u32,
+}
+
+impl Cut {
+    /// Everything is kept.
+    pub const NOTHING: Cut = Cut { logit: f32::NEG_INFINITY, id: u32::MAX };
+
+    /// The last one that is kept.
+    pub fn behind(last: Ranked) -> Cut {
+        Cut { logit: last.logit(), id: last.id() }
+    }
+
+    #[inline(always)]
+    pub fn keeps(&self, logit: f32, id: usize) -> bool {
+        logit > self.logit || (logit == self.logit && id <= self.id as usize)
+    }
+}
+
+/// The sum of the weights above the floor, and their number.
+struct Mass<'a> {
+    weights: Weights,
+    logits: &'a [f32],
+}
+
+impl Work for Mass<'_> {
+    type Output = (f64, usize);
+
+    #[inline(always)]
+    fn run(self) -> (f64, usize) {
+        let (mut sum, mut count) = (0.0, 0);
+        for block in self.logits.chunks(SUM_BLOCK) {
+            sum += block_sum(block, |logit| self.weights.of(logit));
+            let mut lanes = [0u32; LANES];
+            let (chunks, rest) = block.as_chunks::<LANES>();
+            for chunk in chunks {
+                for i in 0..LANES {
+                    lanes[i] += u32::from(chunk[i] >= self.weights.floor);
+                }
+            }
+            for (i, logit) in rest.iter().enumerate() {
+                lanes[i] += u32::from(*logit >= self.weights.floor);
+            }
+            count += lanes.iter().map(|lane| *lane as usize).sum::<usize>();
+        }
+        (sum, count)
     }
 }
 
