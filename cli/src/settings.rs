@@ -271,7 +271,9 @@ mod tests {
 
     #[test]
     fn distances() {
-        for (a, b, expected) in [("", "", 0), ("max_batch", "max_batch", 0), ("max_bach", "max_batch", 1), ("ab", "ba", 2)] {
+        for (a, b, expected) in
+            [("", "", 0), ("max_batch", "max_batch", 0), ("max_bach", "max_batch", 1), ("ab", "ba", 2)]
+        {
             assert_eq!(distance(a, b), expected, "{a} {b}");
         }
     }

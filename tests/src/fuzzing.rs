@@ -12,7 +12,8 @@ use gaterail_model::gguf::GgufFile;
 use gaterail_model::text::{ChatInput, ChatTemplate, Detokenizer, TextError, Tokenizer};
 use gaterail_model::weights::{account, check_tensors, expected_tensors};
 use gaterail_router::openai::{
-    ChatRequest, CompletionRequest, DetokenizeRequest, Generation, RequestLimits, ServerDefaults, TokenizeRequest,
+    ChatRequest, CompletionRequest, DetokenizeRequest, Generation, RequestLimits, ServerDefaults,
+    TokenizeRequest,
 };
 use serde_json::json;
 

@@ -75,7 +75,8 @@ fn load(
     positions: usize,
     precision: Precision,
 ) -> Result<Runner, ModelError> {
-    let options = RunnerOptions { rows_max: 512, positions, shards: Vec::new(), precision };
+    let options =
+        RunnerOptions { rows_max: 512, positions, shards: Vec::new(), precision, kv: precision.kv() };
     Runner::load(folder, device, &options, &mut |_| {})
 }
 

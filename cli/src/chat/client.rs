@@ -95,7 +95,8 @@ impl Client {
         let sent = request.header("content-type", "application/json").send(body.to_string());
         let mut response = sent.map_err(|error| format!("{url}: {error}"))?;
         if !response.status().is_success() {
-            let text = response.body_mut().with_config().limit(BYTES_MAX).read_to_string().unwrap_or_default();
+            let text =
+                response.body_mut().with_config().limit(BYTES_MAX).read_to_string().unwrap_or_default();
             let body: Value = serde_json::from_str(&text).unwrap_or_default();
             return Err(message(&body, &text));
         }
@@ -111,13 +112,15 @@ impl Client {
             if data == "[DONE]" {
                 return Ok(());
             }
-            let event: Value = serde_json::from_str(data).map_err(|error| format!("no JSON in the answer: {error}"))?;
+            let event: Value =
+                serde_json::from_str(data).map_err(|error| format!("no JSON in the answer: {error}"))?;
             if !event["error"].is_null() {
                 return Err(message(&event, data));
             }
             let text = event["choices"][0]["delta"]["content"].as_str().filter(|text| !text.is_empty());
             let tokens = event["usage"]["completion_tokens"].as_u64();
-            let said = text.map(|text| Said::Text(text.to_string())).into_iter().chain(tokens.map(Said::Tokens));
+            let said =
+                text.map(|text| Said::Text(text.to_string())).into_iter().chain(tokens.map(Said::Tokens));
             for said in said {
                 if events.send(said).is_err() {
                     return Ok(());

@@ -77,7 +77,9 @@ fn connect(args: &ChatArgs) -> Result<(Client, Option<Serving>), CliError> {
         let client = Client::new(given.unwrap_or(DEFAULT_URL), args.key.clone(), args.name.clone());
         match client.model() {
             Ok(name) => return Ok((client.with_name(name), None)),
-            Err(error) if given.is_some() || !error.nobody_listens => return Err(CliError::Refused(error.text)),
+            Err(error) if given.is_some() || !error.nobody_listens => {
+                return Err(CliError::Refused(error.text));
+            }
             Err(_) => {}
         }
     }

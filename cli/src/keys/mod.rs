@@ -73,7 +73,8 @@ pub fn run(args: &KeysArgs) -> Result<(), CliError> {
 pub fn config_folder() -> Result<PathBuf, CliError> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
-    let none = || CliError::Refused("there is no place for configuration: set HOME or XDG_CONFIG_HOME".to_string());
+    let none =
+        || CliError::Refused("there is no place for configuration: set HOME or XDG_CONFIG_HOME".to_string());
     Ok(base.ok_or_else(none)?.join("gaterail"))
 }
 
@@ -100,8 +101,10 @@ fn list(file: &KeyFile) -> Result<(), CliError> {
         terminal::note(&format!("no keys in {}", file.path().display()));
         return Ok(());
     }
-    let mut text =
-        format!("{:<10} {:<20} {:>12} {:>12} {:>8}  {}\n", "ID", "TENANT", "REQUESTS/MIN", "TOKENS/MIN", "STREAMS", "STATE");
+    let mut text = format!(
+        "{:<10} {:<20} {:>12} {:>12} {:>8}  {}\n",
+        "ID", "TENANT", "REQUESTS/MIN", "TOKENS/MIN", "STREAMS", "STATE"
+    );
     for KeyRecord { id, tenant, revoked, limits, .. } in &keys {
         let shown = |limit: Option<u64>| limit.map_or("-".to_string(), |limit| limit.to_string());
         let state = if revoked.is_some() { "revoked" } else { "active" };

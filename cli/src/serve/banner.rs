@@ -22,11 +22,26 @@ pub fn text(loaded: &Loaded, ports: &Ports, config: &ServeConfig) -> String {
         ("model", format!("{}  {}", served.names.join(", "), loaded.architecture)),
         (
             "parameters",
-            format!("{}, of which a token touches {}", count(about.parameters), count(about.active_parameters)),
+            format!(
+                "{}, of which a token touches {}",
+                count(about.parameters),
+                count(about.active_parameters)
+            ),
         ),
-        ("weights", format!("{} ({}), loaded in {:.1} s", bytes_text(plan.weights), loaded.precision, loaded.took.as_secs_f64())),
+        (
+            "weights",
+            format!(
+                "{} ({}), loaded in {:.1} s",
+                bytes_text(plan.weights),
+                loaded.precision,
+                loaded.took.as_secs_f64()
+            ),
+        ),
         ("KV", format!("{} tokens, {}", plan.kv_positions(), bytes_text(plan.kv))),
-        ("context", format!("{} tokens{shortened}; {} sequences at once", plan.context, config.engine.batch_max)),
+        (
+            "context",
+            format!("{} tokens{shortened}; {} sequences at once", plan.context, config.engine.batch_max),
+        ),
         ("HTTP", format!("{base}/v1")),
     ];
     if let Some(grpc) = ports.grpc {

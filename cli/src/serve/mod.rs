@@ -98,7 +98,10 @@ fn read(args: &ServeArgs) -> Result<Settings, CliError> {
     let first = Settings::new(&table::TABLE, &args.matches, None)?;
     let file = match first.text("config") {
         Some(path) => Some(PathBuf::from(path)),
-        None => crate::keys::config_folder().ok().map(|folder| folder.join("serve.toml")).filter(|path| path.is_file()),
+        None => crate::keys::config_folder()
+            .ok()
+            .map(|folder| folder.join("serve.toml"))
+            .filter(|path| path.is_file()),
     };
     Settings::new(&table::TABLE, &args.matches, file.as_deref())
 }

@@ -78,7 +78,8 @@ impl MemoryPlan {
             return None;
         }
         let left = self.available.map(|available| available.saturating_sub(self.weights + self.work));
-        let fitting = left.map(|left| left / page_bytes(spec, config.kv_form()).max(1) * PAGE_POSITIONS as u64);
+        let fitting =
+            left.map(|left| left / page_bytes(spec, config.kv_form()).max(1) * PAGE_POSITIONS as u64);
         let flag = match (fitting, config.kv_bytes) {
             (Some(0), _) => "a smaller --weights (int4), or --no-memory-check (reads weights from disk again and again, very slow)".to_string(),
             (_, Some(_)) if fits => format!("--max-context {} would fit, or a larger --kv-memory", self.context),

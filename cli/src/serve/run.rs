@@ -39,7 +39,8 @@ impl Ports {
     pub fn bind(config: &ServeConfig) -> Result<Ports, CliError> {
         let http_socket = bind(config.listen, "--listen")?;
         let grpc_socket = config.grpc_listen.map(|address| bind(address, "--grpc-listen")).transpose()?;
-        let own = |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
+        let own =
+            |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
         Ok(Ports {
             http: own(&http_socket)?,
             grpc: grpc_socket.as_ref().map(own).transpose()?,
@@ -86,7 +87,8 @@ impl Serving {
                 let socket = tokio::net::TcpListener::from_std(socket)?;
                 Listening::start(socket, app, protocol, server.clone(), config.sockets.clone())
             };
-            let mut listening = vec![start(ports.http_socket, http::routes(server.clone()), Protocol::Http1)?];
+            let mut listening =
+                vec![start(ports.http_socket, http::routes(server.clone()), Protocol::Http1)?];
             if let Some(socket) = ports.grpc_socket {
                 listening.push(start(socket, grpc::routes(server.clone()), Protocol::Http2)?);
             }
@@ -100,7 +102,8 @@ impl Serving {
     /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once.
     pub fn until_signal(self, config: &ServeConfig) -> Result<(), CliError> {
         let signals = self.runtime.block_on(async {
-            let (mut end, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            let (mut end, mut interrupt) =
+                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
             Ok((end, interrupt))
         });

@@ -2,8 +2,7 @@
 
 use crate::settings::{Kind, Setting};
 
-const ONE: Setting =
-    Setting { name: "", also: &[], kind: Kind::One, value: "", default: "", help: "" };
+const ONE: Setting = Setting { name: "", also: &[], kind: Kind::One, value: "", default: "", help: "" };
 const MANY: Setting = Setting { kind: Kind::Many, ..ONE };
 const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 
@@ -137,13 +136,7 @@ pub static TABLE: [Setting; 36] = [
         help: "Web pages that may call, such as https://chat.example; * is all. By default all if keys are needed, else this machine's",
         ..MANY
     },
-    Setting {
-        name: "max-body",
-        value: "BYTES",
-        default: "32MiB",
-        help: "Bytes of a request's body",
-        ..ONE
-    },
+    Setting { name: "max-body", value: "BYTES", default: "32MiB", help: "Bytes of a request's body", ..ONE },
     Setting { name: "max-connections", value: "N", default: "4096", help: "Connections at once", ..ONE },
     Setting {
         name: "header-seconds",
@@ -195,16 +188,8 @@ pub static TABLE: [Setting; 36] = [
         help: "One line for every request on standard error: text, json or off",
         ..ONE
     },
-    Setting {
-        name: "no-metric-aliases",
-        help: "Leave vLLM's names out of /metrics",
-        ..SWITCH
-    },
-    Setting {
-        name: "no-memory-check",
-        help: "Load even if weights and KV do not fit in memory",
-        ..SWITCH
-    },
+    Setting { name: "no-metric-aliases", help: "Leave vLLM's names out of /metrics", ..SWITCH },
+    Setting { name: "no-memory-check", help: "Load even if weights and KV do not fit in memory", ..SWITCH },
     Setting {
         name: "config",
         value: "FILE",

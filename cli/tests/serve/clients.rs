@@ -17,7 +17,11 @@ fn has_modules(modules: &str) -> bool {
     match output {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
-            println!("SKIPPED: {} cannot import {modules}: {}", python(), String::from_utf8_lossy(&output.stderr));
+            println!(
+                "SKIPPED: {} cannot import {modules}: {}",
+                python(),
+                String::from_utf8_lossy(&output.stderr)
+            );
             false
         }
         Err(error) => {
@@ -55,7 +59,8 @@ fn googles_grpc_understands() {
     if !has_modules("grpc, grpc_health, grpc_reflection") {
         return;
     }
-    let mut server = Server::start(&["--grpc-listen", "127.0.0.1:0", "--api-key", "a-key-of-the-command-line"]);
+    let mut server =
+        Server::start(&["--grpc-listen", "127.0.0.1:0", "--api-key", "a-key-of-the-command-line"]);
     let address = server.grpc.expect("a port for gRPC").to_string();
     passes(script("grpc_client.py"), &[&address, "a-key-of-the-command-line"]);
     // The deadline ended the work itself.

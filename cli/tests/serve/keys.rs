@@ -39,7 +39,12 @@ fn nobody_comes_in_without_a_key() {
     let key = add(&folder, &["alice"]);
     let server = Server::start_in(folder, &[]);
     for (method, path) in ROUTES {
-        for headers in [&[][..], &[("authorization", "Bearer wrong")], &[("authorization", "Basic YTpi")], &[("authorization", "")]] {
+        for headers in [
+            &[][..],
+            &[("authorization", "Bearer wrong")],
+            &[("authorization", "Basic YTpi")],
+            &[("authorization", "")],
+        ] {
             let answer = server.request(method, path, headers, b"");
             assert_eq!(answer.status, 401, "{method} {path} {headers:?}");
             assert_eq!(answer.json()["error"]["code"], "invalid_api_key");
@@ -120,7 +125,12 @@ fn limits_are_kept() {
     let long = json!({"prompt": [5, 6], "max_tokens": 3000, "ignore_eos": true, "stream": true}).to_string();
     let mut held = server.connect();
     let bearer = format!("Bearer {one}");
-    let bytes = crate::server::request_bytes("POST", "/v1/completions", &[("authorization", &bearer)], long.as_bytes());
+    let bytes = crate::server::request_bytes(
+        "POST",
+        "/v1/completions",
+        &[("authorization", &bearer)],
+        long.as_bytes(),
+    );
     std::io::Write::write_all(&mut held, &bytes).unwrap();
     let mut first = [0; 64];
     std::io::Read::read_exact(&mut held, &mut first).unwrap();
@@ -138,5 +148,8 @@ fn a_public_address_wants_keys() {
     let folder = tempfile::tempdir().unwrap();
     let output = gaterail(&folder, &["serve", "demo", "--listen", "0.0.0.0:0"]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && error.contains("gaterail keys add") && error.contains("--insecure"), "{error}");
+    assert!(
+        !output.status.success() && error.contains("gaterail keys add") && error.contains("--insecure"),
+        "{error}"
+    );
 }

@@ -28,11 +28,14 @@ fn settings_come_from_four_places() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("own.toml");
     std::fs::write(&file, "max_batch = 3\nmax_queue = 7\nlog = \"json\"\ncors_origin = [\"a\", \"b\"]\nno_prefix_cache = true\n").unwrap();
-    let output = gaterail(&folder, &["serve", "--print-config", "--max-num-seqs", "5", "--config", file.to_str().unwrap()])
-        .env("GATERAIL_MAX_QUEUE", "9")
-        .env("GATERAIL_API_KEY", "hidden")
-        .output()
-        .unwrap();
+    let output = gaterail(
+        &folder,
+        &["serve", "--print-config", "--max-num-seqs", "5", "--config", file.to_str().unwrap()],
+    )
+    .env("GATERAIL_MAX_QUEUE", "9")
+    .env("GATERAIL_API_KEY", "hidden")
+    .output()
+    .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let line = |key: &str| {
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(key));
@@ -68,8 +71,14 @@ fn wrong_settings_are_named() {
     fails(&["serve", "--weights", "int3"], &["--weights"]);
     fails(&["serve", "--kv-memory", "lots"], &["--kv-memory", "4GiB"]);
     fails(&["serve", "--max-bach", "3"], &["--max-batch"]);
-    fails(&["serve", "demo", "--listen", "127.0.0.1:0", "--max-context", "5000"], &["more than the model's context of 4096"]);
-    fails(&["serve", "demo", "--listen", "127.0.0.1:0", "--kv-memory", "900TB"], &["does not fit in memory", "weights", "--kv-memory"]);
+    fails(
+        &["serve", "demo", "--listen", "127.0.0.1:0", "--max-context", "5000"],
+        &["more than the model's context of 4096"],
+    );
+    fails(
+        &["serve", "demo", "--listen", "127.0.0.1:0", "--kv-memory", "900TB"],
+        &["does not fit in memory", "weights", "--kv-memory"],
+    );
     fails(&["serve", "/no/such/model", "--listen", "127.0.0.1:0"], &["no folder"]);
 }
 
@@ -125,14 +134,20 @@ fn a_second_signal_ends_at_once() {
 fn chat_talks_and_starts_a_server_of_its_own() {
     let server = Server::start(&[]);
     let url = format!("http://{}/v1", server.address);
-    for args in [&["chat", "--url", &url, "--temperature", "0"][..], &["chat", "demo", "--temperature", "0"]] {
+    for args in [&["chat", "--url", &url, "--temperature", "0"][..], &["chat", "demo", "--temperature", "0"]]
+    {
         let mut child = gaterail(&server.folder, args)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(b"What is 27 + 58?\n\n/reset\nWhat is 12 + 13?\n/quit\n").unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"What is 27 + 58?\n\n/reset\nWhat is 12 + 13?\n/quit\n")
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{error}");

@@ -164,9 +164,8 @@ impl Server {
 
 /// The first sample of a name.
 pub fn metric(page: &str, name: &str) -> Option<f64> {
-    let line = page.lines().find(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
-    })?;
+    let line =
+        page.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))?;
     line.rsplit(' ').next()?.parse().ok()
 }
 
@@ -227,7 +226,8 @@ pub fn parse_answer(bytes: &[u8]) -> Answer {
 fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
-        let size = std::str::from_utf8(&bytes[..end]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());
+        let size =
+            std::str::from_utf8(&bytes[..end]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());
         let Some(size) = size.filter(|size| *size > 0 && end + 2 + size <= bytes.len()) else { break };
         body.extend_from_slice(&bytes[end + 2..end + 2 + size]);
         bytes = &bytes[(end + 4 + size).min(bytes.len())..];
@@ -253,6 +253,9 @@ impl Answer {
 
     /// The `data:` events of a stream.
     pub fn events(&self) -> Vec<String> {
-        self.text().split("\n\n").filter_map(|event| event.strip_prefix("data: ").map(str::to_owned)).collect()
+        self.text()
+            .split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: ").map(str::to_owned))
+            .collect()
     }
 }

@@ -91,7 +91,9 @@ fn headers_and_bodies_have_to_arrive() {
     }
     // Its sending half closed in the middle of the body: gone.
     let mut closed = server.connect();
-    closed.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{\"prompt\"").unwrap();
+    closed
+        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{\"prompt\"")
+        .unwrap();
     closed.shutdown(Shutdown::Write).unwrap();
     let _ = read_answer(&mut closed);
     answers(&server);

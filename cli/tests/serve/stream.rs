@@ -30,7 +30,8 @@ fn a_stream_says_everything_once_and_in_order() {
         let own: Vec<&Value> = rest.iter().filter(|chunk| chunk["choices"][0]["index"] == index).collect();
         assert_eq!(own[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
         let (end, middle) = own[1..].split_last().unwrap();
-        let text: String = middle.iter().map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap()).collect();
+        let text: String =
+            middle.iter().map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap()).collect();
         assert_eq!(text.trim(), "85");
         for chunk in middle {
             assert!(chunk["choices"][0]["delta"].get("role").is_none(), "{chunk}");
@@ -40,7 +41,10 @@ fn a_stream_says_everything_once_and_in_order() {
         assert_eq!(end["choices"][0]["finish_reason"], "stop");
     }
     for chunk in &chunks {
-        assert_eq!((&chunk["id"], &chunk["created"], &chunk["model"]), (&last["id"], &last["created"], &last["model"]));
+        assert_eq!(
+            (&chunk["id"], &chunk["created"], &chunk["model"]),
+            (&last["id"], &last["created"], &last["model"])
+        );
         assert_eq!(chunk["object"], "chat.completion.chunk");
     }
     assert!(rest.iter().all(|chunk| chunk.get("usage") == Some(&Value::Null)));
@@ -59,7 +63,8 @@ fn the_stream_is_the_whole_whatever_is_held_back() {
         ask["stream"] = json!(true);
         let chunks = events(&server, "/v1/completions", ask);
         let choice = |chunk: &Value| chunk["choices"][0].clone();
-        let text: String = chunks.iter().map(|chunk| choice(chunk)["text"].as_str().unwrap().to_owned()).collect();
+        let text: String =
+            chunks.iter().map(|chunk| choice(chunk)["text"].as_str().unwrap().to_owned()).collect();
         assert_eq!(json!(text), whole["choices"][0]["text"], "seed {seed}");
         let list = |name: &str| -> Vec<Value> {
             let of = |chunk: &Value| choice(chunk)["logprobs"][name].as_array().cloned().unwrap_or_default();
@@ -76,7 +81,9 @@ fn unknown_fields_are_ignored_and_null_is_absent() {
     let server = Server::start(&[]);
     let plain = json!({"prompt": "once upon", "max_tokens": 4, "temperature": 0});
     let mut odd = plain.clone();
-    for (name, value) in [("frobnicate", json!({"a": [1]})), ("user", json!("me")), ("n", Value::Null), ("stop", Value::Null)] {
+    for (name, value) in
+        [("frobnicate", json!({"a": [1]})), ("user", json!("me")), ("n", Value::Null), ("stop", Value::Null)]
+    {
         odd[name] = value;
     }
     odd["tools"] = json!([]);
@@ -91,7 +98,8 @@ fn unknown_fields_are_ignored_and_null_is_absent() {
 #[test]
 fn tokens_there_and_back() {
     let server = Server::start(&[]);
-    let there = server.post("/tokenize", &json!({"prompt": "Hello wörld 🦀", "return_token_strs": true})).json();
+    let there =
+        server.post("/tokenize", &json!({"prompt": "Hello wörld 🦀", "return_token_strs": true})).json();
     assert_eq!(there["count"], there["tokens"].as_array().unwrap().len());
     assert_eq!(there["max_model_len"], 4096);
     let back = server.post("/detokenize", &json!({"tokens": there["tokens"]})).json();

@@ -87,10 +87,7 @@ impl KeyFile {
     }
 
     /// Changes the keys. Nobody else changes them meanwhile, and a reader sees the old file or the new one.
-    pub fn update<T>(
-        &self,
-        change: impl FnOnce(&mut Vec<KeyRecord>) -> T,
-    ) -> Result<T, KeyFileError> {
+    pub fn update<T>(&self, change: impl FnOnce(&mut Vec<KeyRecord>) -> T) -> Result<T, KeyFileError> {
         if let Some(folder) = self.path.parent().filter(|folder| *folder != Path::new("")) {
             std::fs::create_dir_all(folder).map_err(|error| self.io(error))?;
         }
@@ -109,7 +106,8 @@ impl KeyFile {
         let text = serde_json::to_string_pretty(contents).map_err(|error| self.invalid(error.to_string()))?;
         let beside = self.path.with_extension(format!("new.{}", std::process::id()));
         let write = || {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(MODE).open(&beside)?;
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(MODE).open(&beside)?;
             file.write_all(text.as_bytes())?;
             file.write_all(b"\n")?;
             file.sync_all()?;

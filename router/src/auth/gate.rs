@@ -62,11 +62,8 @@ impl Gate {
     /// A door with the keys of `file`, if there is one, and of `fixed`. Without either it is open.
     pub fn new(file: Option<KeyFile>, fixed: &[String]) -> Result<Gate, KeyFileError> {
         let fixed = fixed.iter().enumerate().map(|(index, text)| ActiveKey::fixed(index, text)).collect();
-        let gate = Gate {
-            fixed,
-            file,
-            state: RwLock::new(State { stamp: None, keys: Vec::new(), closed: false }),
-        };
+        let gate =
+            Gate { fixed, file, state: RwLock::new(State { stamp: None, keys: Vec::new(), closed: false }) };
         gate.reload()?;
         Ok(gate)
     }
@@ -109,9 +106,7 @@ impl Gate {
             return refuse("the Authorization header has to be: Bearer KEY");
         }
         match self.find(&KeyHash::of(key.trim())) {
-            Some(key) => {
-                Ok(Caller { tenant: TenantId(key.record.tenant.as_str().into()), key: Some(key) })
-            }
+            Some(key) => Ok(Caller { tenant: TenantId(key.record.tenant.as_str().into()), key: Some(key) }),
             None => refuse("the API key is not valid"),
         }
     }
@@ -194,7 +189,8 @@ impl Caller {
             Ok(_) => Ok(StreamPermit(Some(key.clone()))),
             Err(_) => {
                 let message = format!("the limit of {max} requests at once is reached");
-                Err(ApiError::new(ErrorKind::RateLimit, message).retry_after(std::time::Duration::from_secs(1)))
+                Err(ApiError::new(ErrorKind::RateLimit, message)
+                    .retry_after(std::time::Duration::from_secs(1)))
             }
         }
     }
@@ -209,8 +205,9 @@ impl Caller {
             Some(bucket) => match bucket.take(tokens, now) {
                 Ok(()) => Ok(TokenCharge { key: Some(key.clone()), reserved: tokens }),
                 Err(wait) => {
-                    let message =
-                        format!("the limit of {limit} tokens a minute is reached; this request may take {tokens}");
+                    let message = format!(
+                        "the limit of {limit} tokens a minute is reached; this request may take {tokens}"
+                    );
                     Err(ApiError::new(ErrorKind::RateLimit, message).retry_after(wait))
                 }
             },

@@ -11,7 +11,11 @@ use crate::serving::Served;
 const LOGPROBS_MAX: u32 = 20;
 
 /// The prompt in tokens.
-pub async fn prompt(served: &Served, prompt: Option<Prompt>, limits: &RequestLimits) -> Result<Vec<u32>, ApiError> {
+pub async fn prompt(
+    served: &Served,
+    prompt: Option<Prompt>,
+    limits: &RequestLimits,
+) -> Result<Vec<u32>, ApiError> {
     match prompt {
         None => Err(ApiError::invalid("prompt", "prompt is missing; set text, tokens or chat")),
         Some(Prompt::Text(text)) => served.encode("text", text, true).await,

@@ -38,8 +38,7 @@ pub async fn parsed<T: Send + 'static>(
 
 async fn read<'a>(server: &'a Server, request: Request) -> Result<Read<'a>, ApiError> {
     let max = server.options.requests.body_bytes_max;
-    let too_large =
-        || ApiError::new(ErrorKind::BodyTooLarge, format!("the body has more than {max} bytes"));
+    let too_large = || ApiError::new(ErrorKind::BodyTooLarge, format!("the body has more than {max} bytes"));
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if declared.and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > max as u64) {
         return Err(too_large());

@@ -1,22 +1,22 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::StreamExt;
 use gaterail_model::sampler::SamplingParams;
 use gaterail_model::text::ChatInput;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::answer::{Head, json_response, reason_word, refuse, stop_reason};
 use super::body;
-use super::layers::{caller, random_hex};
+use super::layers::caller;
 use super::logprobs::TokenNames;
 use super::sse::{self, Chunks, Script};
-use super::usage::{UsageBody, reason_word};
-use crate::api::{Event, FinishReason, StopCause};
+use super::usage::UsageBody;
+use crate::api::{Event, FinishReason};
 use crate::openai::{ApiError, ChatRequest, Streaming};
 use crate::serving::admit::failed;
 use crate::serving::{Admission, Scope, Server, Work, events};
@@ -41,26 +41,6 @@ struct Accepted {
     streaming: Option<Streaming>,
 }
 
-/// What is the same in every chunk.
-#[derive(Clone)]
-pub struct Head {
-    pub id: String,
-    pub created: u64,
-    pub model: String,
-}
-
-impl Head {
-    pub fn new(prefix: &str, model: &str) -> Head {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Head { id: format!("{prefix}-{}", random_hex()), created: since.as_secs(), model: model.to_owned() }
-    }
-}
-
-pub fn refuse(mut scope: Scope, error: ApiError) -> Response {
-    scope.fail(&error);
-    error.into_response()
-}
-
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
     let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
@@ -73,8 +53,7 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
         ..ChatInput::default()
     };
     let prompt = served.encode_chat(input).await?;
-    let names =
-        TokenNames { tokenizer: served.tokenizer.clone(), as_ids: chat.generation.tokens_as_ids };
+    let names = TokenNames { tokenizer: served.tokenizer.clone(), as_ids: chat.generation.tokens_as_ids };
     let streaming = chat.generation.streaming;
     let work =
         Work { prompts: vec![prompt], generation: chat.generation, prompt_logprobs: None, deadline: None };
@@ -128,20 +107,6 @@ async fn whole(accepted: Accepted, mut scope: Scope) -> Response {
         "id": id, "object": "chat.completion", "created": created, "model": model,
         "choices": choices, "usage": usage,
     }))
-}
-
-/// vLLM's addition: the stop string or the request's own stop token that ended a choice.
-pub fn stop_reason(reason: Option<&FinishReason>, params: &SamplingParams) -> Value {
-    match reason {
-        Some(FinishReason::Stop(StopCause::Token(id))) if params.stop_token_ids.contains(id) => json!(id),
-        Some(FinishReason::Stop(StopCause::String(which))) => json!(params.stop.get(*which)),
-        _ => Value::Null,
-    }
-}
-
-pub fn json_response(body: &Value) -> Response {
-    let kind = axum::http::HeaderValue::from_static("application/json");
-    ([(axum::http::header::CONTENT_TYPE, kind)], body.to_string()).into_response()
 }
 
 fn stream(server: &Arc<Server>, accepted: Accepted, streaming: Streaming, scope: Scope) -> Response {
@@ -229,16 +194,18 @@ impl Script for ChatScript {
             Event::Token(piece) => {
                 self.usage.generated(1);
                 self.begin(choice, out);
-                let logprobs = self.params.logprobs.map(|_| {
-                    json!({"content": [self.names.chat(&piece)], "refusal": null})
-                });
+                let logprobs = self
+                    .params
+                    .logprobs
+                    .map(|_| json!({"content": [self.names.chat(&piece)], "refusal": null}));
                 if !piece.text.is_empty() || logprobs.is_some() {
                     self.delta(choice, Delta { role: None, content: Some(&piece.text) }, logprobs, out);
                 }
             }
             Event::Finished { reason, .. } => {
                 self.begin(choice, out);
-                let stop_reason = Some(stop_reason(Some(&reason), &self.params)).filter(|cause| !cause.is_null());
+                let stop_reason =
+                    Some(stop_reason(Some(&reason), &self.params)).filter(|cause| !cause.is_null());
                 let finish_reason = Some(reason_word(&reason));
                 let delta = Delta::default();
                 let last = ChunkChoice { index: choice, delta, logprobs: None, finish_reason, stop_reason };

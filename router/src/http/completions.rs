@@ -9,12 +9,12 @@ use gaterail_model::sampler::SamplingParams;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::answer::{Head, json_response, reason_word, refuse, stop_reason};
 use super::body;
-use super::chat::{Head, json_response, refuse, stop_reason};
 use super::layers::caller;
 use super::logprobs::{CompletionLogprobs, TokenNames};
 use super::sse::{self, Chunks, Script};
-use super::usage::{UsageBody, reason_word};
+use super::usage::UsageBody;
 use crate::api::{Event, Piece, PromptLogprob};
 use crate::openai::{ApiError, CompletionRequest, Prompt, Streaming};
 use crate::serving::admit::failed;

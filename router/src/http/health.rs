@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use gaterail_kernels::ops::PAGE_POSITIONS;
 use serde_json::json;
 
-use super::chat::json_response;
+use super::answer::json_response;
 use crate::metrics::About;
 use crate::serving::{Readiness, Server};
 

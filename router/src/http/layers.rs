@@ -82,7 +82,8 @@ async fn origins(State(server): State<Arc<Server>>, request: Request, next: Next
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(header::VARY, HeaderValue::from_static("origin"));
-    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id, retry-after"));
+    headers
+        .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id, retry-after"));
     if preflight {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
@@ -139,8 +140,9 @@ fn grpc_refusal(error: &ApiError) -> Response {
 /// The client's own, if it can stand in a header and a log; else one is made.
 fn request_id(headers: &HeaderMap) -> RequestId {
     let own = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-    let usable =
-        |id: &&str| (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    let usable = |id: &&str| {
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    };
     match own.filter(usable) {
         Some(id) => RequestId(id.into()),
         None => RequestId(format!("req-{}", random_hex()).into()),

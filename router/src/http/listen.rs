@@ -135,7 +135,12 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, port: Port, stopped: watch::Receiver<bool>, permit: OwnedSemaphorePermit) {
+async fn connection(
+    stream: TcpStream,
+    port: Port,
+    stopped: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) {
     // Tokens are small; none waits for the next.
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
@@ -224,7 +229,11 @@ impl Patient {
         Patient { stream, stall_max, bytes_min, waiting: None, taken: 0 }
     }
 
-    fn wrote(&mut self, context: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         match result {
             Poll::Ready(Ok(bytes)) => {
                 self.taken += bytes;
@@ -247,13 +256,21 @@ impl Patient {
 }
 
 impl AsyncRead for Patient {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.wrote(context, result)
     }

@@ -5,12 +5,14 @@
 //! | [`routes`] | which path is answered where |
 //! | [`layers`] | around every route: request id, account of answers, web pages of other origins, the key |
 //! | [`body`] | a body, within its limits |
+//! | [`answer`], [`usage`] | what answers of both are made of |
 //! | [`chat`], [`completions`] | answers, whole or as a stream |
 //! | [`sse`] | the stream's form: events, comments, the end |
 //! | [`logprobs`] | log-probabilities in both shapes |
 //! | [`tokens`], [`models`], [`health`] | the smaller routes |
 //! | [`listen`] | connections: how many, how slow, and how they end |
 
+mod answer;
 mod body;
 mod chat;
 mod completions;

@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::chat::json_response;
+use super::answer::json_response;
 use crate::openai::ApiError;
 use crate::serving::Server;
 

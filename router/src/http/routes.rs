@@ -13,8 +13,10 @@ use crate::serving::Server;
 
 /// Every route with the layers around it.
 pub fn routes(server: Arc<Server>) -> Router {
-    let get = |route: MethodRouter<Arc<Server>>| route.fallback(|request: Request| wrong_method(request, "GET"));
-    let post = |route: MethodRouter<Arc<Server>>| route.fallback(|request: Request| wrong_method(request, "POST"));
+    let get =
+        |route: MethodRouter<Arc<Server>>| route.fallback(|request: Request| wrong_method(request, "GET"));
+    let post =
+        |route: MethodRouter<Arc<Server>>| route.fallback(|request: Request| wrong_method(request, "POST"));
     let routes = Router::new()
         .route("/v1/chat/completions", post(self::post(chat::answer)))
         .route("/v1/completions", post(self::post(completions::answer)))

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 
-use crate::serving::admit::failed;
-use crate::serving::{Answers, Scope};
 use crate::api::Event;
 use crate::openai::ApiError;
+use crate::serving::admit::failed;
+use crate::serving::{Answers, Scope};
 
 const PING: &[u8] = b": ping\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";

@@ -8,8 +8,8 @@ use axum::response::Response;
 use gaterail_model::text::ChatInput;
 use serde_json::json;
 
+use super::answer::json_response;
 use super::body;
-use super::chat::json_response;
 use super::layers::caller;
 use crate::openai::{ApiError, DetokenizeRequest, TokenizeInput, TokenizeRequest};
 use crate::serving::Server;

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct UsageBody {
     pub prompt_tokens: usize,
@@ -31,14 +30,5 @@ impl UsageBody {
 
     pub fn cached(&mut self, tokens: usize) {
         self.prompt_tokens_details.cached_tokens += tokens;
-    }
-
-}
-
-/// `stop` or `length`.
-pub fn reason_word(reason: &crate::api::FinishReason) -> &'static str {
-    match reason {
-        crate::api::FinishReason::Length => "length",
-        crate::api::FinishReason::Stop(_) => "stop",
     }
 }

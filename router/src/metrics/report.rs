@@ -66,15 +66,55 @@ impl Metrics {
     /// Histograms under both names.
     fn times(&self, page: &mut Page, about: &About<'_>, labels: Labels<'_>) {
         let all: [(&str, &str, &Histogram, &str); 9] = [
-            ("time_to_first_token_seconds", "From the request to its first token.", &self.first_token, "time_to_first_token_seconds"),
-            ("inter_token_latency_seconds", "Between two tokens of an answer.", &self.between_tokens, "inter_token_latency_seconds"),
-            ("time_per_output_token_seconds", "Mean over an answer's tokens but the first.", &self.per_token, "request_time_per_output_token_seconds"),
-            ("request_duration_seconds", "From the request to its last token.", &self.whole, "e2e_request_latency_seconds"),
-            ("request_queue_seconds", "From the request to its first step.", &self.queued, "request_queue_time_seconds"),
-            ("request_prefill_seconds", "From the first step to the first token.", &self.prefill, "request_prefill_time_seconds"),
-            ("request_decode_seconds", "From the first token to the last.", &self.decode, "request_decode_time_seconds"),
+            (
+                "time_to_first_token_seconds",
+                "From the request to its first token.",
+                &self.first_token,
+                "time_to_first_token_seconds",
+            ),
+            (
+                "inter_token_latency_seconds",
+                "Between two tokens of an answer.",
+                &self.between_tokens,
+                "inter_token_latency_seconds",
+            ),
+            (
+                "time_per_output_token_seconds",
+                "Mean over an answer's tokens but the first.",
+                &self.per_token,
+                "request_time_per_output_token_seconds",
+            ),
+            (
+                "request_duration_seconds",
+                "From the request to its last token.",
+                &self.whole,
+                "e2e_request_latency_seconds",
+            ),
+            (
+                "request_queue_seconds",
+                "From the request to its first step.",
+                &self.queued,
+                "request_queue_time_seconds",
+            ),
+            (
+                "request_prefill_seconds",
+                "From the first step to the first token.",
+                &self.prefill,
+                "request_prefill_time_seconds",
+            ),
+            (
+                "request_decode_seconds",
+                "From the first token to the last.",
+                &self.decode,
+                "request_decode_time_seconds",
+            ),
             ("request_prompt_tokens", "Tokens of a prompt.", &self.prompt_tokens, "request_prompt_tokens"),
-            ("request_generated_tokens", "Tokens of an answer.", &self.generated_tokens, "request_generation_tokens"),
+            (
+                "request_generated_tokens",
+                "Tokens of an answer.",
+                &self.generated_tokens,
+                "request_generation_tokens",
+            ),
         ];
         for (own, help, histogram, theirs) in all {
             page.histogram(&format!("gaterail_{own}"), help, labels, histogram);
@@ -86,8 +126,18 @@ impl Metrics {
 
     fn vllm(&self, page: &mut Page, load: &LoadSnapshot, about: &About<'_>, labels: Labels<'_>) {
         page.gauge("vllm:num_requests_running", "Sequences that run.", labels, load.running);
-        page.gauge("vllm:num_requests_waiting", "Sequences that wait.", labels, load.waiting + load.queued_requests);
-        page.gauge("vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", labels, load.pages_share());
+        page.gauge(
+            "vllm:num_requests_waiting",
+            "Sequences that wait.",
+            labels,
+            load.waiting + load.queued_requests,
+        );
+        page.gauge(
+            "vllm:kv_cache_usage_perc",
+            "Share of the KV pages in use, 0 to 1.",
+            labels,
+            load.pages_share(),
+        );
         let (size, pages) = (about.page_positions.to_string(), load.pages_total.to_string());
         let config = [("model_name", about.model), ("block_size", &size), ("num_gpu_blocks", &pages)];
         page.gauge("vllm:cache_config_info", "The KV cache.", &config, 1);
@@ -113,7 +163,11 @@ impl Metrics {
 fn gauges(page: &mut Page, load: &LoadSnapshot, labels: Labels<'_>) {
     let counts = [
         ("gaterail_requests_queued", "Requests that wait to start.", load.queued_requests),
-        ("gaterail_prompt_tokens_queued", "Prompt tokens of the requests that wait to start.", load.queued_tokens),
+        (
+            "gaterail_prompt_tokens_queued",
+            "Prompt tokens of the requests that wait to start.",
+            load.queued_tokens,
+        ),
         ("gaterail_sequences_waiting", "Sequences that wait for pages or room in a step.", load.waiting),
         ("gaterail_sequences_running", "Sequences that have pages.", load.running),
         ("gaterail_sequences_paused", "Running sequences whose client takes nothing.", load.paused),

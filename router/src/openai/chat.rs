@@ -69,7 +69,11 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    pub fn read(messages: Value, fields: &mut Fields, limits: &RequestLimits) -> Result<Conversation, ApiError> {
+    pub fn read(
+        messages: Value,
+        fields: &mut Fields,
+        limits: &RequestLimits,
+    ) -> Result<Conversation, ApiError> {
         let continue_final_message = fields.flag("continue_final_message")?.unwrap_or(false);
         let add = fields.flag("add_generation_prompt")?;
         if continue_final_message && add == Some(true) {
@@ -130,7 +134,10 @@ fn read_message(place: &str, message: Value) -> Result<Value, ApiError> {
     }
     if !matches!(role, "system" | "user" | "assistant") {
         let known = "system, developer, user or assistant";
-        return Err(ApiError::invalid(at("role"), format!("{} is {role:?}; it has to be {known}", at("role"))));
+        return Err(ApiError::invalid(
+            at("role"),
+            format!("{} is {role:?}; it has to be {known}", at("role")),
+        ));
     }
     for name in ["tool_calls", "function_call", "audio"] {
         if fields.take(name).is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty())) {
@@ -182,7 +189,10 @@ fn read_content(place: &str, content: Value) -> Result<String, ApiError> {
     Ok(texts.join("\n"))
 }
 
-fn read_template_arguments(fields: &mut Fields, limits: &RequestLimits) -> Result<Map<String, Value>, ApiError> {
+fn read_template_arguments(
+    fields: &mut Fields,
+    limits: &RequestLimits,
+) -> Result<Map<String, Value>, ApiError> {
     const NAME: &str = "chat_template_kwargs";
     let mut arguments = fields.object(NAME)?.unwrap_or_default();
     if let Some(reserved) = RESERVED.iter().find(|name| arguments.contains_key(**name)) {

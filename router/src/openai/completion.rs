@@ -33,7 +33,8 @@ impl CompletionRequest {
         let mut generation = Generation::read(&mut fields, limits)?;
         generation.sampling.logprobs = read_logprobs(&mut fields)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
-        let max_tokens = *generation.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(generation.sampling.min_tokens));
+        let max_tokens =
+            *generation.max_tokens.get_or_insert(MAX_TOKENS_DEFAULT.max(generation.sampling.min_tokens));
         if max_tokens == 0 && !echo {
             return Err(ApiError::invalid("max_tokens", "max_tokens is 0, which needs echo: true"));
         }

@@ -49,7 +49,10 @@ impl Generation {
         };
         if let Some(max) = generation.max_tokens.filter(|max| generation.sampling.min_tokens > *max) {
             let min = generation.sampling.min_tokens;
-            return Err(ApiError::invalid("min_tokens", format!("min_tokens {min} is more than max_tokens {max}")));
+            return Err(ApiError::invalid(
+                "min_tokens",
+                format!("min_tokens {min} is more than max_tokens {max}"),
+            ));
         }
         Ok(generation)
     }

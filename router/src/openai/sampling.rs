@@ -131,7 +131,9 @@ fn read_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         let token = id.parse().map_err(|_| refuse(format!("logit_bias: {id:?} is no token id")))?;
         match bias.as_f64() {
             Some(bias) if (-max..=max).contains(&bias) => Ok((token, bias as f32)),
-            _ => Err(refuse(format!("logit_bias[{id}] is {bias}; it has to be a number from -{max} to {max}"))),
+            _ => {
+                Err(refuse(format!("logit_bias[{id}] is {bias}; it has to be a number from -{max} to {max}")))
+            }
         }
     };
     map.iter().map(entry).collect()

@@ -4,9 +4,9 @@
 //! the queue cannot take are counted and the count is told with the next one.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 

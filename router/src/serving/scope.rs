@@ -60,7 +60,13 @@ impl Scope {
     }
 
     /// The request was accepted.
-    pub fn admitted(&mut self, choices: usize, prompt_tokens: usize, charge: TokenCharge, permit: StreamPermit) {
+    pub fn admitted(
+        &mut self,
+        choices: usize,
+        prompt_tokens: usize,
+        charge: TokenCharge,
+        permit: StreamPermit,
+    ) {
         self.choices = choices;
         self.last_token = vec![None; choices];
         self.prompt_tokens = prompt_tokens;
