@@ -11,6 +11,8 @@ pub mod bucket;
 pub mod file;
 pub mod gate;
 pub mod key;
+#[cfg(test)]
+mod tests;
 
 pub use file::{KeyFile, KeyFileError};
 pub use gate::{Caller, Gate, StreamPermit, TokenCharge};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -15,7 +16,13 @@ pub async fn list(State(server): State<Arc<Server>>) -> Response {
     json_response(&json!({"object": "list", "data": data}))
 }
 
-pub async fn one(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn one(
+    State(server): State<Arc<Server>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Ok(Path(id)) = id else {
+        return Err(ApiError::invalid("model", "the model's name in the path is not UTF-8"));
+    };
     let name = server.served.check_name(Some(&id))?;
     Ok(json_response(&card(&server, name)))
 }
