@@ -1,6 +1,7 @@
 //! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod demo;
 mod device;
 mod error;
@@ -8,8 +9,11 @@ mod evaluate;
 mod generate;
 mod hub;
 mod inspect;
+mod keys;
 mod machine;
 mod progress;
+mod serve;
+mod settings;
 mod source;
 mod synth;
 mod terminal;
@@ -31,6 +35,9 @@ struct Cli {
 enum Command {
     Generate(generate::GenerateArgs),
     Evaluate(evaluate::EvaluateArgs),
+    Serve(serve::ServeArgs),
+    Chat(chat::ChatArgs),
+    Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
     Pull(hub::PullArgs),
@@ -40,6 +47,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),

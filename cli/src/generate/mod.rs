@@ -51,7 +51,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         params,
         max_tokens,
     };
-    let text = engine::TextSide::new(&request, args.skip_special())?;
+    let text = engine::text(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
     let kv = args.kv_cache_dtype.form(args.weights);
@@ -84,7 +84,7 @@ fn find_model(args: &GenerateArgs) -> Result<std::path::PathBuf, CliError> {
 }
 
 /// Loads with one progress bar over all bytes.
-fn load(
+pub fn load(
     spec: gaterail_model::spec::ModelSpec,
     checkpoint: &Checkpoint,
     device: &gaterail_kernels::Device,

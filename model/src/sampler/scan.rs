@@ -1,7 +1,9 @@
 //! The passes over all logits [V]: block maxima, sums of exponentials, the largest logits.
 //!
-//! All are written so that the compiler can use the vector registers that it finds, and give the same bits whichever
-//! it uses: every lane and every block has its own sum, joined in a fixed order.
+//! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
+//! whichever it uses: every lane and every block has its own sum, joined in a fixed order.
+
+use gaterail_kernels::widest::{Work, widest};
 
 use super::params::SamplerError;
 
@@ -24,9 +26,8 @@ impl Maxima {
         if logits.is_empty() {
             return Err(SamplerError::Empty);
         }
-        let mut bad = [0u32; LANES];
-        let blocks: Vec<f32> = logits.chunks(BLOCK).map(|block| block_max(block, &mut bad)).collect();
-        if bad.iter().any(|lane| *lane != 0) {
+        let (blocks, bad) = widest(BlockMaxima(logits));
+        if bad {
             return Err(SamplerError::BadLogits);
         }
         match blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max) {
@@ -101,6 +102,24 @@ impl Ranked {
     }
 }
 
+/// The maximum of every block, and whether any logit is unusable.
+struct BlockMaxima<'a>(&'a [f32]);
+
+impl Work for BlockMaxima<'_> {
+    type Output = (Vec<f32>, bool);
+
+    #[inline(always)]
+    fn run(self) -> (Vec<f32>, bool) {
+        let mut bad = [0u32; LANES];
+        let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
+        for block in self.0.chunks(BLOCK) {
+            blocks.push(block_max(block, &mut bad));
+        }
+        (blocks, bad.iter().any(|lane| *lane != 0))
+    }
+}
+
+#[inline(always)]
 fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = block.as_chunks::<LANES>();
@@ -151,15 +170,115 @@ impl Weights {
         exp2((logit - self.max) * self.scale)
     }
 
+    /// Powers of two that a weight loses for every step of one down from the largest logit.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The sum of the weights of all logits from `from` on, and how many these are.
+    pub fn mass_from(&self, logits: &[f32], from: f32) -> (f64, usize) {
+        let weights = Weights { floor: self.floor.max(from), ..*self };
+        widest(Mass { weights, logits })
+    }
+
+    /// As `block_sums`, of what the cut keeps.
+    pub fn block_sums_above(&self, logits: &[f32], cut: Cut) -> Vec<f64> {
+        let from = Weights { floor: self.floor.max(cut.logit), ..*self };
+        let above = Weights { floor: self.floor.max(cut.logit.next_up()), ..*self };
+        // Ties are kept up to the cut's id, which lies anywhere in a block.
+        let border = (cut.id as usize + 1).min(logits.len());
+        let mut sums = widest(BlockSums { weights: &from, logits: &logits[..border] });
+        let whole = border / SUM_BLOCK;
+        let rest = &logits[border..];
+        let (same_block, behind) = rest.split_at(rest.len().min((whole + 1) * SUM_BLOCK - border));
+        let partial: f64 = widest(BlockSums { weights: &above, logits: same_block }).iter().sum();
+        match sums.get_mut(whole) {
+            Some(sum) => *sum += partial,
+            None if same_block.is_empty() => {}
+            None => sums.push(partial),
+        }
+        sums.extend(widest(BlockSums { weights: &above, logits: behind }));
+        sums
+    }
+
     /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
     pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
-        let blocks = logits.chunks(SUM_BLOCK);
-        match self.floor {
-            f32::NEG_INFINITY => {
-                blocks.map(|block| block_sum(block, |logit| self.unfloored(logit))).collect()
+        widest(BlockSums { weights: self, logits })
+    }
+}
+
+/// Where a nucleus ends: tokens with larger logits are kept, and of those with the same the ids up to this one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cut {
+    logit: f32,
+    id: u32,
+}
+
+impl Cut {
+    /// Everything is kept.
+    pub const NOTHING: Cut = Cut { logit: f32::NEG_INFINITY, id: u32::MAX };
+
+    /// The last one that is kept.
+    pub fn behind(last: Ranked) -> Cut {
+        Cut { logit: last.logit(), id: last.id() }
+    }
+
+    #[inline(always)]
+    pub fn keeps(&self, logit: f32, id: usize) -> bool {
+        logit > self.logit || (logit == self.logit && id <= self.id as usize)
+    }
+}
+
+/// The sum of the weights above the floor, and their number.
+struct Mass<'a> {
+    weights: Weights,
+    logits: &'a [f32],
+}
+
+impl Work for Mass<'_> {
+    type Output = (f64, usize);
+
+    #[inline(always)]
+    fn run(self) -> (f64, usize) {
+        let (mut sum, mut count) = (0.0, 0);
+        for block in self.logits.chunks(SUM_BLOCK) {
+            sum += block_sum(block, |logit| self.weights.of(logit));
+            let mut lanes = [0u32; LANES];
+            let (chunks, rest) = block.as_chunks::<LANES>();
+            for chunk in chunks {
+                for i in 0..LANES {
+                    lanes[i] += u32::from(chunk[i] >= self.weights.floor);
+                }
             }
-            _ => blocks.map(|block| block_sum(block, |logit| self.of(logit))).collect(),
+            for (i, logit) in rest.iter().enumerate() {
+                lanes[i] += u32::from(*logit >= self.weights.floor);
+            }
+            count += lanes.iter().map(|lane| *lane as usize).sum::<usize>();
         }
+        (sum, count)
+    }
+}
+
+/// The sums of the weights of all blocks.
+struct BlockSums<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for BlockSums<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f64> {
+        let weights = *self.weights;
+        let mut sums = Vec::with_capacity(self.logits.len().div_ceil(SUM_BLOCK));
+        for block in self.logits.chunks(SUM_BLOCK) {
+            sums.push(match weights.floor {
+                f32::NEG_INFINITY => block_sum(block, |logit| weights.unfloored(logit)),
+                _ => block_sum(block, |logit| weights.of(logit)),
+            });
+        }
+        sums
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Runner<E = LocalExperts> {
     lanes: Vec<Lane>,
     cursor: Cursor,
     experts: E,
+    /// Logits of a device that the host cannot read in place.
+    staging: Vec<f32>,
 }
 
 impl Runner {
@@ -79,7 +81,7 @@ impl Runner {
         let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
         let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
         let experts = LocalExperts::new(spec.clone(), shards);
-        Ok(Runner { spec, lanes: vec![lane], cursor, experts })
+        Ok(Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() })
     }
 }
 
@@ -90,12 +92,22 @@ impl<E: ExpertLayer> Runner<E> {
 
     /// The same model with its experts wrapped, as `Recorded::new` does.
     pub fn wrap_experts<W: ExpertLayer>(self, wrap: impl FnOnce(E) -> W) -> Runner<W> {
-        let Runner { spec, lanes, cursor, experts } = self;
-        Runner { spec, lanes, cursor, experts: wrap(experts) }
+        let Runner { spec, lanes, cursor, experts, staging } = self;
+        Runner { spec, lanes, cursor, experts: wrap(experts), staging }
     }
 
     pub fn experts(&mut self) -> &mut E {
         &mut self.experts
+    }
+
+    /// Pages of KV over all sequences.
+    pub fn pages(&self) -> usize {
+        self.lanes[0].kv.pool.total()
+    }
+
+    /// Rows of one step.
+    pub fn rows_max(&self) -> usize {
+        self.cursor.rows_max()
     }
 
     /// Gives a sequence pages for `positions` positions.
@@ -109,10 +121,15 @@ impl<E: ExpertLayer> Runner<E> {
 
     /// One step; the logits `[wanted, V]`.
     pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
+        Ok(self.step_in_place(batch)?.to_vec())
+    }
+
+    /// One step; the logits `[wanted, V]` where they were computed, to be changed at will.
+    pub fn step_in_place(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.cursor.begin(&self.lanes[0], batch)?;
         let deadline = Instant::now() + STEP_DEADLINE;
         walk(&mut self.lanes, std::slice::from_mut(&mut self.cursor), &mut self.experts, deadline)?;
-        self.cursor.logits(self.lanes[0].stream(), self.spec.vocab)
+        self.cursor.logits_in_place(self.lanes[0].stream(), self.spec.vocab, &mut self.staging)
     }
 
     /// One step whose batches are micro-batches that take turns; the logits of each.
