@@ -69,6 +69,19 @@ impl Maxima {
         kept
     }
 
+    /// Every logit from `low` on and below `high`, in the order of the ids.
+    pub fn between(&self, logits: &[f32], low: f32, high: f32) -> Vec<Ranked> {
+        let mut kept = Vec::new();
+        for (at, (block, max)) in logits.chunks(BLOCK).zip(&self.blocks).enumerate() {
+            if *max < low {
+                continue;
+            }
+            let within = block.iter().enumerate().filter(|(_, logit)| **logit >= low && **logit < high);
+            kept.extend(within.map(|(i, logit)| Ranked::new(*logit, (at * BLOCK + i) as u32)));
+        }
+        kept
+    }
+
     /// The `count` largest logits above -inf, in the order of the ids; of equal ones the lowest ids.
     pub fn largest(&self, logits: &[f32], count: usize) -> Vec<Ranked> {
         let mut kept = self.at_least(logits, self.floor_of(count));
@@ -133,7 +146,15 @@ fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
         lanes[i] = if *logit > lanes[i] { *logit } else { lanes[i] };
         bad[i] |= u32::from(is_bad(*logit));
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+    // By halves, which vectors do at once.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// NaN or +inf; one comparison, which is false for NaN.
@@ -175,10 +196,9 @@ impl Weights {
         self.scale
     }
 
-    /// The sum of the weights of all logits from `from` on, and how many these are.
-    pub fn mass_from(&self, logits: &[f32], from: f32) -> (f64, usize) {
-        let weights = Weights { floor: self.floor.max(from), ..*self };
-        widest(Mass { weights, logits })
+    /// The weight of every logit.
+    pub fn of_all(&self, logits: &[f32]) -> Vec<f32> {
+        widest(EachWeight { weights: self, logits })
     }
 
     /// As `block_sums`, of what the cut keeps.
@@ -229,10 +249,15 @@ impl Cut {
     }
 }
 
-/// The sum of the weights above the floor, and their number.
+/// The sum of `weights` where the logits reach `from`, and how many do.
+pub fn mass_from(logits: &[f32], weights: &[f32], from: f32) -> (f64, usize) {
+    widest(Mass { logits, weights, from })
+}
+
 struct Mass<'a> {
-    weights: Weights,
     logits: &'a [f32],
+    weights: &'a [f32],
+    from: f32,
 }
 
 impl Work for Mass<'_> {
@@ -241,21 +266,44 @@ impl Work for Mass<'_> {
     #[inline(always)]
     fn run(self) -> (f64, usize) {
         let (mut sum, mut count) = (0.0, 0);
-        for block in self.logits.chunks(SUM_BLOCK) {
-            sum += block_sum(block, |logit| self.weights.of(logit));
-            let mut lanes = [0u32; LANES];
-            let (chunks, rest) = block.as_chunks::<LANES>();
-            for chunk in chunks {
+        for (logits, weights) in self.logits.chunks(SUM_BLOCK).zip(self.weights.chunks(SUM_BLOCK)) {
+            let (mut sums, mut counts) = ([0.0f32; LANES], [0u32; LANES]);
+            let ((logits, last), (weights, last_weights)) =
+                (logits.as_chunks::<LANES>(), weights.as_chunks::<LANES>());
+            for (logits, weights) in logits.iter().zip(weights) {
                 for i in 0..LANES {
-                    lanes[i] += u32::from(chunk[i] >= self.weights.floor);
+                    let counted = logits[i] >= self.from;
+                    sums[i] += if counted { weights[i] } else { 0.0 };
+                    counts[i] += u32::from(counted);
                 }
             }
-            for (i, logit) in rest.iter().enumerate() {
-                lanes[i] += u32::from(*logit >= self.weights.floor);
+            for (i, (logit, weight)) in last.iter().zip(last_weights).enumerate() {
+                sums[i] += if *logit >= self.from { *weight } else { 0.0 };
+                counts[i] += u32::from(*logit >= self.from);
             }
-            count += lanes.iter().map(|lane| *lane as usize).sum::<usize>();
+            sum += sums.into_iter().map(f64::from).sum::<f64>();
+            count += counts.into_iter().map(|count| count as usize).sum::<usize>();
         }
         (sum, count)
+    }
+}
+
+/// The weight of every logit.
+struct EachWeight<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for EachWeight<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f32> {
+        let mut all = vec![0.0; self.logits.len()];
+        for (weight, logit) in all.iter_mut().zip(self.logits) {
+            *weight = self.weights.of(*logit);
+        }
+        all
     }
 }
 
