@@ -1,14 +1,15 @@
 //! The forward pass of a model folder: prefill, and decode with 1 to 16 streams at two contexts, beside the read
 //! bandwidth of this machine, measured in the same run with the same threads, in turns.
 //!
-//! `cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [stored|f32|bf16|int8|int4] [avx512|avx2]`;
-//! `gaterail synth` writes models.
+//! `cargo bench -p gaterail-benches --bench forward -- MODEL [rounds] [stored|f32|bf16|int8|int4] [avx512|avx2] [prefill|decode|single]`:
+//! the last limits it to prefill, to decode, to one stream. `gaterail synth` writes models.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gaterail_benches::{Spread, row};
+use gaterail_kernels::ops::PAGE_POSITIONS;
 use gaterail_kernels::{CpuOptions, Device, Isa, measure};
 use gaterail_model::kv::PageTable;
 use gaterail_model::walk::{Batch, Runner, RunnerOptions};
@@ -55,13 +56,23 @@ fn main() {
     println!("{folder} on {device}, {rounds} rounds, medians (smallest to largest)\n");
     let reads = Spread::of(rounds, || bandwidth(&device) / 1e9);
     println!("{}", row("read bandwidth", "GB/s", &reads, ""));
-    let prefill = Spread::of(rounds, || prefill(&mut model.runner, PREFILL));
+    let prefill = match named("decode") || named("single") {
+        true => None,
+        false => Some(Spread::of(rounds, || prefill(&mut model.runner, PREFILL))),
+    };
     let peak = measure::int8_peak(&device, Duration::from_millis(300));
     println!("{}", row("int8 peak", "GOP/s", &Spread::of(1, || peak / 1e9), ""));
-    println!("{}", row(&format!("prefill of {PREFILL}"), "tokens/s", &prefill, ""));
+    if let Some(prefill) = prefill {
+        println!("{}", row(&format!("prefill of {PREFILL}"), "tokens/s", &prefill, ""));
+    }
+    let streams: &[usize] = match () {
+        _ if named("prefill") => &[],
+        _ if named("single") => &STREAMS[..1],
+        _ => &STREAMS,
+    };
     let limit = model.runner.spec().context;
     for context in CONTEXTS.into_iter().filter(|&context| context < limit) {
-        for streams in STREAMS.into_iter().filter(|streams| streams * room_for(context) <= model.positions) {
+        for &streams in streams.iter().filter(|&streams| streams * room_for(context) <= model.positions) {
             let mut state = Decode::new(&mut model.runner, streams, context);
             // The bandwidth is measured again beside each figure: the machine may be shared.
             let mut beside = Vec::new();
@@ -110,10 +121,11 @@ fn load(path: &Path, device: &Device, precision: Precision) -> Result<Model, Mod
     let source = ModelSource::open(path)?;
     let spec = source.spec()?;
     let weights = resident_by_role(&spec, &source.checkpoint()?, precision);
-    let position_bytes = spec.kv_values_per_position() * size_of::<f32>();
+    let position_bytes = spec.kv_values_per_position() * precision.kv().bytes();
     let wanted = STREAMS[STREAMS.len() - 1] * room_for(CONTEXTS[CONTEXTS.len() - 1]);
     let positions = wanted.min(KV_BYTES_MAX / position_bytes);
-    let options = RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision };
+    let options =
+        RunnerOptions { rows_max: ROWS_MAX, positions, shards: Vec::new(), precision, kv: precision.kv() };
     let runner = Runner::load(path, device, &options, &mut |_| {})?;
     Ok(Model { runner, positions, weights, position_bytes })
 }
@@ -168,11 +180,17 @@ struct Decode {
 }
 
 impl Decode {
-    /// Streams with `context` tokens behind them. What KV holds does not matter for speed; it is left as zeros.
+    /// Streams with `context` tokens behind them. What KV holds does not matter for speed, but it has to be memory of its
+    /// own: a row is written into every page.
     fn new(runner: &mut Runner, streams: usize, context: usize) -> Decode {
         let tables = (0..streams).map(|_| {
             let mut table = PageTable::default();
             runner.grow(&mut table, room_for(context)).expect("pages");
+            for starts in (0..context).step_by(PAGE_POSITIONS).collect::<Vec<_>>().chunks(ROWS_MAX) {
+                let mut batch = Batch::default();
+                starts.iter().for_each(|&start| batch.add(&[0], start, &table, |_| true));
+                runner.step(&batch).expect("a step");
+            }
             table
         });
         Decode { tables: tables.collect(), position: context }

@@ -103,7 +103,9 @@ fn log_probabilities(
     texts: &[Text],
 ) -> Result<Vec<Row>, ModelError> {
     let longest = texts.iter().map(|text| text.tokens.len()).max().unwrap_or(1);
-    let options = RunnerOptions { rows_max: longest, positions: longest + 64, shards: Vec::new(), precision };
+    let kv = precision.kv();
+    let options =
+        RunnerOptions { rows_max: longest, positions: longest + 64, shards: Vec::new(), precision, kv };
     let mut runner = Runner::load(model, device, &options, &mut |_| {})?;
     let vocab = runner.spec().vocab;
     let mut rows = Vec::new();

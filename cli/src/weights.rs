@@ -1,6 +1,7 @@
-//! `--weights`: in which precision a model runs, and what `auto` makes of it.
+//! `--weights` and `--kv-cache-dtype`: in which precision a model runs, and what `auto` makes of it.
 
 use clap::ValueEnum;
+use gaterail_kernels::ops::KvForm;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Precision, resident_bytes};
@@ -45,5 +46,26 @@ impl WeightsArg {
             bytes_text(available)
         ));
         Precision::Int4
+    }
+}
+
+/// What the KV cache stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvArg {
+    /// f32 with --weights f32, else f16
+    Auto,
+    F32,
+    /// Half the memory, and twice the speed of long contexts
+    #[value(alias = "float16", alias = "fp16")]
+    F16,
+}
+
+impl KvArg {
+    /// What KV stores where `precision` is asked for. Weights that `auto` has yet to choose are not exact ones.
+    pub fn form(self, weights: WeightsArg) -> KvForm {
+        match (self, weights) {
+            (KvArg::F32, _) | (KvArg::Auto, WeightsArg::F32) => KvForm::F32,
+            (KvArg::F16, _) | (KvArg::Auto, _) => KvForm::F16,
+        }
     }
 }

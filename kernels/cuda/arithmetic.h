@@ -29,6 +29,14 @@ DEVICE float exp_of(float x) {
     return x == x ? value : x;
 }
 
+DEVICE float sigmoid_of(float x) { return div_rn(1.0f, add_rn(1.0f, exp_of(-x))); }
+
+// The sum of 16 neighbouring lanes' values in the order of ARITHMETIC.md, 2, for all of them.
+DEVICE float sum_of_16(float lane) {
+    for (int lanes = 8; lanes > 0; lanes /= 2) lane = add_rn(lane, shuffle_xor(lane, lanes));
+    return lane;
+}
+
 // What stands between gate | up and down. `clamped` chooses gpt-oss' form.
 struct Activation {
     u32 clamped;

@@ -75,6 +75,7 @@ DEVICE void copy_async_wait() {
 
 // Words that no one writes while the kernel runs.
 DEVICE u32 load_constant(const u32* from) { return __ldg(from); }
+DEVICE u16 load_constant(const u16* from) { return __ldg(from); }
 DEVICE int load_constant(const int* from) { return __ldg(from); }
 DEVICE float load_constant(const float* from) { return __ldg(from); }
 DEVICE uint2 load_constant(const uint2* from) { return __ldg(from); }
@@ -97,6 +98,12 @@ DEVICE float to_float(int a) { return __int2float_rn(a); }
 DEVICE float half_to_float(u16 a) {
     float out;
     asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(a));
+    return out;
+}
+// Rounded half to even, subnormals included.
+DEVICE u16 float_to_half(float a) {
+    u16 out;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out) : "f"(a));
     return out;
 }
 // f32(f64(a) * scale)

@@ -34,11 +34,7 @@ KERNEL(256, 1) rms_norm(RmsNormArgs args) {
         float lane = 0.0f;
         if (threadIdx.x < 16)
             for (u32 i = threadIdx.x; i < args.width; i += 16) lane = fma_rn(row[i], row[i], lane);
-        lane = add_rn(lane, shuffle_xor(lane, 8));
-        lane = add_rn(lane, shuffle_xor(lane, 4));
-        lane = add_rn(lane, shuffle_xor(lane, 2));
-        lane = add_rn(lane, shuffle_xor(lane, 1));
-        const float mean = div_rn(lane, to_float((int)args.width));
+        const float mean = div_rn(sum_of_16(lane), to_float((int)args.width));
         if (threadIdx.x == 0) *factor = div_rn(1.0f, sqrt_rn(add_rn(mean, args.eps)));
     }
     sync_threads();

@@ -14,6 +14,21 @@ struct PackedPart {
 };
 static_assert(sizeof(PackedPart) == 32, "arguments.rs");
 
+// A plain matrix [rows, cols], row-major.
+struct PlainMatrix {
+    const void* elements;
+    u32 kind;  // 0: f32, 1: f16, 2: bf16
+    u32 cols;
+};
+static_assert(sizeof(PlainMatrix) == 16, "arguments.rs");
+
+// One element, widened.
+DEVICE float plain_element(const PlainMatrix& matrix, u64 at) {
+    if (matrix.kind == 0) return load_constant((const float*)matrix.elements + at);
+    const u16 bits = load_constant((const u16*)matrix.elements + at);
+    return matrix.kind == 1 ? half_to_float(bits) : from_bits((u32)bits << 16);
+}
+
 // What 4-bit codes stand for, for CODES == 1: 16 i8.
 struct Table {
     u32 words[4];

@@ -12,6 +12,9 @@ pub trait Plain: bytemuck::Pod + Send + Sync {}
 impl<T: bytemuck::Pod + Send + Sync> Plain for T {}
 
 const LINE_BYTES: usize = 64;
+/// Memory of this size or more is mapped for itself, so that it can lie in huge pages.
+const MAPPED_MIN: usize = 4 << 20;
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeroed memory whose first byte lies on a cache line.
 pub(crate) struct AlignedVec<T> {
@@ -25,17 +28,15 @@ unsafe impl<T: Send> Send for AlignedVec<T> {}
 unsafe impl<T: Sync> Sync for AlignedVec<T> {}
 
 impl<T: Plain> AlignedVec<T> {
-    fn layout(len: usize) -> Option<std::alloc::Layout> {
-        let bytes = len.checked_mul(size_of::<T>())?;
-        std::alloc::Layout::from_size_align(bytes.max(1), LINE_BYTES).ok()
-    }
-
     pub(crate) fn try_zeros(len: usize) -> Option<AlignedVec<T>> {
-        let layout = Self::layout(len)?;
-        // SAFETY: the layout has a size of at least 1; zeroed bytes are valid for any Plain type.
-        let pointer = std::ptr::NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) } as *mut T)?;
-        ask_for_huge_pages(pointer.as_ptr() as usize, layout.size());
-        Some(AlignedVec { pointer, len })
+        let bytes = len.checked_mul(size_of::<T>())?;
+        let pointer = match bytes {
+            MAPPED_MIN.. => map_zeros(bytes)?,
+            // SAFETY: the layout has a size of at least 1.
+            _ => std::ptr::NonNull::new(unsafe { std::alloc::alloc_zeroed(small_layout(bytes)) })?,
+        };
+        // Zeroed bytes are valid for any Plain type, whose alignment a cache line exceeds.
+        Some(AlignedVec { pointer: pointer.cast(), len })
     }
 
     pub(crate) fn zeros(len: usize) -> AlignedVec<T> {
@@ -57,26 +58,49 @@ impl<T: Plain> AlignedVec<T> {
     }
 }
 
-/// Large memory that is read from end to end wants few page table entries. Only a hint: where it fails nothing changes.
-fn ask_for_huge_pages(start: usize, bytes: usize) {
-    const PAGE: usize = 4096;
-    const WORTH_IT: usize = 4 << 20;
-    if bytes < WORTH_IT {
-        return;
+fn small_layout(bytes: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(bytes.max(1), LINE_BYTES).expect("less than MAPPED_MIN bytes")
+}
+
+/// Whole huge pages that the system fills with zeros when they are first touched, by whichever thread that is. The advice has
+/// to come before: an allocator that writes the zeros itself (as `alloc_zeroed` does beyond 16 bytes of alignment) has
+/// taken small pages by then. Only a hint: where it fails nothing changes.
+fn map_zeros(bytes: usize) -> Option<std::ptr::NonNull<u8>> {
+    let length = bytes.checked_next_multiple_of(HUGE_PAGE)?;
+    let wide = length.checked_add(HUGE_PAGE)?;
+    let (read_write, anonymous) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping; what lies before and after the aligned part of it is given back, and nobody has seen it.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), wide, read_write, anonymous, -1, 0);
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let before = (start as usize).next_multiple_of(HUGE_PAGE) - start as usize;
+        let aligned = start.add(before);
+        if before > 0 {
+            libc::munmap(start, before);
+        }
+        if before < HUGE_PAGE {
+            libc::munmap(aligned.add(length), HUGE_PAGE - before);
+        }
+        libc::madvise(aligned, length, libc::MADV_HUGEPAGE);
+        std::ptr::NonNull::new(aligned as *mut u8)
     }
-    let first = start.next_multiple_of(PAGE);
-    let end = (start + bytes) / PAGE * PAGE;
-    // SAFETY: whole pages of memory that we own; the advice changes no content.
-    unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
 }
 
 impl<T> Drop for AlignedVec<T> {
     fn drop(&mut self) {
-        let bytes = (self.len * size_of::<T>()).max(1);
-        // SAFETY: this is the layout the memory was allocated with; it was valid then.
+        let bytes = self.len * size_of::<T>();
+        let pointer = self.pointer.as_ptr() as *mut u8;
+        // SAFETY: this is how the memory was obtained; it was valid then.
         unsafe {
-            let layout = std::alloc::Layout::from_size_align_unchecked(bytes, LINE_BYTES);
-            std::alloc::dealloc(self.pointer.as_ptr() as *mut u8, layout);
+            match bytes {
+                MAPPED_MIN.. => {
+                    libc::munmap(pointer as *mut libc::c_void, bytes.next_multiple_of(HUGE_PAGE));
+                }
+                _ => std::alloc::dealloc(pointer, small_layout(bytes)),
+            }
         }
     }
 }

@@ -74,7 +74,7 @@ pub struct CpuOptions {
 impl Default for CpuOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        CpuOptions { threads, pin: false, isa: Isa::detect(), grain: 32 * 1024 }
+        CpuOptions { threads, pin: false, isa: Isa::detect(), grain: 8 * 1024 }
     }
 }
 

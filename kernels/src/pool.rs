@@ -1,7 +1,7 @@
 //! The CPU's own threads: started once, they split an operation into parts and meet again at its end.
 //!
-//! A part is claimed from an atomic counter, so that an uneven split evens out. Between operations a thread spins for a
-//! short time and then sleeps; the caller works along. Small operations should ask for one part: that runs on the
+//! A part is claimed from an atomic counter, so that an uneven split evens out. Between operations a thread spins, then
+//! spins with its core on offer to others, then sleeps; the caller works along. Small operations should ask for one part: that runs on the
 //! caller and wakes nobody.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +10,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle thread spins before it sleeps.
+/// How long an idle thread only spins, and how long it then goes on while it offers its core to others. Waking a thread costs
+/// tens of microseconds, so that a thread must not fall asleep between two operations of one step.
 const SPIN: Duration = Duration::from_micros(30);
+const YIELD: Duration = Duration::from_millis(1);
 /// How often the caller looks for the last worker before it offers its core to others.
 const SPINS_BEFORE_YIELD: u32 = 2_000;
 
@@ -169,7 +171,7 @@ impl Shared {
         }
     }
 
-    /// Spins for a while, then sleeps, until the epoch differs from `seen`; returns it.
+    /// Spins for a while, then sleeps, until the epoch differs from `seen`; returns the new one.
     fn wait_beyond(&self, seen: usize) -> usize {
         let start = Instant::now();
         loop {
@@ -180,8 +182,10 @@ impl Shared {
                 }
                 std::hint::spin_loop();
             }
-            if start.elapsed() > SPIN {
-                break;
+            match start.elapsed() {
+                waited if waited > YIELD => break,
+                waited if waited > SPIN => std::thread::yield_now(),
+                _ => {}
             }
         }
         let mut sleepers = self.lock_sleepers();

@@ -3,11 +3,13 @@
 use gaterail_kernels::ops::{self, *};
 use gaterail_kernels::{
     Bytes, ElementType, Int4, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK, Scales, Stream, View, ViewMut,
-    reference,
+    Weight, reference,
 };
 
+use gaterail_shim::cases;
+
 mod common;
-use common::{Random, get, put, same, streams};
+use common::{Random, all_streams, experts_out, finished, get, put, routing, same, streams};
 
 /// The stored forms below.
 const FORMS: usize = 8;
@@ -67,7 +69,7 @@ fn stored(random: &mut Random, form: usize, rows: usize, cols: usize) -> (Matrix
 
 #[test]
 fn linear_is_the_plain_dot() {
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..60 {
             let random = &mut Random(seed);
             let form = seed as usize % FORMS;
@@ -83,8 +85,12 @@ fn linear_is_the_plain_dot() {
             let mut out = put(&stream, &vec![0.0; tokens * rows]);
             let bias_buffer = bias.as_ref().map(|bias| put(&stream, bias));
             let x_buffer = put(&stream, &x);
+            let w_here = Weight::from(matrix).on(stream.device()).expect("memory");
             let to = ViewMut::rows(&mut out, tokens, rows);
-            linear(&stream, View::rows(&x_buffer, tokens, cols), &matrix, bias_buffer.as_ref(), to);
+            let projection = Projection { w: &w_here, bias: bias_buffer.as_ref(), out: to };
+            let mut unused = QuantRows::new(stream.device(), 0, 0).expect("memory");
+            let x_view = View::rows(&x_buffer, tokens, cols);
+            ops::project(&stream, x_view, &mut unused, &mut [projection]);
             let expected: Vec<f32> =
                 x.chunks_exact(cols).flat_map(|x| reference::linear_row(x, &w, bias.as_deref())).collect();
             same(&format!("linear, seed {seed}, {}", stream.device()), &get(&stream, &out), &expected);
@@ -116,7 +122,7 @@ fn large_products_are_shared_out_and_stay_the_same() {
 
 #[test]
 fn norm_rope_and_activation_are_their_twins() {
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..40 {
             let random = &mut Random(seed);
             let (rows, heads, width) = (1 + random.below(5), 1 + random.below(4), 2 * (1 + random.below(40)));
@@ -173,7 +179,7 @@ fn norm_rope_and_activation_are_their_twins() {
 #[test]
 fn gate_is_its_twin() {
     let scores = [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfSelected, Score::SigmoidOfSelected];
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..200 {
             let random = &mut Random(seed);
             let score = scores[seed as usize % 4];
@@ -219,7 +225,7 @@ fn gate_is_its_twin() {
 fn gate_orders_what_is_not_a_number() {
     let groups = Groups { count: 4, taken: 2, score: GroupScore::TwoLargest };
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5, -0.0];
-    for stream in streams() {
+    for stream in all_streams() {
         for seed in 0..200 {
             let random = &mut Random(seed);
             let score = if seed % 2 == 0 { Score::SoftmaxOfSelected } else { Score::Sigmoid };
@@ -241,98 +247,7 @@ fn gate_orders_what_is_not_a_number() {
 
 #[test]
 fn attention_is_its_twin() {
-    for stream in streams() {
-        for seed in 0..30u64 {
-            attention_case(&stream, seed);
-        }
-    }
-}
-
-/// One sequence on scattered pages; rows at several positions.
-fn attention_case(stream: &Stream, seed: u64) {
-    let random = &mut Random(seed);
-    let kv_heads = 1 + random.below(3);
-    let heads = kv_heads * (1 + random.below(11));
-    let latent = seed % 4 == 3;
-    let (key_width, value_width) = match latent {
-        true => (24 + random.below(30), 24),
-        false => (1 + random.below(40), 1 + random.below(40)),
-    };
-    let length = [1usize, 63, 64, 65, 257, 300, 700][random.below(7)];
-    let mask = match random.below(3) {
-        0 => Mask::Full,
-        1 => Mask::Sliding { window: 1 + random.below(300) },
-        _ => Mask::Chunked { size: 1 + random.below(300) },
-    };
-    let pages = length.div_ceil(PAGE_POSITIONS);
-    let table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
-    let page_count = pages * 7 + 11;
-    let cache = |width: usize| vec![f32::NAN; page_count * kv_heads * PAGE_POSITIONS * width];
-    let mut key_cache = put(stream, &cache(key_width));
-    let mut value_cache = put(stream, &cache(value_width));
-    let keys = random.values(length * kv_heads * key_width);
-    let values = random.values(length * kv_heads * value_width);
-    let slots: Vec<u32> = (0..length).map(|p| table[p / 64] * 64 + (p % 64) as u32).collect();
-    let slots = put(stream, &slots);
-    let (key_rows, value_rows) = (put(stream, &keys), put(stream, &values));
-    let from = View::heads(&key_rows, length, kv_heads, key_width);
-    kv_write(stream, &KvWrite { from, slots: &slots, width: key_width, column: 0 }, &mut key_cache);
-    let from = View::heads(&value_rows, length, kv_heads, value_width);
-    kv_write(stream, &KvWrite { from, slots: &slots, width: value_width, column: 0 }, &mut value_cache);
-
-    let positions: Vec<u32> = [0, length / 2, length - 1].map(|p| p as u32).to_vec();
-    let q = random.values(3 * heads * key_width);
-    // Every sixth case has sinks that leave nothing for the values.
-    let sinks = seed.is_multiple_of(3).then(|| random.values(heads));
-    let sinks = sinks.map(|sinks| {
-        sinks.iter().map(|s| if seed.is_multiple_of(6) { s + 200.0 } else { *s }).collect::<Vec<_>>()
-    });
-    let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
-    let q_buffer = put(stream, &q);
-    let mut out = put(stream, &vec![0.0; 3 * heads * value_width]);
-    let args = AttentionArgs {
-        q: View::heads(&q_buffer, 3, heads, key_width),
-        kv: KvView {
-            keys: &key_cache,
-            values: (!latent).then_some(&value_cache),
-            kv_heads,
-            key_width,
-            value_width,
-        },
-        tables: &put(stream, &table),
-        table_stride: table.len(),
-        sequences: &put(stream, &[0u32; 3]),
-        positions: &put(stream, &positions),
-        mask,
-        sinks: sinks_buffer.as_ref(),
-        scale: 0.7,
-    };
-    ops::attention(stream, &args, ViewMut::heads(&mut out, 3, heads, value_width));
-
-    let mut expected = Vec::new();
-    for (row, &position) in positions.iter().enumerate() {
-        for head in 0..heads {
-            let kv_head = head / (heads / kv_heads);
-            let column = |all: &[f32], width: usize| -> Vec<Vec<f32>> {
-                let at = |p: usize| (p * kv_heads + kv_head) * width;
-                (0..=position as usize).map(|p| all[at(p)..at(p) + width].to_vec()).collect()
-            };
-            let keys = column(&keys, key_width);
-            let values = match latent {
-                true => keys.iter().map(|key| key[..value_width].to_vec()).collect(),
-                false => column(&values, value_width),
-            };
-            expected.extend(reference::attention_row(&reference::AttendedRow {
-                q: &q[(row * heads + head) * key_width..][..key_width],
-                keys: &keys,
-                values: &values,
-                first: mask.first(position as usize),
-                scale: 0.7,
-                sink: sinks.as_ref().map(|sinks| sinks[head]),
-            }));
-        }
-    }
-    same(&format!("attention, seed {seed}, {mask:?}"), &get(stream, &out), &expected);
+    all_streams().iter().for_each(|stream| cases::attention_cases(stream.device(), 30));
 }
 
 #[test]
@@ -376,23 +291,20 @@ fn experts_case(stream: &Stream, seed: u64) {
             bias[0] = large[random.below(large.len())];
         }
     }
-    let mut ids = Vec::new();
-    for _ in 0..rows {
-        let first = random.below(experts);
-        ids.extend((0..top_k).map(|k| ((first + k) % experts) as u32));
-    }
-    let routing: Vec<f32> = if seed >= 10 { vec![1.0; rows * top_k] } else { random.values(rows * top_k) };
+    let ids = routing(random, rows, experts, top_k);
+    let shares: Vec<f32> = if seed >= 10 { vec![1.0; rows * top_k] } else { random.values(rows * top_k) };
     let mut pieces = Vec::new();
     for (expert, w) in weights.iter().enumerate() {
         for (start, end) in [(0, f.min(128)), (128, f)].into_iter().filter(|(start, end)| start < end) {
             pieces.push(w.piece(expert as u32, h, f, start..end));
         }
     }
-    let (x_buffer, ids_buffer, routing_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &routing));
+    let pieces = pieces.into();
+    let (x_buffer, ids_buffer, share_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &shares));
     let args = ExpertsArgs {
         x: View::rows(&x_buffer, rows, h),
         ids: &ids_buffer,
-        weights: &routing_buffer,
+        weights: &share_buffer,
         top_k,
         pieces: &pieces,
         activation,
@@ -400,11 +312,7 @@ fn experts_case(stream: &Stream, seed: u64) {
         unit: unit_length(1),
         fraction_bits: FRACTION_BITS,
     };
-    let mut sums = PartialSums::new(stream.device(), rows, h).expect("memory");
-    let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
-    ops::experts(stream, &args, &mut scratch, &mut sums).expect("memory");
-    let mut out = put(stream, &vec![0.0; rows * h]);
-    partial_sums::finish(stream, &sums, FRACTION_BITS, ViewMut::rows(&mut out, rows, h));
+    let out = experts_out(stream, &args);
 
     let mut expected = Vec::new();
     for row in 0..rows {
@@ -413,7 +321,7 @@ fn experts_case(stream: &Stream, seed: u64) {
             let w = &weights[ids[row * top_k + k] as usize];
             let expert = reference::ExpertRow {
                 x: &x[row * h..][..h],
-                weight: routing[row * top_k + k],
+                weight: shares[row * top_k + k],
                 f,
                 gate: reference::RowWeight::Plain(&w.gate),
                 up: reference::RowWeight::Plain(&w.up),
@@ -428,11 +336,10 @@ fn experts_case(stream: &Stream, seed: u64) {
             };
             poisoned |= reference::add_expert_row(&expert, &mut sums);
         }
-        let value = |&sum: &i64| if poisoned { f32::NAN } else { (sum as f64 / 16_777_216.0) as f32 };
-        expected.extend(sums.iter().map(value));
+        expected.extend(finished(&sums, FRACTION_BITS, poisoned));
     }
     assert!(seed != 7 || expected[0].is_nan(), "the poisoned row of seed 7");
-    same(&format!("experts, seed {seed}"), &get(stream, &out), &expected);
+    same(&format!("experts, seed {seed}"), &out, &expected);
 }
 
 struct ExpertValues {
@@ -456,6 +363,39 @@ impl ExpertValues {
             gate_bias: bias(&self.gate_bias),
             up_bias: bias(&self.up_bias),
             down_bias: self.down_bias.clone().filter(|_| run.start == 0),
+        }
+    }
+}
+
+/// Rounding to f16 as the `half` crate does it, but for the ends of the range.
+#[test]
+fn kv_in_f16_is_rounded_half_to_even_and_stays_in_range() {
+    let mut random = Random(7);
+    let mut values: Vec<f32> = (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).collect();
+    // Exact ties, and neighbours of f16 values.
+    let pairs: Vec<f32> = values.windows(2).map(|pair| pair[0] / 2.0 + pair[1] / 2.0).collect();
+    values.extend(pairs);
+    values.extend([65519.99, 65520.0, -65520.0, 1e9, -1e9, f32::INFINITY, f32::NEG_INFINITY, 1e-8, -1e-8]);
+    values.extend(random.values(1000).iter().map(|v| v * 1e-5));
+    let width = 37;
+    values.resize(values.len().next_multiple_of(width), 1.0);
+    let rows = values.len() / width;
+    let slots: Vec<u32> = (0..rows as u32).rev().collect();
+    for stream in all_streams() {
+        let from = put(&stream, &values);
+        let pages = rows.div_ceil(PAGE_POSITIONS);
+        let cache = put(&stream, &vec![half::f16::ZERO; pages * PAGE_POSITIONS * width]);
+        let mut cache = KvBuffer::F16(cache);
+        let slots = put(&stream, &slots);
+        let from = View::heads(&from, rows, 1, width);
+        kv_write(&stream, &KvWrite { from, slots: &slots, width, column: 0 }, &mut cache);
+        let KvBuffer::F16(cache) = &cache else { panic!("another form") };
+        let stored = get(&stream, cache);
+        for (index, value) in values.iter().enumerate() {
+            let at = (rows - 1 - index / width) * width + index % width;
+            let expected = half::f16::from_f32(value.clamp(-65504.0, 65504.0));
+            let same = stored[at].to_bits() == expected.to_bits() || (value.is_nan() && stored[at].is_nan());
+            assert!(same, "{value} became {} instead of {expected}", stored[at]);
         }
     }
 }

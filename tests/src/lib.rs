@@ -75,7 +75,7 @@ pub fn load(folder: &Path, device: &Device, shards: Vec<ShardSpec>) -> Runner {
 
 /// The same in a precision.
 pub fn load_as(folder: &Path, device: &Device, shards: Vec<ShardSpec>, precision: Precision) -> Runner {
-    let options = RunnerOptions { rows_max: 1024, positions: 8192, shards, precision };
+    let options = RunnerOptions { rows_max: 1024, positions: 8192, shards, precision, kv: precision.kv() };
     Runner::load(folder, device, &options, &mut |_| {})
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }

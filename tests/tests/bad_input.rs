@@ -1,6 +1,7 @@
 //! What is wrong with a model folder is said before anything runs: which file, which tensor, and what is supported.
 
 use gaterail_kernels::Isa;
+use gaterail_kernels::ops::KvForm;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
 use gaterail_tests::broken::{Copy, safetensors};
@@ -14,7 +15,13 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Loads the folder, which must fail, with all of `parts` in the message.
 #[track_caller]
 fn check(copy: &Copy, parts: &[&str]) -> String {
-    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
+    let options = RunnerOptions {
+        rows_max: 4,
+        positions: 64,
+        shards: Vec::new(),
+        precision: Precision::F32,
+        kv: KvForm::F32,
+    };
     let error = match Runner::load(copy.path(), &device(Isa::detect()), &options, &mut |_| {}) {
         Ok(_) => panic!("a broken folder was loaded; {parts:?} was expected"),
         Err(error) => error.to_string(),

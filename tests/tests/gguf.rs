@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use gaterail_kernels::Isa;
+use gaterail_kernels::ops::KvForm;
 use gaterail_model::ModelSource;
 use gaterail_model::config::GenerationDefaults;
 use gaterail_model::gguf::Value;
@@ -156,7 +157,13 @@ fn check(file: &[u8], parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broken.gguf");
     std::fs::write(&path, file).unwrap();
-    let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
+    let options = RunnerOptions {
+        rows_max: 4,
+        positions: 64,
+        shards: Vec::new(),
+        precision: Precision::F32,
+        kv: KvForm::F32,
+    };
     let error = match Runner::load(&path, &device(Isa::detect()), &options, &mut |_| {}) {
         Ok(_) => panic!("a broken file was loaded; {parts:?} was expected"),
         Err(error) => error.to_string(),
@@ -181,8 +188,13 @@ fn what_is_taken_apart_and_written_again_still_runs() {
         let folder = tempfile::tempdir().unwrap();
         // A name says nothing, and a folder of one GGUF file is that file.
         std::fs::write(folder.path().join("x.gguf"), Parts::of(fixture).bytes()).unwrap();
-        let options =
-            RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision: Precision::F32 };
+        let options = RunnerOptions {
+            rows_max: 4,
+            positions: 64,
+            shards: Vec::new(),
+            precision: Precision::F32,
+            kv: KvForm::F32,
+        };
         for path in [folder.path().to_path_buf(), folder.path().join("x.gguf")] {
             Runner::load(&path, &device(Isa::detect()), &options, &mut |_| {}).unwrap();
         }

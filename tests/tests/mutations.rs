@@ -207,7 +207,8 @@ fn folders_of_4_bit_layers() {
             }
         });
         let precision = [Precision::F32, Precision::AsStored][below(2)];
-        let options = RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision };
+        let options =
+            RunnerOptions { rows_max: 4, positions: 64, shards: Vec::new(), precision, kv: precision.kv() };
         // Nothing of a panicking round is used again but the device's threads, which outlive it.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut runner = Runner::load(copy.path(), &device, &options, &mut |_| {}).ok()?;

@@ -7,7 +7,7 @@ use gaterail_model::sampler::SamplingParams;
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::terminal;
-use crate::weights::WeightsArg;
+use crate::weights::{KvArg, WeightsArg};
 
 /// Generate text from a model, streaming it
 ///
@@ -114,6 +114,10 @@ pub struct GenerateArgs {
     /// The precision of experts, projections and head
     #[arg(long, value_name = "KIND", value_enum, default_value_t = WeightsArg::Auto)]
     pub weights: WeightsArg,
+
+    /// What the KV cache stores
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = KvArg::Auto)]
+    pub kv_cache_dtype: KvArg,
 
     /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
     #[arg(long)]

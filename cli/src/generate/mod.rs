@@ -54,13 +54,14 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let text = engine::text(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
-    let beside = plan::beside_weights(&spec, positions, rows_max);
+    let kv = args.kv_cache_dtype.form(args.weights);
+    let beside = plan::beside_weights(&spec, kv, positions, rows_max);
     let precision = args.weights.precision(&spec, &checkpoint, beside);
     if !args.no_memory_check {
-        plan::check_memory(&spec, &checkpoint, precision, prompt.tokens.len(), positions, rows_max)?;
+        plan::check_memory(&spec, &checkpoint, (precision, kv), prompt.tokens.len(), positions, rows_max)?;
     }
     let device = args.device.open(args.threads)?;
-    let options = RunnerOptions { rows_max, positions, shards: Vec::new(), precision };
+    let options = RunnerOptions { rows_max, positions, shards: Vec::new(), precision, kv };
     let runner = load(spec, &checkpoint, &device, &options)?;
     let loaded = started.elapsed();
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &request.params);

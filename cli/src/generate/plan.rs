@@ -1,6 +1,6 @@
 //! Whether it fits: the context, then the memory. Decided before anything is loaded.
 
-use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_kernels::ops::{KvForm, PAGE_POSITIONS};
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
@@ -30,8 +30,8 @@ pub fn max_tokens(spec: &ModelSpec, prompt: usize, asked: usize) -> Result<usize
 }
 
 /// Bytes of KV and work buffers.
-pub fn beside_weights(spec: &ModelSpec, positions: usize, rows_max: usize) -> u64 {
-    let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
+pub fn beside_weights(spec: &ModelSpec, kv: KvForm, positions: usize, rows_max: usize) -> u64 {
+    let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec, kv);
     Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES + kv
 }
 
@@ -39,7 +39,7 @@ pub fn beside_weights(spec: &ModelSpec, positions: usize, rows_max: usize) -> u6
 pub fn check_memory(
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
-    precision: Precision,
+    (precision, kv): (Precision, KvForm),
     prompt: usize,
     positions: usize,
     rows_max: usize,
@@ -47,22 +47,22 @@ pub fn check_memory(
     let Some(available) = machine::available_memory_bytes() else { return Ok(()) };
     let weights = resident_bytes(spec, checkpoint, precision);
     let work = Cursor::bytes(spec, rows_max, 1) + RESERVE_BYTES;
-    let kv = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec);
-    if weights + work + kv <= available {
+    let kv_bytes = positions.div_ceil(PAGE_POSITIONS) as u64 * page_bytes(spec, kv);
+    if weights + work + kv_bytes <= available {
         return Ok(());
     }
     let need = format!(
         "this does not fit in memory: weights {}, KV for {positions} tokens {}, work {}; {} are available.",
         bytes_text(weights),
-        bytes_text(kv),
+        bytes_text(kv_bytes),
         bytes_text(work),
         bytes_text(available)
     );
-    let pages = available.saturating_sub(weights + work) / page_bytes(spec).max(1);
+    let pages = available.saturating_sub(weights + work) / page_bytes(spec, kv).max(1);
     let fitting = (pages as usize).saturating_mul(PAGE_POSITIONS);
     let way = if fitting > prompt {
         format!("--max-tokens {} would fit", fitting - prompt)
-    } else if weights + work + page_bytes(spec) <= available {
+    } else if weights + work + page_bytes(spec, kv) <= available {
         format!("a prompt of up to {} tokens would fit", fitting.saturating_sub(1))
     } else {
         "--no-memory-check runs it all the same, reading weights from disk again and again (very slow)"

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gaterail_kernels::Device;
-use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_kernels::ops::{KvForm, PAGE_POSITIONS};
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
@@ -50,7 +50,7 @@ impl Report {
             architecture: spec.architecture.clone(),
             lines: describe::architecture(spec),
             estimated: checkpoint.is_none(),
-            kv_bytes_per_token: page_bytes(spec) / PAGE_POSITIONS as u64,
+            kv_bytes_per_token: page_bytes(spec, KvForm::F16) / PAGE_POSITIONS as u64,
             context: spec.context as u64,
             resident_bytes: checkpoint
                 .map_or(declared, |checkpoint| resident_bytes(spec, checkpoint, Precision::AsStored)),
@@ -142,7 +142,7 @@ impl Report {
         text += &row("total", &self.total(), if self.estimated { "estimated from config.json" } else { "" });
         let total = self.total();
         text += &format!(
-            "\n  {} parameters are active per token. KV takes {} per token (f32, every layer keeps the whole\n  context): {} for {} tokens.\n",
+            "\n  {} parameters are active per token. KV takes {} per token (f16, every layer keeps the whole\n  context): {} for {} tokens.\n",
             count_text(total.active_parameters),
             bytes_text(self.kv_bytes_per_token),
             bytes_text(self.kv_bytes_per_token.saturating_mul(self.context)),

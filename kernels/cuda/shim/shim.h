@@ -152,4 +152,14 @@ DEVICE float half_to_float(u16 a) {
     }
     return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
 }
+DEVICE u16 float_to_half(float a) {
+    const u32 bits = bits_of(a), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+    if (magnitude > 0x7f800000u) return 0x7fff;
+    if (magnitude >= 0x477ff000u) return (u16)(sign | 0x7c00u);  // 65520 and more
+    if (magnitude < 0x38800000u) {                               // less than 2^-14: a multiple of 2^-24
+        return (u16)(sign | (u32)__builtin_rintf(abs_of(a) * 16777216.0f));
+    }
+    const u32 rounded = (magnitude + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+    return (u16)(sign | (rounded - (112u << 10)));
+}
 DEVICE float scaled(i64 a, double scale) { return (float)((double)a * scale); }

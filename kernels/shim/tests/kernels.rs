@@ -1,6 +1,7 @@
 //! Every CUDA kernel in the shim against the plain reference, bit for bit, on random shapes and in random orders.
 
 use gaterail_kernels::cuda::Path;
+use gaterail_kernels::{CpuOptions, Device};
 use gaterail_shim::{Shim, cases::*};
 
 /// Of the order of threads; 0 is eager.
@@ -19,6 +20,38 @@ fn rms_norm_and_rope_equal_the_reference() {
 #[test]
 fn packed_linear_equals_the_reference() {
     SEEDS.into_iter().for_each(|seed| linear_cases(&Shim::device(seed), 30 + seed, 66));
+}
+
+/// The CPU, and the shim under every order of threads: the same calls of `ops`.
+fn devices() -> Vec<Device> {
+    let options = CpuOptions { threads: 2, grain: 64, ..CpuOptions::default() };
+    let cpu = Device::cpu(options).expect("threads");
+    SEEDS.into_iter().map(|seed| Device::Cuda(Shim::device(seed))).chain([cpu]).collect()
+}
+
+#[test]
+fn plain_linear_equals_the_reference() {
+    devices().iter().for_each(|device| plain_linear_cases(device, 24));
+}
+
+#[test]
+fn rows_equal_the_reference() {
+    devices().iter().for_each(|device| rows_cases(device, 12));
+}
+
+#[test]
+fn what_is_not_there_is_not_read() {
+    SEEDS.map(Shim::device).iter().for_each(what_is_not_there);
+}
+
+#[test]
+fn select_equals_the_reference() {
+    devices().iter().for_each(|device| select_cases(device, 200));
+}
+
+#[test]
+fn partial_sums_equal_the_reference() {
+    devices().iter().for_each(|device| sums_cases(device, 16));
 }
 
 /// Other shards for every order of threads.

@@ -49,7 +49,7 @@ pub(crate) fn add_pieces(cpu: &CpuDevice, args: &ExpertsArgs<'_>, sums: &mut [i6
 fn plain(weight: &Weight) -> &Matrix {
     match weight {
         Weight::Plain(matrix) => matrix,
-        Weight::Packed(_) => panic!("packed and plain experts in one layer"),
+        Weight::Packed(_) | Weight::Cuda(_) => panic!("plain and other experts in one layer"),
     }
 }
 

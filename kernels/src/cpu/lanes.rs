@@ -16,6 +16,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Rounded half to even.
+    unsafe fn store_f16(self, to: *mut u16);
     /// `self * b + c` with one rounding.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
 
@@ -121,6 +123,12 @@ impl Lanes for Portable {
         unsafe { to.copy_from_nonoverlapping(self.0.as_ptr(), LANES) }
     }
     #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        for (j, value) in self.0.into_iter().enumerate() {
+            unsafe { to.add(j).write(half::f16::from_f32(value).to_bits()) }
+        }
+    }
+    #[inline(always)]
     unsafe fn fma(self, b: Self, c: Self) -> Self {
         Portable::map(|j| self.0[j].mul_add(b.0[j], c.0[j]))
     }
@@ -166,6 +174,13 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut u16) {
+            unsafe {
+                let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(self.0);
+                _mm256_storeu_si256(to as *mut __m256i, halves);
+            }
         }
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {
@@ -243,6 +258,15 @@ pub(crate) mod x86 {
             unsafe {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(HALF), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut u16) {
+            unsafe {
+                let low = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(self.0);
+                let high = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(self.1);
+                _mm_storeu_si128(to as *mut __m128i, low);
+                _mm_storeu_si128(to.add(HALF) as *mut __m128i, high);
             }
         }
         #[inline(always)]

@@ -1,7 +1,8 @@
 //! The kernels' sources, and NVRTC: source -> CUBIN for one architecture, kept in the user's cache folder.
 //!
-//! The key of a kept CUBIN is a hash of all that it depends on: source, headers, options, architecture and NVRTC's
-//! version. What cannot be read or written there is compiled again: the cache is a convenience, never a need.
+//! The key of a kept CUBIN is a hash of all that it depends on: source, headers, options and architecture; each version of
+//! NVRTC keeps its own. What cannot be read or written there is compiled again: the cache is a convenience, and a need
+//! only where there is no NVRTC.
 
 use std::ffi::{CStr, CString, c_char};
 use std::fmt::Write as _;
@@ -20,10 +21,15 @@ pub enum Source {
     Quantize,
     RmsNorm,
     Rope,
+    Rows,
+    Linear,
+    Attention,
+    Select,
     PackedLinear,
     ExpertsPlan,
     ExpertsGateUp,
     ExpertsDown,
+    Sums,
     Peak,
 }
 
@@ -63,7 +69,7 @@ impl Form {
 }
 
 /// All sources with their text.
-pub fn sources() -> [(Source, &'static str, &'static str); 8] {
+pub fn sources() -> [(Source, &'static str, &'static str); 13] {
     macro_rules! text {
         ($name:literal) => {
             ($name, include_str!(concat!("../../cuda/", $name)))
@@ -73,10 +79,15 @@ pub fn sources() -> [(Source, &'static str, &'static str); 8] {
         (Source::Quantize, text!("quantize.cu")),
         (Source::RmsNorm, text!("rms_norm.cu")),
         (Source::Rope, text!("rope.cu")),
+        (Source::Rows, text!("rows.cu")),
+        (Source::Linear, text!("linear.cu")),
+        (Source::Attention, text!("attention.cu")),
+        (Source::Select, text!("select.cu")),
         (Source::PackedLinear, text!("packed_linear.cu")),
         (Source::ExpertsPlan, text!("experts_plan.cu")),
         (Source::ExpertsGateUp, text!("experts_gate_up.cu")),
         (Source::ExpertsDown, text!("experts_down.cu")),
+        (Source::Sums, text!("sums.cu")),
         (Source::Peak, text!("peak.cu")),
     ]
     .map(|(source, (name, text))| (source, name, text))
@@ -102,29 +113,45 @@ const HEADERS: [(&str, &str); 6] = [
 const OPTIONS: [&str; 5] =
     ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
 
-/// NVRTC, as far as this machine has it.
+/// NVRTC, as far as this machine has it, and what was compiled before.
 pub(super) struct Compiler {
-    version: (i32, i32),
+    /// The library's; none where there is none.
+    version: Option<(i32, i32)>,
+    /// A folder per version of NVRTC.
     cache: Option<PathBuf>,
 }
 
 /// NVRTC compiles one program at a time, as its documentation has asked for in older versions.
 static COMPILING: Mutex<()> = Mutex::new(());
 
+/// Compiles every source in every form for an architecture into the user's cache folder; the number of sources. A machine
+/// that gets the folder needs no NVRTC.
+pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
+    let compiler = Compiler::find()?;
+    for (source, ..) in sources() {
+        let forms = Form::ALL.map(Some);
+        for form in if source.has_forms() { &forms[..] } else { &[None] } {
+            compiler.cubin(source, *form, architecture)?;
+        }
+    }
+    Ok(sources().len())
+}
+
 impl Compiler {
-    /// Finds the library; what it compiles is kept in the user's cache folder.
+    /// Looks for the library; what it compiles is kept in the user's cache folder.
     pub(super) fn find() -> Result<Compiler, CudaError> {
         // SAFETY: only looks for the library.
         if !unsafe { nvrtc::is_culib_present() } {
-            return Err(CudaError::NoCompiler);
+            return Ok(Compiler { version: None, cache: cache_folder() });
         }
         let (mut major, mut minor) = (0, 0);
         // SAFETY: the library is there; both are out parameters.
         check("nvrtcVersion", unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) })?;
-        Ok(Compiler { version: (major, minor), cache: cache_folder() })
+        Ok(Compiler { version: Some((major, minor)), cache: cache_folder() })
     }
 
-    /// The CUBIN of a source for an architecture such as `sm_90`.
+    /// The CUBIN of a source for an architecture such as `sm_90`: what this version has compiled before, else what any
+    /// other has, else compiled now.
     pub(super) fn cubin(
         &self,
         source: Source,
@@ -139,35 +166,30 @@ impl Compiler {
             options.push(format!("-DCODES={}", form.codes));
             options.push(format!("-DGROUP={}", form.group));
         }
-        let kept = self.cache.as_ref().map(|folder| folder.join(self.key(text, &options)));
-        if let Some(cubin) = kept.as_deref().and_then(read_kept) {
+        let key = key(text, &options);
+        if let Some(cubin) = self.folders().iter().find_map(|folder| read_kept(&folder.join(&key))) {
             return Ok(cubin);
         }
         let cubin = self.compile(name, text, &options, architecture)?;
-        if let Some(path) = kept {
-            keep(&path, &cubin);
+        if let Some(folder) = self.own_folder() {
+            keep(&folder.join(key), &cubin);
         }
         Ok(cubin)
     }
 
-    fn key(&self, text: &str, options: &[String]) -> String {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(format!("{:?}", self.version).as_bytes());
-        part(text.as_bytes());
-        HEADERS.iter().for_each(|(name, text)| {
-            part(name.as_bytes());
-            part(text.as_bytes());
-        });
-        options.iter().for_each(|option| part(option.as_bytes()));
-        let mut key = String::new();
-        for byte in hash.finalize() {
-            let _ = write!(key, "{byte:02x}");
-        }
-        key + ".cubin"
+    /// Where this version's are kept.
+    fn own_folder(&self) -> Option<PathBuf> {
+        let (major, minor) = self.version?;
+        Some(self.cache.as_ref()?.join(format!("nvrtc-{major}.{minor}")))
+    }
+
+    /// All folders, this version's first.
+    fn folders(&self) -> Vec<PathBuf> {
+        let entries = self.cache.as_ref().and_then(|cache| std::fs::read_dir(cache).ok());
+        let mut others: Vec<PathBuf> =
+            entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        others.sort_unstable_by(|a, b| b.cmp(a));
+        self.own_folder().into_iter().chain(others).collect()
     }
 
     fn compile(
@@ -177,8 +199,9 @@ impl Compiler {
         options: &[String],
         architecture: &str,
     ) -> Result<Vec<u8>, CudaError> {
+        let Some(version) = self.version else { return Err(CudaError::NoCompiler) };
         let _one = COMPILING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.check_architecture(architecture)?;
+        check_architecture(version, architecture)?;
         let c_string = |text: &str| CString::new(text).expect("no zero byte in a source or option");
         let (text, name_c) = (c_string(text), c_string(name));
         let header_texts = HEADERS.map(|(_, text)| c_string(text));
@@ -219,21 +242,21 @@ impl Compiler {
             Ok(cubin)
         }
     }
+}
 
-    fn check_architecture(&self, architecture: &str) -> Result<(), CudaError> {
-        let mut count = 0;
-        // SAFETY: out parameters; the second call gets room for as many as the first one said.
-        let known = unsafe {
-            check("nvrtcGetNumSupportedArchs", nvrtc::nvrtcGetNumSupportedArchs(&mut count))?;
-            let mut known = vec![0; count.max(0) as usize];
-            check("nvrtcGetSupportedArchs", nvrtc::nvrtcGetSupportedArchs(known.as_mut_ptr()))?;
-            known
-        };
-        if known.iter().any(|number| architecture == format!("sm_{number}")) {
-            return Ok(());
-        }
-        Err(CudaError::OldCompiler { version: self.version, architecture: architecture.to_string() })
+fn check_architecture(version: (i32, i32), architecture: &str) -> Result<(), CudaError> {
+    let mut count = 0;
+    // SAFETY: out parameters; the second call gets room for as many as the first one said.
+    let known = unsafe {
+        check("nvrtcGetNumSupportedArchs", nvrtc::nvrtcGetNumSupportedArchs(&mut count))?;
+        let mut known = vec![0; count.max(0) as usize];
+        check("nvrtcGetSupportedArchs", nvrtc::nvrtcGetSupportedArchs(known.as_mut_ptr()))?;
+        known
+    };
+    if known.iter().any(|number| architecture == format!("sm_{number}")) {
+        return Ok(());
     }
+    Err(CudaError::OldCompiler { version, architecture: architecture.to_string() })
 }
 
 /// Destroys its program.
@@ -274,6 +297,26 @@ fn check(call: &'static str, result: nvrtc::nvrtcResult) -> Result<(), CudaError
         nvrtc::nvrtcResult::NVRTC_SUCCESS => Ok(()),
         error => Err(CudaError::Call { call, detail: format!("{error:?}") }),
     }
+}
+
+/// All that a CUBIN depends on but the compiler's version.
+fn key(text: &str, options: &[String]) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(text.as_bytes());
+    HEADERS.iter().for_each(|(name, text)| {
+        part(name.as_bytes());
+        part(text.as_bytes());
+    });
+    options.iter().for_each(|option| part(option.as_bytes()));
+    let mut key = String::new();
+    for byte in hash.finalize() {
+        let _ = write!(key, "{byte:02x}");
+    }
+    key + ".cubin"
 }
 
 fn cache_folder() -> Option<PathBuf> {
@@ -327,13 +370,33 @@ mod tests {
 
     #[test]
     fn the_key_depends_on_everything() {
-        let compiler = |version| Compiler { version, cache: None };
         let options = |last: &str| vec!["--std=c++17".to_string(), last.to_string()];
-        let key = compiler((12, 9)).key("a", &options("sm_80"));
-        assert_ne!(key, compiler((12, 8)).key("a", &options("sm_80")));
-        assert_ne!(key, compiler((12, 9)).key("b", &options("sm_80")));
-        assert_ne!(key, compiler((12, 9)).key("a", &options("sm_90")));
-        assert_eq!(key, compiler((12, 9)).key("a", &options("sm_80")));
+        let kept = key("a", &options("sm_80"));
+        assert_ne!(kept, key("b", &options("sm_80")));
+        assert_ne!(kept, key("a", &options("sm_90")));
+        assert_eq!(kept, key("a", &options("sm_80")));
+    }
+
+    #[test]
+    fn without_nvrtc_what_was_carried_is_used() {
+        let folder = std::env::temp_dir().join(format!("gaterail-carried-{}", std::process::id()));
+        let with = |version| Compiler { version, cache: Some(folder.clone()) };
+        let error = with(None).cubin(Source::Rope, None, "sm_90").expect_err("nothing there").to_string();
+        assert!(error.starts_with("kernels cannot be compiled"), "{error}");
+        let (_, _, text) =
+            sources().into_iter().find(|(source, ..)| *source == Source::Rope).expect("a source");
+        let mut options: Vec<String> = OPTIONS.map(str::to_string).to_vec();
+        options.push("--gpu-architecture=sm_90".to_string());
+        let kept = |version: (i32, i32)| {
+            with(Some(version)).own_folder().expect("a folder").join(key(text, &options))
+        };
+        keep(&kept((12, 4)), b"older");
+        assert_eq!(with(None).cubin(Source::Rope, None, "sm_90").expect("carried"), b"older");
+        assert_eq!(with(Some((12, 9))).cubin(Source::Rope, None, "sm_90").expect("carried"), b"older");
+        keep(&kept((12, 9)), b"own");
+        assert_eq!(with(Some((12, 9))).cubin(Source::Rope, None, "sm_90").expect("kept"), b"own");
+        assert!(with(None).cubin(Source::Rope, None, "sm_80").is_err(), "another architecture");
+        std::fs::remove_dir_all(&folder).expect("the folder");
     }
 
     /// Where NVRTC is: `ops/kernel-gate/run.sh` runs it.
@@ -347,9 +410,13 @@ mod tests {
             let cubin =
                 compiler.cubin(source, form, "sm_90").unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(cubin.starts_with(b"\x7fELF"), "{name}");
-            let kept = std::fs::read_dir(&folder).expect("the cache").count();
+            let count = || {
+                let own = compiler.own_folder().expect("a folder");
+                std::fs::read_dir(own).expect("the cache").count()
+            };
+            let kept = count();
             assert_eq!(compiler.cubin(source, form, "sm_90").expect("kept"), cubin);
-            assert_eq!(std::fs::read_dir(&folder).expect("the cache").count(), kept);
+            assert_eq!(count(), kept);
         }
         let error = compiler.cubin(Source::Rope, None, "sm_10").expect_err("long gone").to_string();
         assert!(error.contains("does not know sm_10"), "{error}");

@@ -4,12 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
-use super::arguments::PackedPart;
 use super::driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 use super::real::RealDriver;
 use crate::buffer::Plain;
-use crate::packed::{Packed, PackedFormat, Scales};
 
 /// A GPU, or what plays one.
 pub struct CudaDevice {
@@ -258,55 +256,6 @@ impl<'a> Strided<'a> {
             );
         }
         self.buffer.at(self.offset)
-    }
-}
-
-/// A packed matrix, or a part of one, in a device's memory: the bytes of its panels as packed.rs lays them out.
-pub struct PackedOnDevice {
-    bytes: DeviceBuffer<u8>,
-    format: PackedFormat,
-    rows: usize,
-    cols: usize,
-}
-
-impl PackedOnDevice {
-    /// Brings a packed matrix over. A part of one comes alone: its own panels and groups.
-    pub fn upload(device: &Arc<CudaDevice>, packed: &Packed) -> Result<PackedOnDevice, CudaError> {
-        let format = packed.format();
-        let bytes: Vec<u8> = (0..packed.panels()).flat_map(|panel| packed.panel(panel)).copied().collect();
-        let bytes = DeviceBuffer::copied(device, &bytes)?;
-        Ok(PackedOnDevice { bytes, format, rows: packed.rows(), cols: packed.cols() })
-    }
-
-    pub fn format(&self) -> PackedFormat {
-        self.format
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    pub fn groups(&self) -> usize {
-        self.cols.div_ceil(self.format.group)
-    }
-
-    pub fn stored_bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(super) fn part(&self) -> PackedPart {
-        PackedPart {
-            records: self.bytes.at(0),
-            panel_bytes: (self.groups() * self.format.record()) as u64,
-            record: self.format.record() as u32,
-            codes_at: self.format.codes_at() as u32,
-            wide_scales: u32::from(self.format.scales == Scales::F32),
-            offsets: u32::from(self.format.offsets),
-        }
     }
 }
 

@@ -11,28 +11,39 @@
 //! Libraries are found at run time: one binary runs with and without a GPU. Nothing here panics where they are missing.
 
 mod arguments;
+mod attention;
 mod compile;
 mod device;
 mod driver;
 mod error;
 mod experts;
+mod linear;
 mod packed_linear;
 mod peak;
 mod quantize;
 mod real;
 mod rms_norm;
 mod rope;
+mod rows;
+mod select;
+mod sums;
+mod weight;
 
-pub use compile::{Form, Source, sources};
-pub use device::{CudaDevice, CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
+pub(crate) use attention::{attention, kv_write};
+pub use compile::{Form, Source, compile_all, sources};
+pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
 pub use experts::{
-    DECODE_TOKENS, DeviceSums, ExpertsOnDevice, ExpertsScratch, PackedPiece, Path, Routing, ShardOptions,
-    experts,
+    DECODE_TOKENS, ExpertsBatch, ExpertsOnDevice, ExpertsScratch, Path, ShardOptions, SumsOnDevice, experts,
 };
+pub use linear::linear;
 pub use packed_linear::{LinearPath, packed_linear};
 pub use peak::{graph_time, read_bandwidth, tensor_peak};
-pub use quantize::{QuantizedBuffer, quantize};
+pub use quantize::{Quantized, QuantizedBuffer, quantize};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use rows::{activation, add, add_gated, clamp, copy_rows, embed, gather_rows, scale_rows};
+pub use select::{Selection, select};
+pub use sums::{sums_add, sums_finish};
+pub use weight::{MatrixOnDevice, PackedOnDevice, WeightOnDevice};

@@ -2,9 +2,10 @@
 
 use super::arguments::{PackedLinearArgs, Table};
 use super::compile::{Form, Source};
-use super::device::{CudaQueue, DeviceBuffer, PackedOnDevice, Strided};
+use super::device::{CudaQueue, DeviceBuffer, Strided};
 use super::driver::Kernel;
-use super::quantize::{MOST_ROWS, QuantizedBuffer};
+use super::quantize::{MOST_ROWS, Quantized};
+use super::weight::PackedOnDevice;
 use crate::packed::PANEL_ROWS;
 
 /// How a product is computed. All ways give the same bits.
@@ -70,15 +71,15 @@ impl FormSizes {
 /// out <- the products of quantised rows with a packed matrix. Faults come to light when the queue is synchronised.
 pub fn packed_linear(
     queue: &CudaQueue,
-    x: &QuantizedBuffer,
+    x: Quantized<'_>,
     w: &PackedOnDevice,
     bias: Option<&DeviceBuffer<f32>>,
     path: LinearPath,
     out: Strided<'_>,
 ) {
     let format = w.format();
-    assert_eq!((x.width(), x.group()), (w.cols(), format.group), "packed_linear: x");
-    assert_eq!((out.rows, out.heads, out.width), (x.rows(), 1, w.rows()), "packed_linear: out");
+    assert_eq!((x.width, x.group), (w.cols(), format.group), "packed_linear: x");
+    assert_eq!((out.rows, out.heads, out.width), (x.rows, 1, w.rows()), "packed_linear: out");
     assert!(bias.is_none_or(|bias| bias.len() == w.rows()), "packed_linear: bias");
     let form = match Form::of(format) {
         Ok(form) => form,

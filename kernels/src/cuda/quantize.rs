@@ -8,14 +8,42 @@ use super::device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 use super::driver::Kernel;
 use super::error::CudaError;
 
-/// Room for quantised rows, and what was last written to it.
+/// Quantised rows in a device's memory, and their shape.
+#[derive(Clone, Copy)]
+pub struct Quantized<'a> {
+    pub codes: &'a DeviceBuffer<i8>,
+    pub scales: &'a DeviceBuffer<f32>,
+    pub sums: &'a DeviceBuffer<i32>,
+    pub rows: usize,
+    pub width: usize,
+    pub group: usize,
+}
+
+impl Quantized<'_> {
+    pub fn groups(&self) -> usize {
+        self.width.div_ceil(self.group)
+    }
+
+    /// Panics where the buffers have no room for the shape.
+    pub(super) fn argument(&self) -> QuantizedRows {
+        let groups = self.rows * self.groups();
+        let room =
+            self.codes.len() >= groups * self.group && self.scales.len().min(self.sums.len()) >= groups;
+        assert!(room, "{} quantised rows of {}: room", self.rows, self.width);
+        QuantizedRows {
+            codes: self.codes.at(0),
+            scales: self.scales.at(0),
+            sums: self.sums.at(0),
+            groups: self.groups() as u64,
+        }
+    }
+}
+
+/// Room for quantised rows.
 pub struct QuantizedBuffer {
     pub codes: DeviceBuffer<i8>,
     pub scales: DeviceBuffer<f32>,
     pub sums: DeviceBuffer<i32>,
-    width: usize,
-    group: usize,
-    rows: usize,
 }
 
 impl QuantizedBuffer {
@@ -31,31 +59,12 @@ impl QuantizedBuffer {
             codes: DeviceBuffer::zeros(device, rows * groups * group)?,
             scales: DeviceBuffer::zeros(device, rows * groups)?,
             sums: DeviceBuffer::zeros(device, rows * groups)?,
-            width,
-            group,
-            rows: 0,
         })
     }
 
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    pub fn group(&self) -> usize {
-        self.group
-    }
-
-    pub fn groups(&self) -> usize {
-        self.width.div_ceil(self.group)
-    }
-
-    pub(super) fn argument(&self) -> QuantizedRows {
-        let groups = self.groups() as u64;
-        QuantizedRows { codes: self.codes.at(0), scales: self.scales.at(0), sums: self.sums.at(0), groups }
+    /// The front of it as rows of a shape, which must fit.
+    pub fn rows(&self, rows: usize, width: usize, group: usize) -> Quantized<'_> {
+        Quantized { codes: &self.codes, scales: &self.scales, sums: &self.sums, rows, width, group }
     }
 }
 
@@ -65,16 +74,16 @@ pub(super) const MOST_ROWS: usize = 65_535;
 pub(super) const KERNEL: Kernel = Kernel { source: Source::Quantize, name: "quantize", form: None };
 
 /// Quantises the rows of `x` into `out`.
-pub fn quantize(queue: &CudaQueue, x: Strided<'_>, out: &mut QuantizedBuffer) {
-    assert!(x.heads == 1 && x.width == out.width, "quantize: x");
-    assert!(x.rows * out.groups() <= out.scales.len() && x.rows <= MOST_ROWS, "quantize: rows");
+pub fn quantize(queue: &CudaQueue, x: Strided<'_>, out: Quantized<'_>) {
+    assert!(x.heads == 1 && (x.rows, x.width) == (out.rows, out.width), "quantize: x");
+    assert!(x.rows <= MOST_ROWS, "quantize: rows");
     assert!(matches!(out.group, 32 | 64 | 128), "quantize: groups of {}", out.group);
-    out.rows = x.rows;
+    let to = out.argument();
     let args = QuantizeArgs {
         x: x.address(),
-        codes: out.codes.at(0),
-        scales: out.scales.at(0),
-        sums: out.sums.at(0),
+        codes: to.codes,
+        scales: to.scales,
+        sums: to.sums,
         x_stride: x.row_stride as u64,
         width: x.width as u32,
         group: out.group as u32,

@@ -1,17 +1,17 @@
-//! `attention` over paged KV, and `kv_write` that fills it.
+//! `attention` over paged KV (`ops::kv`).
 //!
-//! A cache is `[pages, kv_heads, PAGE_POSITIONS, width]` f32; position p of a sequence lies in page `table[p / 64]` at
-//! `p % 64`. q `[T, heads, key_width]`, out `[T, heads, value_width]`; heads / kv_heads query heads share a KV head.
-//! Threads share out (row, up to eight heads of one KV head).
+//! Position p of a sequence lies in page `table[p / 64]` at `p % 64`. q `[T, heads, key_width]`, out `[T, heads, value_width]`;
+//! heads / kv_heads query heads share a KV head. Threads share out (KV head, row, up to eight heads); where no heads share one,
+//! eight rows that follow each other do.
 
+use super::kv::{KvBuffer, PAGE_POSITIONS};
 use super::run_of;
 use crate::buffer::Buffer;
-use crate::cpu::attention::{Attended, Heads, Paged, Scratch, TASK_HEADS, attend};
+use crate::cpu::attention::{Attended, Heads, KvElement, Paged, Scratch, TASK_HEADS, attend};
+use crate::cuda;
 use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 
-/// Positions of one page.
-pub const PAGE_POSITIONS: usize = 64;
 /// Positions of one chunk, the unit of summation (ARITHMETIC.md, 4).
 pub const ATTENTION_CHUNK: usize = 256;
 
@@ -40,9 +40,9 @@ impl Mask {
 /// The caches of one layer.
 #[derive(Clone, Copy)]
 pub struct KvView<'a> {
-    pub keys: &'a Buffer<f32>,
+    pub keys: &'a KvBuffer,
     /// `None`: a value is the first `value_width` columns of its key (latent attention).
-    pub values: Option<&'a Buffer<f32>>,
+    pub values: Option<&'a KvBuffer>,
     pub kv_heads: usize,
     pub key_width: usize,
     pub value_width: usize,
@@ -66,13 +66,39 @@ pub struct AttentionArgs<'a> {
     pub scale: f32,
 }
 
-pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>) {
+pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, out: ViewMut<'_>) {
     let (qs, os, kv) = (args.q.layout(), out.layout(), args.kv);
     assert_eq!((qs.rows, qs.heads, qs.width), (os.rows, os.heads, kv.key_width), "attention: q");
     assert_eq!(os.width, kv.value_width, "attention: out");
     assert!(qs.heads.is_multiple_of(kv.kv_heads), "attention: heads");
     assert!(qs.rows <= args.positions.len() && qs.rows <= args.sequences.len(), "attention: rows");
     assert!(args.sinks.is_none_or(|sinks| sinks.len() == qs.heads), "attention: sinks");
+    if let Some(queue) = stream.cuda() {
+        return cuda::attention(queue, args, out.strided());
+    }
+    match (kv.keys, kv.values) {
+        (KvBuffer::F32(keys), None) => attend_all(stream, args, (keys, None), out),
+        (KvBuffer::F16(keys), None) => attend_all(stream, args, (keys, None), out),
+        (KvBuffer::F32(keys), Some(KvBuffer::F32(values))) => {
+            attend_all(stream, args, (keys, Some(values)), out);
+        }
+        (KvBuffer::F16(keys), Some(KvBuffer::F16(values))) => {
+            attend_all(stream, args, (keys, Some(values)), out);
+        }
+        _ => panic!("attention: keys and values of two forms"),
+    }
+}
+
+/// Keys, and values where they are not part of them.
+type Caches<'a, E> = (&'a Buffer<E>, Option<&'a Buffer<E>>);
+
+fn attend_all<E: KvElement>(
+    stream: &Stream,
+    args: &AttentionArgs<'_>,
+    caches: Caches<'_, E>,
+    mut out: ViewMut<'_>,
+) {
+    let (qs, os, kv) = (args.q.layout(), out.layout(), args.kv);
     let group = qs.heads / kv.kv_heads;
     let blocks = group.div_ceil(TASK_HEADS);
     let tasks_per_row = kv.kv_heads * blocks;
@@ -88,7 +114,8 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>
     cpu.pool.run(parts, &|part| {
         let mut scratch = Scratch::take();
         for item in run_of(items, parts, part) {
-            let (run, task) = (item / tasks_per_row, item % tasks_per_row);
+            // A thread stays with a KV head as long as it can: its keys and values stay close by.
+            let (run, task) = (item % runs, item / runs);
             let kv_head = task / blocks;
             let first_head = kv_head * group + task % blocks * TASK_HEADS;
             let heads = TASK_HEADS.min((kv_head + 1) * group - first_head);
@@ -97,8 +124,14 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, mut out: ViewMut<'_>
             while row < end {
                 let rows = if group == 1 { same_sequence(args, row..end) } else { 1 };
                 let (task, stride) = match rows {
-                    1 => (queries(args, row, kv_head, first_head, (heads, qs.head_stride)), os.head_stride),
-                    _ => (queries(args, row, kv_head, first_head, (rows, qs.row_stride)), os.row_stride),
+                    1 => (
+                        queries(args, caches, (row, kv_head, first_head), (heads, qs.head_stride)),
+                        os.head_stride,
+                    ),
+                    _ => (
+                        queries(args, caches, (row, kv_head, first_head), (rows, qs.row_stride)),
+                        os.row_stride,
+                    ),
                 };
                 // The last query's element is inside the view, and so are those before it.
                 let (last_row, last_head) =
@@ -122,13 +155,12 @@ fn same_sequence(args: &AttentionArgs<'_>, rows: std::ops::Range<usize>) -> usiz
 }
 
 /// The queries from (row, first_head) on: `count` of them, `stride` apart, which is the heads' distance or the rows'.
-fn queries<'a>(
+fn queries<'a, E: KvElement>(
     args: &AttentionArgs<'a>,
-    row: usize,
-    kv_head: usize,
-    first_head: usize,
+    caches: Caches<'a, E>,
+    (row, kv_head, first_head): (usize, usize, usize),
     (count, stride): (usize, usize),
-) -> Heads<'a> {
+) -> Heads<'a, E> {
     let (qs, kv) = (args.q.layout(), args.kv);
     let sequence = args.sequences.host()[row] as usize;
     let by_rows = count > 1 && stride == qs.row_stride && qs.heads == kv.kv_heads;
@@ -137,7 +169,7 @@ fn queries<'a>(
         let last = args.positions.host()[if by_rows { row + index } else { row }] as usize;
         *seen = (args.mask.first(last), last);
     }
-    let paged = |buffer: &'a Buffer<f32>, width: usize| Paged {
+    let paged = |buffer: &'a Buffer<E>, width: usize| Paged {
         cache: buffer.host(),
         page_stride: kv.kv_heads * PAGE_POSITIONS * width,
         head_offset: kv_head * PAGE_POSITIONS * width,
@@ -147,37 +179,12 @@ fn queries<'a>(
         q: &args.q.data[qs.at(row, first_head)..],
         q_stride: stride,
         heads: count,
-        keys: paged(kv.keys, kv.key_width),
-        values: kv.values.map_or(paged(kv.keys, kv.key_width), |values| paged(values, kv.value_width)),
+        keys: paged(caches.0, kv.key_width),
+        values: caches.1.map_or(paged(caches.0, kv.key_width), |values| paged(values, kv.value_width)),
         value_width: kv.value_width,
         pages: &args.tables.host()[sequence * args.table_stride..][..args.table_stride],
         seen,
         scale: args.scale,
         sinks: args.sinks.map(|sinks| &sinks.host()[first_head..][..if by_rows { 1 } else { count }]),
-    }
-}
-
-/// Rows on their way into a cache.
-pub struct KvWrite<'a> {
-    /// `[T, kv_heads, n]`
-    pub from: View<'a>,
-    /// Where each row goes, as `page * PAGE_POSITIONS + offset`, `[T]`.
-    pub slots: &'a Buffer<u32>,
-    /// The width of the cache's rows and the first column that is written.
-    pub width: usize,
-    pub column: usize,
-}
-
-pub fn kv_write(stream: &Stream, write: &KvWrite<'_>, cache: &mut Buffer<f32>) {
-    let at = write.from.layout();
-    let _ = stream.cpu();
-    assert!(at.rows <= write.slots.len() && write.column + at.width <= write.width, "kv_write: shapes");
-    let cache = cache.host_mut();
-    for (row, &slot) in write.slots.host()[..at.rows].iter().enumerate() {
-        let (page, offset) = (slot as usize / PAGE_POSITIONS, slot as usize % PAGE_POSITIONS);
-        for head in 0..at.heads {
-            let start = ((page * at.heads + head) * PAGE_POSITIONS + offset) * write.width + write.column;
-            cache[start..start + at.width].copy_from_slice(write.from.slice(row, head));
-        }
     }
 }

@@ -3,6 +3,7 @@
 use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::rows::{activation_row, add_gated_row, add_row};
+use crate::cuda;
 use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 
@@ -39,23 +40,35 @@ fn zip_rows(
 
 /// `gate <- activation(gate, up)`
 pub fn activation(stream: &Stream, kind: Activation, gate: ViewMut<'_>, up: View<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::activation(queue, kind, gate.strided(), up.strided());
+    }
     let isa = stream.cpu().isa;
     zip_rows(stream, up, gate, |_, gate, up| activation_row(isa, kind, gate, up));
 }
 
 /// `to <- to + from`
 pub fn add(stream: &Stream, to: ViewMut<'_>, from: View<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::add(queue, to.strided(), from.strided());
+    }
     let isa = stream.cpu().isa;
     zip_rows(stream, from, to, |_, to, from| add_row(isa, to, from));
 }
 
 /// `to <- from`, row by row.
 pub fn copy_rows(stream: &Stream, from: View<'_>, to: ViewMut<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::copy_rows(queue, to.strided(), from.strided());
+    }
     zip_rows(stream, from, to, |_, to, from| to.copy_from_slice(from));
 }
 
 /// `to[t] <- to[t] + sigmoid(logits[t]) * from[t]`
 pub fn add_gated(stream: &Stream, to: ViewMut<'_>, from: View<'_>, logits: &Buffer<f32>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::add_gated(queue, to.strided(), from.strided(), logits.cuda());
+    }
     let isa = stream.cpu().isa;
     assert!(to.layout().rows <= logits.len(), "add_gated: logits");
     zip_rows(stream, from, to, |row, to, from| add_gated_row(isa, to, from, logits.host()[row]));
@@ -63,6 +76,9 @@ pub fn add_gated(stream: &Stream, to: ViewMut<'_>, from: View<'_>, logits: &Buff
 
 /// `x <- min(max(x, -limit), limit)`
 pub fn clamp(stream: &Stream, limit: f32, mut x: ViewMut<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::clamp(queue, limit, x.strided());
+    }
     let xs = x.layout();
     let _ = stream.cpu();
     let shared = x.shared();
@@ -79,6 +95,9 @@ pub fn clamp(stream: &Stream, limit: f32, mut x: ViewMut<'_>) {
 
 /// `x[t] <- x[t] * scales[t]`
 pub fn scale_rows(stream: &Stream, scales: &Buffer<f32>, mut x: ViewMut<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::scale_rows(queue, scales.cuda(), x.strided());
+    }
     let xs = x.layout();
     let _ = stream.cpu();
     assert!(xs.rows <= scales.len(), "scale_rows: scales");
@@ -94,6 +113,9 @@ pub fn scale_rows(stream: &Stream, scales: &Buffer<f32>, mut x: ViewMut<'_>) {
 
 /// `out[i] <- x[rows[i]]`
 pub fn gather_rows(stream: &Stream, x: View<'_>, rows: &Buffer<u32>, mut out: ViewMut<'_>) {
+    if let Some(queue) = stream.cuda() {
+        return cuda::gather_rows(queue, x.strided(), rows.cuda(), out.strided());
+    }
     let os = out.layout();
     let _ = stream.cpu();
     assert!(os.rows <= rows.len() && os.width == x.layout().width, "gather_rows: shapes");

@@ -7,6 +7,7 @@
 use super::{Activation, QuantRows, quantize, run_of};
 use crate::buffer::Buffer;
 use crate::cpu;
+use crate::cuda::{self, ExpertsBatch, ExpertsOnDevice, Path, ShardOptions, SumsOnDevice};
 use crate::device::Device;
 use crate::error::KernelError;
 use crate::stream::Stream;
@@ -52,7 +53,7 @@ pub struct ExpertPiece {
 
 impl ExpertPiece {
     /// Whether its matrices and biases belong together and to rows of `width`.
-    fn fits(&self, width: usize) -> bool {
+    pub(crate) fn fits(&self, width: usize) -> bool {
         let f = self.gate.rows();
         let bias =
             |bias: &Option<Vec<f32>>, length: usize| bias.as_ref().is_none_or(|bias| bias.len() == length);
@@ -61,6 +62,44 @@ impl ExpertPiece {
             && bias(&self.gate_bias, f)
             && bias(&self.up_bias, f)
             && bias(&self.down_bias, width)
+    }
+}
+
+/// What a shard holds of one layer, where it is computed; on the CPU a slice of pieces.
+#[derive(Default)]
+pub struct ExpertPieces {
+    /// Empty on a GPU.
+    host: Vec<ExpertPiece>,
+    cuda: Option<ExpertsOnDevice>,
+}
+
+impl ExpertPieces {
+    /// Brings pieces to a device. A GPU takes packed ones, with one kind of codes for all gates and ups and one for all
+    /// downs; else this says what is in the way.
+    pub fn on(device: &Device, pieces: Vec<ExpertPiece>) -> Result<ExpertPieces, KernelError> {
+        match device {
+            Device::Cuda(cuda) if !pieces.is_empty() => {
+                let shard = ExpertsOnDevice::upload(cuda, &pieces)?;
+                Ok(ExpertPieces { host: Vec::new(), cuda: Some(shard) })
+            }
+            _ => Ok(pieces.into()),
+        }
+    }
+}
+
+impl From<Vec<ExpertPiece>> for ExpertPieces {
+    /// On the CPU.
+    fn from(pieces: Vec<ExpertPiece>) -> ExpertPieces {
+        ExpertPieces { host: pieces, cuda: None }
+    }
+}
+
+impl std::ops::Deref for ExpertPieces {
+    type Target = [ExpertPiece];
+
+    fn deref(&self) -> &[ExpertPiece] {
+        assert!(self.cuda.is_none(), "the CPU's view of a GPU's experts");
+        &self.host
     }
 }
 
@@ -73,7 +112,7 @@ pub struct ExpertsArgs<'a> {
     /// `[T, K]`
     pub weights: &'a Buffer<f32>,
     pub top_k: usize,
-    pub pieces: &'a [ExpertPiece],
+    pub pieces: &'a ExpertPieces,
     pub activation: Activation,
     pub weight_on: WeightOn,
     /// The length of a unit along F.
@@ -103,11 +142,18 @@ impl PartialSums {
 
     /// Starts over with `rows` zero rows.
     pub fn reset(&mut self, stream: &Stream, rows: usize) {
-        let _ = stream.cpu();
         assert!(rows <= self.poison.len(), "partial sums: rows");
         self.rows = rows;
+        if let Some(queue) = stream.cuda() {
+            queue.zero(self.sums.cuda_mut(), rows * self.width);
+            return queue.zero(self.poison.cuda_mut(), rows);
+        }
         self.sums.host_mut()[..rows * self.width].fill(0);
         self.poison.host_mut()[..rows].fill(0);
+    }
+
+    fn cuda(&self) -> SumsOnDevice<'_> {
+        SumsOnDevice { sums: self.sums.cuda(), poison: self.poison.cuda() }
     }
 }
 
@@ -117,9 +163,11 @@ pub mod partial_sums {
 
     /// to <- to + from
     pub fn add(stream: &Stream, from: &PartialSums, to: &mut PartialSums) {
-        let _ = stream.cpu();
         assert_eq!((from.rows, from.width), (to.rows, to.width), "partial sums: shapes");
         let n = from.rows * from.width;
+        if let Some(queue) = stream.cuda() {
+            return cuda::sums_add(queue, from.cuda(), to.cuda(), from.rows, from.width);
+        }
         for (to, from) in to.sums.host_mut()[..n].iter_mut().zip(&from.sums.host()[..n]) {
             // Sums of poisoned rows may be anything.
             *to = to.wrapping_add(*from);
@@ -133,6 +181,9 @@ pub mod partial_sums {
     pub fn finish(stream: &Stream, sums: &PartialSums, fraction_bits: u32, mut out: ViewMut<'_>) {
         let at = out.layout();
         assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "partial sums: out");
+        if let Some(queue) = stream.cuda() {
+            return cuda::sums_finish(queue, sums.cuda(), fraction_bits, out.strided());
+        }
         let cpu = stream.cpu();
         let shared = out.shared();
         let unit = 1.0 / (1u64 << fraction_bits) as f64;
@@ -152,16 +203,32 @@ pub mod partial_sums {
 pub struct ExpertsScratch {
     x: QuantRows,
     plan: cpu::packed_experts::Plan,
+    /// A GPU's.
+    cuda: Option<cuda::ExpertsScratch>,
 }
 
 impl ExpertsScratch {
     /// Nothing yet; it grows with the first batches.
     pub fn new(device: &Device) -> Result<ExpertsScratch, KernelError> {
-        Ok(ExpertsScratch { x: QuantRows::new(device, 0, 0)?, plan: Default::default() })
+        let cuda = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(device) => Some(cuda::ExpertsScratch::new(device)?),
+        };
+        Ok(ExpertsScratch { x: QuantRows::new(device, 0, 0)?, plan: Default::default(), cuda })
+    }
+
+    /// The rows of `x` in int8.
+    fn quantize(&mut self, stream: &Stream, x: View<'_>, group: usize) -> Result<(), KernelError> {
+        let at = x.layout();
+        if !self.x.has_room(at.rows, at.width) {
+            self.x = QuantRows::new(stream.device(), at.rows, at.width)?;
+        }
+        quantize(stream, x, group, &mut self.x);
+        Ok(())
     }
 }
 
-/// Adds what the pieces contribute to `sums`.
+/// Adds what the pieces contribute to `sums`. Where there are any, a row that names an expert twice is poisoned.
 pub fn experts(
     stream: &Stream,
     args: &ExpertsArgs<'_>,
@@ -171,8 +238,12 @@ pub fn experts(
     let at = args.x.layout();
     assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "experts: x");
     assert!(at.rows * args.top_k <= args.ids.len().min(args.weights.len()), "experts: routing");
+    if stream.cuda().is_some() {
+        return experts_on(stream, args, scratch, sums);
+    }
     assert!(args.pieces.iter().all(|piece| piece.fits(at.width)), "experts: a piece's shape");
     let Some(first) = args.pieces.first() else { return Ok(()) };
+    poison_repeated(args, sums);
     let Some(packed) = first.gate.packed() else {
         let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
         cpu::experts::add_pieces(stream.cpu(), args, values, poison);
@@ -185,12 +256,50 @@ pub fn experts(
         args.pieces.iter().all(|piece| alike(&piece.gate) && alike(&piece.up)),
         "experts: gates and ups in groups of one size"
     );
-    if !scratch.x.has_room(at.rows, at.width) {
-        scratch.x = QuantRows::new(stream.device(), at.rows, at.width)?;
-    }
-    quantize(stream, args.x, group, &mut scratch.x);
+    scratch.quantize(stream, args.x, group)?;
     let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
     let x = scratch.x.set();
     cpu::packed_experts::add_packed_pieces(stream.cpu(), args, x, &mut scratch.plan, values, poison);
+    Ok(())
+}
+
+/// Poisons the rows that name an expert twice.
+fn poison_repeated(args: &ExpertsArgs<'_>, sums: &mut PartialSums) {
+    let (rows, top_k) = (args.x.layout().rows, args.top_k);
+    let poison = &mut sums.poison.host_mut()[..rows];
+    for (ids, poison) in args.ids.host().chunks_exact(top_k.max(1)).zip(poison) {
+        let repeated = |at: usize| ids[..at].contains(&ids[at]);
+        *poison |= u32::from((1..ids.len()).any(repeated));
+    }
+}
+
+/// `experts` on a GPU.
+fn experts_on(
+    stream: &Stream,
+    args: &ExpertsArgs<'_>,
+    scratch: &mut ExpertsScratch,
+    sums: &mut PartialSums,
+) -> Result<(), KernelError> {
+    let (Some(queue), Some(shard)) = (stream.cuda(), &args.pieces.cuda) else {
+        assert!(args.pieces.host.is_empty(), "the CPU's experts on {}", stream.device());
+        return Ok(());
+    };
+    scratch.quantize(stream, args.x, shard.group())?;
+    let room = scratch.cuda.as_mut().unwrap_or_else(|| panic!("the CPU's scratch on {}", stream.device()));
+    room.make_room(shard, args.x.layout().rows, args.top_k)?;
+    let batch = ExpertsBatch {
+        x: scratch.x.cuda(),
+        ids: args.ids.cuda(),
+        weights: args.weights.cuda(),
+        top_k: args.top_k,
+        options: ShardOptions {
+            activation: args.activation,
+            weight_on: args.weight_on,
+            unit: args.unit,
+            fraction_bits: args.fraction_bits,
+        },
+        path: Path::Auto,
+    };
+    cuda::experts(queue, shard, &batch, room, sums.cuda());
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::run_of;
 use crate::buffer::Buffer;
 use crate::cpu::gate::{MAX_GROUPS, Scratch, select_row};
+use crate::cuda;
 use crate::stream::Stream;
 use crate::view::{SharedSlice, View};
 
@@ -71,6 +72,10 @@ pub fn select(
             groups.taken >= 1 && groups.taken * (experts / groups.count) >= top_k,
             "select: taken groups"
         );
+    }
+    if let Some(queue) = stream.cuda() {
+        let out = cuda::Selection { ids: out.ids.cuda(), weights: out.weights.cuda(), top_k };
+        return cuda::select(queue, gate, logits.strided(), correction.map(Buffer::cuda), out);
     }
     let correction = correction.map(|bias| bias.host());
     assert!(correction.is_none_or(|bias| bias.len() == experts), "select: correction bias");

@@ -5,22 +5,22 @@ mod elementwise;
 mod embed;
 mod experts;
 mod gate;
+mod kv;
 mod linear;
 mod norm;
 mod pack;
 mod packed;
 mod rope;
 
-pub use attention::{
-    ATTENTION_CHUNK, AttentionArgs, KvView, KvWrite, Mask, PAGE_POSITIONS, attention, kv_write,
-};
+pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention};
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{
-    ExpertPiece, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn, experts,
-    partial_sums, unit_length,
+    ExpertPiece, ExpertPieces, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn,
+    experts, partial_sums, unit_length,
 };
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
+pub use kv::{KvBuffer, KvForm, KvWrite, PAGE_POSITIONS, kv_write};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
 pub use pack::{Packing, pack};

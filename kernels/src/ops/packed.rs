@@ -6,6 +6,7 @@
 use super::{linear, run_of};
 use crate::buffer::Buffer;
 use crate::cpu::packed::{PanelRun, QuantRow, QuantSet, panel_run, quantize_row};
+use crate::cuda::{self, LinearPath, Quantized, WeightOnDevice};
 use crate::device::Device;
 use crate::error::KernelError;
 use crate::packed::Packed;
@@ -100,6 +101,18 @@ impl QuantRows {
         }
     }
 
+    /// For a GPU's kernels. Panics for the CPU's rows.
+    pub(crate) fn cuda(&self) -> Quantized<'_> {
+        Quantized {
+            codes: self.codes.cuda(),
+            scales: self.scales.cuda(),
+            sums: self.sums.cuda(),
+            rows: self.rows,
+            width: self.width,
+            group: self.group,
+        }
+    }
+
     /// For kernels that read rows.
     pub(crate) fn set(&self) -> QuantSet {
         let first = QuantRow {
@@ -152,8 +165,11 @@ impl SharedQuant {
 pub fn quantize(stream: &Stream, x: View<'_>, group: usize, rows: &mut QuantRows) {
     let at = x.layout();
     assert_eq!(at.heads, 1, "quantize works on rows");
-    let cpu = stream.cpu();
     rows.shape(at.rows, at.width, group);
+    if let Some(queue) = stream.cuda() {
+        return cuda::quantize(queue, x.strided(), rows.cuda());
+    }
+    let cpu = stream.cpu();
     let shared = rows.shared();
     let parts = cpu.parts_for(at.rows, at.rows * at.width / 8);
     cpu.pool.run(parts, &|part| {
@@ -180,6 +196,9 @@ pub const PROJECTIONS_MAX: usize = 4;
 /// out <- x W^T + bias for several W that share x. Rows meet packed weights in int8, quantised once for all whose groups
 /// are of one size; `quantized` has room for them.
 pub fn project(stream: &Stream, x: View<'_>, quantized: &mut QuantRows, projections: &mut [Projection<'_>]) {
+    if let Some(queue) = stream.cuda() {
+        return project_on(queue, x, quantized, projections);
+    }
     for group in [32, 64, 128] {
         if projections.iter().any(|p| p.w.packed().is_some_and(|w| w.format().group == group)) {
             quantize(stream, x, group, quantized);
@@ -187,8 +206,44 @@ pub fn project(stream: &Stream, x: View<'_>, quantized: &mut QuantRows, projecti
         }
     }
     for projection in projections {
-        if let Weight::Plain(w) = projection.w {
-            linear(stream, x, w, projection.bias, projection.out.reborrow());
+        match projection.w {
+            Weight::Plain(w) => linear(stream, x, w, projection.bias, projection.out.reborrow()),
+            Weight::Packed(_) => {}
+            Weight::Cuda(w) => panic!("{w:?} on the CPU"),
+        }
+    }
+}
+
+/// `project` on a GPU: rows are quantised once a group, each product is a launch.
+fn project_on(
+    queue: &cuda::CudaQueue,
+    x: View<'_>,
+    quantized: &mut QuantRows,
+    projections: &mut [Projection<'_>],
+) {
+    let at = x.layout();
+    assert_eq!(at.heads, 1, "project works on rows");
+    for projection in projections.iter() {
+        let (w, out) = (projection.w.cuda(), projection.out.strided());
+        let bias = projection.bias.map(Buffer::cuda);
+        if let WeightOnDevice::Plain(w) = w {
+            cuda::linear(queue, x.strided(), w, bias, out);
+        }
+    }
+    for group in [32, 64, 128] {
+        let mut written = false;
+        for projection in projections.iter() {
+            let WeightOnDevice::Packed(w) = projection.w.cuda() else { continue };
+            if w.format().group != group {
+                continue;
+            }
+            if !written {
+                quantized.shape(at.rows, at.width, group);
+                cuda::quantize(queue, x.strided(), quantized.cuda());
+                written = true;
+            }
+            let (bias, out) = (projection.bias.map(Buffer::cuda), projection.out.strided());
+            cuda::packed_linear(queue, quantized.cuda(), w, bias, LinearPath::Auto, out);
         }
     }
 }
@@ -212,7 +267,8 @@ fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'
         return;
     }
     let cpu = stream.cpu();
-    let parts = cpu.parts_for(panels, x.rows * panels * x.width / 4);
+    // Few rows: many parts, for memory does not serve all threads alike.
+    let parts = cpu.parts_within(panels, x.rows * panels * x.width / 4, if x.rows > 8 { 3 } else { 8 });
     cpu.pool.run(parts, &|part| {
         let mine = run_of(panels, parts, part);
         for run in runs.iter().flatten() {

@@ -1,7 +1,9 @@
 //! Random values, devices of every kind, and the comparison bit for bit.
 #![allow(dead_code)] // each test file uses some of it
 
-use gaterail_kernels::{Buffer, CpuOptions, Device, Isa, Plain, Stream};
+use gaterail_kernels::ops::{self, ExpertsArgs, ExpertsScratch, PartialSums, partial_sums};
+use gaterail_kernels::{Buffer, CpuOptions, Device, Isa, Plain, Stream, ViewMut};
+use gaterail_shim::Shim;
 
 /// SplitMix64; a failure prints the seed with the case.
 pub struct Random(pub u64);
@@ -24,6 +26,12 @@ impl Random {
     pub fn values(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.value()).collect()
     }
+}
+
+/// Those of `streams`, and of a GPU: the shim's, with threads in order and in some other one.
+pub fn all_streams() -> Vec<Stream> {
+    let shims = [0, 1].map(|seed| Stream::new(&Device::Cuda(Shim::device(seed))));
+    streams().into_iter().chain(shims).collect()
 }
 
 /// One device per available instruction set, with one thread and with three.
@@ -57,4 +65,30 @@ pub fn same(what: &str, got: &[f32], expected: &[f32]) {
         let equal = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
         assert!(equal, "{what}: element {i} is {got:e}, the reference has {expected:e}");
     }
+}
+
+/// `[rows, top_k]` experts, distinct within a row.
+pub fn routing(random: &mut Random, rows: usize, experts: usize, top_k: usize) -> Vec<u32> {
+    let row = |_| {
+        let first = random.below(experts);
+        (0..top_k).map(move |k| ((first + k) % experts) as u32)
+    };
+    (0..rows).flat_map(row).collect()
+}
+
+/// A row's sums as they leave fixed point.
+pub fn finished(sums: &[i64], fraction_bits: u32, poisoned: bool) -> Vec<f32> {
+    let value = |&sum: &i64| (sum as f64 / 2f64.powi(fraction_bits as i32)) as f32;
+    sums.iter().map(|sum| if poisoned { f32::NAN } else { value(sum) }).collect()
+}
+
+/// What the experts of a batch give, as f32.
+pub fn experts_out(stream: &Stream, args: &ExpertsArgs<'_>) -> Vec<f32> {
+    let (rows, width) = (args.x.layout().rows, args.x.layout().width);
+    let mut sums = PartialSums::new(stream.device(), rows, width).expect("memory");
+    let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
+    ops::experts(stream, args, &mut scratch, &mut sums).expect("memory");
+    let mut out = put(stream, &vec![0.0; rows * width]);
+    partial_sums::finish(stream, &sums, args.fraction_bits, ViewMut::rows(&mut out, rows, width));
+    get(stream, &out)
 }

@@ -1,7 +1,7 @@
 //! The buffers of the KV cache on one device.
 
-use gaterail_kernels::ops::PAGE_POSITIONS;
-use gaterail_kernels::{Buffer, Device, KernelError};
+use gaterail_kernels::ops::{KvBuffer, KvForm, PAGE_POSITIONS};
+use gaterail_kernels::{Device, KernelError};
 
 use super::PagePool;
 use crate::spec::{AttentionSpec, ModelSpec};
@@ -9,9 +9,9 @@ use crate::spec::{AttentionSpec, ModelSpec};
 /// The caches of one layer.
 pub struct LayerKv {
     /// `[pages, kv_heads, PAGE_POSITIONS, key_width]`
-    pub keys: Buffer<f32>,
+    pub keys: KvBuffer,
     /// `[pages, kv_heads, PAGE_POSITIONS, value_width]`; latent attention finds its values in the keys.
-    pub values: Option<Buffer<f32>>,
+    pub values: Option<KvBuffer>,
 }
 
 /// All layers' caches and the pages that are free.
@@ -21,23 +21,28 @@ pub struct KvCache {
 }
 
 /// Bytes of one page over all layers.
-pub fn page_bytes(spec: &ModelSpec) -> u64 {
-    (spec.kv_values_per_position() * PAGE_POSITIONS * size_of::<f32>()) as u64
+pub fn page_bytes(spec: &ModelSpec, form: KvForm) -> u64 {
+    (spec.kv_values_per_position() * PAGE_POSITIONS * form.bytes()) as u64
 }
 
 impl KvCache {
     /// Room for `pages` pages.
-    pub fn new(spec: &ModelSpec, device: &Device, pages: usize) -> Result<KvCache, KernelError> {
+    pub fn new(
+        spec: &ModelSpec,
+        device: &Device,
+        form: KvForm,
+        pages: usize,
+    ) -> Result<KvCache, KernelError> {
         let rows = pages * PAGE_POSITIONS;
         let layer = |attention: &AttentionSpec| {
             Ok(match attention {
                 AttentionSpec::Grouped(grouped) => {
                     let width = grouped.kv_heads * grouped.head_dim;
-                    let values = Some(Buffer::zeros(device, rows * width)?);
-                    LayerKv { keys: Buffer::zeros(device, rows * width)?, values }
+                    let values = Some(KvBuffer::zeros(device, form, rows * width)?);
+                    LayerKv { keys: KvBuffer::zeros(device, form, rows * width)?, values }
                 }
                 AttentionSpec::Latent(latent) => {
-                    LayerKv { keys: Buffer::zeros(device, rows * latent.stored_dim())?, values: None }
+                    LayerKv { keys: KvBuffer::zeros(device, form, rows * latent.stored_dim())?, values: None }
                 }
             })
         };

@@ -1,6 +1,6 @@
 //! The first half of a layer: norm, projections, positions, KV, attention, output projection.
 
-use gaterail_kernels::ops::{self, AttentionArgs, KvView, KvWrite, Mask, Projection, QuantRows};
+use gaterail_kernels::ops::{self, AttentionArgs, KvBuffer, KvView, KvWrite, Mask, Projection, QuantRows};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 
 use super::cursor::Cursor;
@@ -220,7 +220,7 @@ impl Call<'_> {
     }
 
     /// Writes rows into the columns from `place.1` on of cache rows that are `place.0` wide.
-    fn store(&self, from: View<'_>, inputs: &Inputs, place: (usize, usize), cache: &mut Buffer<f32>) {
+    fn store(&self, from: View<'_>, inputs: &Inputs, place: (usize, usize), cache: &mut KvBuffer) {
         let write = KvWrite { from, slots: &inputs.slots, width: place.0, column: place.1 };
         ops::kv_write(self.stream, &write, cache);
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gaterail_kernels::ops::KvForm;
 use gaterail_kernels::{Device, KernelError, Stream};
 
 use crate::kv::KvCache;
@@ -21,14 +22,15 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A lane on `device` with room for `pages` KV pages.
+    /// A lane on `device` with room for `pages` KV pages of that form.
     pub fn new(
         spec: Arc<ModelSpec>,
         weights: Arc<TrunkWeights>,
         device: &Device,
+        form: KvForm,
         pages: usize,
     ) -> Result<Lane, KernelError> {
-        let kv = KvCache::new(&spec, device, pages)?;
+        let kv = KvCache::new(&spec, device, form, pages)?;
         Ok(Lane { spec, weights, kv, stream: Stream::new(device) })
     }
 

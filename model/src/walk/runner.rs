@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_kernels::Device;
-use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_kernels::ops::{KvForm, PAGE_POSITIONS};
 use gaterail_proto::ShardSpec;
 
 use super::batch::Batch;
@@ -35,6 +35,8 @@ pub struct RunnerOptions {
     /// The shards that together hold all experts; empty: one that holds all.
     pub shards: Vec<ShardSpec>,
     pub precision: Precision,
+    /// What KV stores; `Precision::kv` is the usual choice.
+    pub kv: KvForm,
 }
 
 /// A loaded model.
@@ -76,7 +78,7 @@ impl Runner {
         check_cover(&inventory(&spec, None), shards).map_err(LoadError::Shards)?;
         let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
         let pages = options.positions.div_ceil(PAGE_POSITIONS);
-        let lane = Lane::new(spec.clone(), trunk, device, pages)?;
+        let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
         let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
         let experts = LocalExperts::new(spec.clone(), shards);
         Ok(Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() })

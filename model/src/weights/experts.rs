@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use gaterail_kernels::ops::{self, ExpertPiece};
+use gaterail_kernels::ops::{self, ExpertPiece, ExpertPieces};
 use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
@@ -19,12 +19,12 @@ use crate::spec::{ModelSpec, SparseSpec};
 /// The experts that one place holds, by layer.
 pub struct ExpertShard {
     /// `layers[l]` is empty for dense layers and for layers of which nothing is held.
-    layers: Vec<Vec<ExpertPiece>>,
+    layers: Vec<ExpertPieces>,
 }
 
 impl ExpertShard {
     /// What is held of a layer.
-    pub fn pieces(&self, layer: LayerId) -> &[ExpertPiece] {
+    pub fn pieces(&self, layer: LayerId) -> &ExpertPieces {
         &self.layers[layer.0 as usize]
     }
 }
@@ -121,7 +121,7 @@ pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) 
             spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
         layers[layer].push(load_piece(spec, sparse, slice, uses[layer], loader));
     }
-    ExpertShard { layers }
+    ExpertShard { layers: layers.into_iter().map(ExpertPieces::from).collect() }
 }
 
 fn load_piece(

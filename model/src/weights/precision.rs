@@ -1,6 +1,6 @@
 //! In which precision weights are run: as they are stored, or as the user asks.
 
-use gaterail_kernels::ops::Packing;
+use gaterail_kernels::ops::{KvForm, Packing};
 use gaterail_kernels::{ElementType, Matrix, MatrixData, PackedFormat};
 
 /// What becomes of the weights of experts, projections and head. Norms, embeddings, gates and the projections of latent
@@ -38,6 +38,11 @@ pub enum Step {
 }
 
 impl Precision {
+    /// What KV stores beside such weights: f32 where everything is to be exact.
+    pub fn kv(self) -> KvForm {
+        if self == Precision::F32 { KvForm::F32 } else { KvForm::F16 }
+    }
+
     /// What to do with a matrix.
     pub fn step(self, matrix: &Matrix, usage: Use) -> Step {
         let groups = matrix.packed_format().is_some();

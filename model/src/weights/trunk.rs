@@ -10,7 +10,7 @@ use crate::spec::{AttentionSpec, LatentSpec, MlpSpec, ModelSpec};
 /// All weights that stay with a lane.
 pub struct TrunkWeights {
     /// `[V, H]`
-    pub embedding: Matrix,
+    pub embedding: Weight,
     /// `[H]`
     pub norm: Buffer<f32>,
     /// `[V, H]`; the embedding itself where they are tied.
@@ -94,7 +94,7 @@ impl TrunkWeights {
             (0..spec.layers.len()).map(|layer| load_layer(spec, layer, loader)).collect::<Result<_, _>>()?;
         let head = if spec.tied_embeddings { Slot::Embedding } else { Slot::Head };
         let head = loader.weight(head, Use::Head);
-        Ok(TrunkWeights { embedding, norm: loader.vector(Slot::FinalNorm)?, head, layers })
+        Ok(TrunkWeights { embedding: embedding.into(), norm: loader.vector(Slot::FinalNorm)?, head, layers })
     }
 }
 

@@ -1,0 +1,99 @@
+//! What KV stores, and `kv_write` that fills it.
+//!
+//! A cache is `[pages, kv_heads, PAGE_POSITIONS, width]`, f32 or f16 (ARITHMETIC.md, 4). The threads share out the heads.
+
+use half::f16;
+
+use super::run_of;
+use crate::buffer::Buffer;
+use crate::cpu::attention::narrow;
+use crate::cuda;
+use crate::device::Device;
+use crate::error::KernelError;
+use crate::stream::Stream;
+use crate::view::{SharedSlice, View};
+
+/// Positions of one page.
+pub const PAGE_POSITIONS: usize = 64;
+
+/// The elements of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvForm {
+    F32,
+    F16,
+}
+
+impl KvForm {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvForm::F32 => size_of::<f32>(),
+            KvForm::F16 => size_of::<f16>(),
+        }
+    }
+}
+
+/// The keys or the values of one layer.
+pub enum KvBuffer {
+    F32(Buffer<f32>),
+    F16(Buffer<f16>),
+}
+
+impl KvBuffer {
+    /// `len` zeros.
+    pub fn zeros(device: &Device, form: KvForm, len: usize) -> Result<KvBuffer, KernelError> {
+        Ok(match form {
+            KvForm::F32 => KvBuffer::F32(Buffer::zeros(device, len)?),
+            KvForm::F16 => KvBuffer::F16(Buffer::zeros(device, len)?),
+        })
+    }
+}
+
+/// Rows on their way into a cache.
+pub struct KvWrite<'a> {
+    /// `[T, kv_heads, n]`
+    pub from: View<'a>,
+    /// Where each row goes, as `page * PAGE_POSITIONS + offset`, `[T]`.
+    pub slots: &'a Buffer<u32>,
+    /// The width of the cache's rows and the first column that is written.
+    pub width: usize,
+    pub column: usize,
+}
+
+pub fn kv_write(stream: &Stream, write: &KvWrite<'_>, cache: &mut KvBuffer) {
+    let at = write.from.layout();
+    assert!(at.rows <= write.slots.len() && write.column + at.width <= write.width, "kv_write: shapes");
+    if let Some(queue) = stream.cuda() {
+        return cuda::kv_write(queue, write, cache);
+    }
+    match cache {
+        KvBuffer::F32(cache) => write_all(stream, write, cache, |from, to| to.copy_from_slice(from)),
+        KvBuffer::F16(cache) => {
+            let isa = stream.cpu().isa;
+            write_all(stream, write, cache, |from, to| narrow(isa, from, to));
+        }
+    }
+}
+
+fn write_all<E: crate::buffer::Plain>(
+    stream: &Stream,
+    write: &KvWrite<'_>,
+    cache: &mut Buffer<E>,
+    put: impl Fn(&[f32], &mut [E]) + Sync,
+) {
+    let at = write.from.layout();
+    let cpu = stream.cpu();
+    let slots = &write.slots.host()[..at.rows];
+    let cache = SharedSlice::new(cache.host_mut());
+    let parts = cpu.parts_for(at.heads, at.rows * at.heads * at.width / 8);
+    cpu.pool.run(parts, &|part| {
+        for head in run_of(at.heads, parts, part) {
+            for (row, &slot) in slots.iter().enumerate() {
+                let (page, offset) = (slot as usize / PAGE_POSITIONS, slot as usize % PAGE_POSITIONS);
+                let start = ((page * at.heads + head) * PAGE_POSITIONS + offset) * write.width + write.column;
+                // SAFETY: parts have heads of their own.
+                put(write.from.slice(row, head), unsafe { cache.range(start, at.width) });
+            }
+        }
+    });
+}
