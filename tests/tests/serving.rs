@@ -83,10 +83,13 @@ fn load(
 /// A token with the bits of its log-probabilities and its text.
 type Said = (u32, u32, Vec<(u32, u32)>, String);
 
+/// A token of a prompt, the bits of its log-probability, and the most likely ones with theirs.
+type PromptToken = (u32, u32, Vec<(u32, u32)>);
+
 /// All that a request was answered.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Answer {
-    prompt: Vec<(u32, u32, Vec<(u32, u32)>)>,
+    prompt: Vec<PromptToken>,
     choices: BTreeMap<u32, (Vec<Said>, Option<FinishReason>)>,
     cached_tokens: usize,
 }
@@ -114,7 +117,7 @@ fn requests(served: &Served) -> Vec<GenerateRequest> {
             seed: hash(at),
             logprobs: Some(at as u8 % 4),
             stop: if has_text && at % 4 == 1 { vec!["e".into(), "the".into()] } else { Vec::new() },
-            min_tokens: if at % 2 == 0 { 20 } else { 5 },
+            min_tokens: if at.is_multiple_of(2) { 20 } else { 5 },
             ..SamplingParams::default()
         };
         let tenant = TenantId(["a", "b"][at as usize % 2].into());
