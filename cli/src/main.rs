@@ -5,6 +5,7 @@ mod chat;
 mod demo;
 mod device;
 mod error;
+mod evaluate;
 mod generate;
 mod hub;
 mod inspect;
@@ -33,6 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Generate(generate::GenerateArgs),
+    Evaluate(evaluate::EvaluateArgs),
     Serve(serve::ServeArgs),
     Chat(chat::ChatArgs),
     Keys(keys::KeysArgs),
@@ -44,6 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Keys(args) => keys::run(&args),

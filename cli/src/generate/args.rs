@@ -108,7 +108,7 @@ pub struct GenerateArgs {
     pub show_special: bool,
 
     /// Threads to compute with; all cores by default
-    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    #[arg(long, value_name = "N", value_parser = device::parse_threads)]
     pub threads: Option<usize>,
 
     /// Where to run: auto, cpu, cuda or cuda:N. Whole models run on the CPU in this version
@@ -126,16 +126,6 @@ pub struct GenerateArgs {
     /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
     #[arg(long)]
     pub no_memory_check: bool,
-}
-
-/// More threads than this are surely a mistake.
-const THREADS_MAX: usize = 1024;
-
-fn parse_threads(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
-        _ => Err(format!("expected a number from 1 to {THREADS_MAX}")),
-    }
 }
 
 /// Token ids of the command line.
@@ -270,20 +260,18 @@ mod tests {
 
     #[test]
     fn the_model_may_be_left_out() {
-        let cases: [(&[&str], (&str, Option<&str>)); 9] = [
-            (&[], ("demo", None)),
-            (&["What is 27 + 58?"], ("demo", Some("What is 27 + 58?"))),
-            (&["Hello"], ("demo", Some("Hello"))),
-            (&["-"], ("demo", Some("-"))),
-            (&["org/name"], ("org/name", None)),
-            (&["demo"], ("demo", None)),
-            (&["anything", "demo"], ("anything", Some("demo"))),
-            (&["anything", "--tokens", "1,2"], ("anything", None)),
-            (&["--tokens", "1,2"], ("demo", None)),
-        ];
-        for (line, (model, prompt)) in cases {
+        let expect = |line: &[&str], model: &str, prompt: Option<&str>| {
             assert_eq!(roles(line), (model.to_string(), prompt.map(str::to_string)), "{line:?}");
-        }
+        };
+        expect(&[], "demo", None);
+        expect(&["What is 27 + 58?"], "demo", Some("What is 27 + 58?"));
+        expect(&["Hello"], "demo", Some("Hello"));
+        expect(&["-"], "demo", Some("-"));
+        expect(&["org/name"], "org/name", None);
+        expect(&["demo"], "demo", None);
+        expect(&["anything", "demo"], "anything", Some("demo"));
+        expect(&["anything", "--tokens", "1,2"], "anything", None);
+        expect(&["--tokens", "1,2"], "demo", None);
         assert!(Line::try_parse_from(["generate", "demo", "Hello", "--tokens", "1"]).is_err());
     }
 }

@@ -3,6 +3,8 @@
 use crate::buffer::Plain;
 
 pub(crate) const LANES: usize = 16;
+/// 1.5 * 2^23: adding it to a number within +-2^22 rounds half to even and leaves the integer in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// Sixteen f32 values that one operation treats alike.
 ///
@@ -20,6 +22,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_f16(self, to: *mut u16);
     /// `self * b + c` with one rounding.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
+
+    /// The largest bits of a magnitude among 16 elements, or `so_far`. As integers magnitudes order like the values, infinity and
+    /// NaN on top.
+    unsafe fn largest(from: *const f32, so_far: u32) -> u32;
+    /// Sixteen codes, `x * r` rounded half to even by way of adding `ROUND`, and their sum. The products lie within +-127.
+    unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32;
 
     /// The fixed tree of ARITHMETIC.md, 2, for four at once.
     unsafe fn sums(four: [Self; 4]) -> [f32; 4];
@@ -133,6 +141,21 @@ impl Lanes for Portable {
         Portable::map(|j| self.0[j].mul_add(b.0[j], c.0[j]))
     }
     #[inline(always)]
+    unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
+        (0..LANES).fold(so_far, |m, j| m.max(unsafe { from.add(j).read() }.to_bits() & 0x7fff_ffff))
+    }
+    #[inline(always)]
+    unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+        let mut sum = 0;
+        for j in 0..LANES {
+            let x = unsafe { from.add(j).read() };
+            let q = ((x * r + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+            sum += q;
+            unsafe { to.add(j).write(q as i8) };
+        }
+        sum
+    }
+    #[inline(always)]
     unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
         four.map(|lanes| tree(&lanes.0))
     }
@@ -143,7 +166,7 @@ impl Lanes for Portable {
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)] // as the trait says: 16 elements behind every pointer, instructions available
 pub(crate) mod x86 {
-    use super::{LANES, Lanes};
+    use super::{LANES, Lanes, ROUND};
     use std::arch::x86_64::*;
 
     /// One 512-bit register.
@@ -185,6 +208,24 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {
             unsafe { Avx512(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+        }
+        #[inline(always)]
+        unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
+            unsafe {
+                let bits =
+                    _mm512_and_si512(_mm512_loadu_si512(from as *const __m512i), _mm512_set1_epi32(i32::MAX));
+                so_far.max(_mm512_reduce_max_epu32(bits))
+            }
+        }
+        #[inline(always)]
+        unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+            unsafe {
+                let product = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(r));
+                let rounded = _mm512_castps_si512(_mm512_add_ps(product, _mm512_set1_ps(ROUND)));
+                let q = _mm512_sub_epi32(rounded, _mm512_set1_epi32(ROUND.to_bits() as i32));
+                _mm_storeu_si128(to as *mut __m128i, _mm512_cvtepi32_epi8(q));
+                _mm512_reduce_add_epi32(q)
+            }
         }
         #[inline(always)]
         unsafe fn sums(four: [Self; 4]) -> [f32; 4] {
@@ -267,6 +308,42 @@ pub(crate) mod x86 {
                 let high = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(self.1);
                 _mm_storeu_si128(to as *mut __m128i, low);
                 _mm_storeu_si128(to.add(HALF) as *mut __m128i, high);
+            }
+        }
+        #[inline(always)]
+        unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
+            unsafe {
+                let mask = _mm256_set1_epi32(i32::MAX);
+                let low = _mm256_and_si256(_mm256_loadu_si256(from as *const __m256i), mask);
+                let high = _mm256_and_si256(_mm256_loadu_si256(from.add(HALF) as *const __m256i), mask);
+                let eight = _mm256_max_epu32(low, high);
+                let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+                let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+                let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
+                so_far.max(_mm_cvtsi128_si32(one) as u32)
+            }
+        }
+        #[inline(always)]
+        unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+            #[inline(always)]
+            unsafe fn eight(from: *const f32, r: f32) -> __m256i {
+                unsafe {
+                    let product = _mm256_mul_ps(_mm256_loadu_ps(from), _mm256_set1_ps(r));
+                    let rounded = _mm256_castps_si256(_mm256_add_ps(product, _mm256_set1_ps(ROUND)));
+                    _mm256_sub_epi32(rounded, _mm256_set1_epi32(ROUND.to_bits() as i32))
+                }
+            }
+            unsafe {
+                let (low, high) = (eight(from, r), eight(from.add(HALF), r));
+                // Packing works within halves; the order comes right with the permutation.
+                let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+                let bytes =
+                    _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+                _mm_storeu_si128(to as *mut __m128i, bytes);
+                let eight = _mm256_add_epi32(low, high);
+                let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+                let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+                _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
             }
         }
         #[inline(always)]

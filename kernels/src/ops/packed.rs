@@ -267,8 +267,8 @@ fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'
         return;
     }
     let cpu = stream.cpu();
-    // Many parts: memory does not serve all threads alike.
-    let parts = cpu.parts_within(panels, x.rows * panels * x.width / 4, 8);
+    // Few rows: many parts, for memory does not serve all threads alike.
+    let parts = cpu.parts_within(panels, x.rows * panels * x.width / 4, if x.rows > 8 { 3 } else { 8 });
     cpu.pool.run(parts, &|part| {
         let mine = run_of(panels, parts, part);
         for run in runs.iter().flatten() {

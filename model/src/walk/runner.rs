@@ -1,4 +1,4 @@
-//! A model in one process: one lane, local experts, one cursor. What `generate` and the tests drive.
+//! A model in one process: one lane, its experts, one cursor. What `generate`, `evaluate` and the tests drive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::cursor::Cursor;
 use super::lane::{Lane, LaneId};
 use super::local::LocalExperts;
-use super::seam::{StepError, walk};
+use super::seam::{ExpertLayer, StepError, walk};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
@@ -39,12 +39,12 @@ pub struct RunnerOptions {
     pub kv: KvForm,
 }
 
-/// A loaded model.
-pub struct Runner {
+/// A loaded model. Its experts are in this process, or behind another `ExpertLayer`.
+pub struct Runner<E = LocalExperts> {
     spec: Arc<ModelSpec>,
     lanes: Vec<Lane>,
     cursor: Cursor,
-    experts: LocalExperts,
+    experts: E,
     /// Logits of a device that the host cannot read in place.
     staging: Vec<f32>,
 }
@@ -83,9 +83,21 @@ impl Runner {
         let experts = LocalExperts::new(spec.clone(), shards);
         Ok(Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() })
     }
+}
 
+impl<E: ExpertLayer> Runner<E> {
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// The same model with its experts wrapped, as `Recorded::new` does.
+    pub fn wrap_experts<W: ExpertLayer>(self, wrap: impl FnOnce(E) -> W) -> Runner<W> {
+        let Runner { spec, lanes, cursor, experts, staging } = self;
+        Runner { spec, lanes, cursor, experts: wrap(experts), staging }
+    }
+
+    pub fn experts(&mut self) -> &mut E {
+        &mut self.experts
     }
 
     /// Pages of KV over all sequences.
