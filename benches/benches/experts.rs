@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use gaterail_benches::{Spread, random_bytes};
 use gaterail_kernels::ops::{
-    self, Activation, ExpertPiece, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, WeightOn,
+    self, Activation, ExpertPiece, ExpertPieces, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums,
+    WeightOn,
 };
 use gaterail_kernels::{Buffer, CpuOptions, Device, Isa, Packed, PackedFormat, Stream, View, measure};
 
@@ -39,7 +40,7 @@ fn main() {
 
 struct Layer<'a> {
     device: &'a Device,
-    pieces: Vec<ExpertPiece>,
+    pieces: ExpertPieces,
     h: usize,
     f: usize,
     top_k: usize,
@@ -72,7 +73,7 @@ impl Layer<'_> {
                 down_bias: None,
             }
         });
-        Layer { device, pieces: pieces.collect(), h, f, top_k, expert_bytes }
+        Layer { device, pieces: pieces.collect::<Vec<_>>().into(), h, f, top_k, expert_bytes }
     }
 
     fn line(&self, rows: usize, rounds: usize) {

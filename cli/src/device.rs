@@ -1,4 +1,4 @@
-//! `--device`: where a model runs.
+//! `--device` and `--threads`: where a model runs.
 
 use gaterail_kernels::Device;
 
@@ -22,6 +22,17 @@ pub fn parse(text: &str) -> Result<DeviceArg, String> {
         _ => text.strip_prefix("cuda:").and_then(number),
     };
     device.ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_string())
+}
+
+/// More threads than this are surely a mistake.
+const THREADS_MAX: usize = 1024;
+
+/// `--threads`.
+pub fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
+        _ => Err(format!("expected a number from 1 to {THREADS_MAX}")),
+    }
 }
 
 impl DeviceArg {

@@ -1,14 +1,20 @@
 //! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
 
+mod chat;
+mod demo;
 mod device;
 mod error;
+mod evaluate;
 mod generate;
 mod hub;
 mod inspect;
+mod keys;
 mod machine;
 mod packed_cache;
 mod progress;
+mod serve;
+mod settings;
 mod source;
 mod synth;
 mod terminal;
@@ -29,6 +35,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Generate(generate::GenerateArgs),
+    Evaluate(evaluate::EvaluateArgs),
+    Serve(serve::ServeArgs),
+    Chat(chat::ChatArgs),
+    Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
     Pull(hub::PullArgs),
@@ -38,6 +48,10 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),

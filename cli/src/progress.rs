@@ -1,10 +1,11 @@
-//! Progress of work that is measured in bytes: downloads, and the loading of a model.
+//! Progress of work that is measured in bytes: downloads, and the loading of a model; `count` is for work in pieces.
 //!
 //! Workers report to a `ByteMeter`, which any number of threads share. One thread takes a `ByteProgress` from
 //! it several times a second and hands it to a `Progress`: one bar on a terminal, else a line every few
 //! seconds.
 
 mod bar;
+mod count;
 mod lines;
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use bar::Bar;
+pub use count::Count;
 pub use lines::Lines;
 
 /// The rate is an average over this long.

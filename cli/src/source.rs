@@ -6,13 +6,26 @@ use std::path::{Path, PathBuf};
 
 use gaterail_model::source::gguf_files;
 
+use crate::demo;
 use crate::error::CliError;
 use crate::hub::{HubConfig, resolve_local, why_not_local};
 
 const WHAT: &str = "a model is a GGUF file, or a folder with config.json and *.safetensors";
 
-/// A folder, a GGUF file, or `ORG/NAME[@REVISION]` as the cache has it.
+/// Whether one word alone must be a model, and not a prompt: `demo`, whatever exists on disk, and what looks like a name or
+/// a path. What the cache has plays no part, so that the same words mean the same tomorrow.
+pub fn is_model(word: &str) -> bool {
+    let ends = [".gguf", ".safetensors"];
+    let one_word = !word.is_empty() && !word.contains(char::is_whitespace);
+    let named = one_word && (word.contains('/') || ends.iter().any(|end| word.ends_with(end)));
+    word == demo::NAME || named || Path::new(word).exists()
+}
+
+/// `demo`, a folder, a GGUF file, or `ORG/NAME[@REVISION]` as the cache has it.
 pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
+    if model == demo::NAME {
+        return demo::path();
+    }
     let path = Path::new(model);
     if path.is_dir() {
         if !path.join("config.json").exists() && gguf_files(path).is_empty() {
@@ -52,7 +65,9 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
         true => {
             format!("{model} is neither a folder nor in the cache. Fetch it:  gaterail pull {model}")
         }
-        false => format!("there is no folder {model:?}, and it is no ORG/NAME"),
+        false => format!(
+            "there is no folder {model:?}, and it is no ORG/NAME; `demo` is the model that is always there"
+        ),
     }))
 }
 
@@ -60,4 +75,21 @@ pub fn resolve(model: &str) -> Result<PathBuf, CliError> {
 fn begins_like_gguf(path: &Path) -> bool {
     let mut magic = [0; 4];
     File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"GGUF"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_model;
+
+    #[test]
+    fn one_word_is_a_model_where_it_looks_like_one() {
+        for model in
+            ["demo", "Qwen/Qwen3-30B-A3B", "org/name@v1", "./demo", "/no/such/folder", "x.gguf", "src"]
+        {
+            assert!(is_model(model), "{model}");
+        }
+        for prompt in ["", "Hello", "What is 27 + 58?", "demo ", "either this / or that", "-", "a\nb/c"] {
+            assert!(!is_model(prompt), "{prompt:?}");
+        }
+    }
 }

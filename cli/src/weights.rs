@@ -1,5 +1,7 @@
 //! `--weights` and `--kv-cache-dtype`: in which precision a model runs, and what `auto` makes of it.
 
+use std::fmt;
+
 use clap::ValueEnum;
 use gaterail_kernels::ops::KvForm;
 use gaterail_model::checkpoint::Checkpoint;
@@ -15,6 +17,8 @@ use crate::terminal;
 pub enum WeightsArg {
     /// What is stored, if it fits in memory; else int4
     Auto,
+    /// What is stored, whether it fits or not
+    Stored,
     /// The stored values with f32 activations, exactly
     F32,
     /// bf16 with f32 activations
@@ -29,6 +33,7 @@ impl WeightsArg {
     /// The precision to run in; `beside` is what else must fit in memory.
     pub fn precision(self, spec: &ModelSpec, checkpoint: &Checkpoint, beside: u64) -> Precision {
         match self {
+            WeightsArg::Stored => return Precision::AsStored,
             WeightsArg::F32 => return Precision::F32,
             WeightsArg::Bf16 => return Precision::Bf16,
             WeightsArg::Int8 => return Precision::Int8,
@@ -46,6 +51,14 @@ impl WeightsArg {
             bytes_text(available)
         ));
         Precision::Int4
+    }
+}
+
+/// As on the command line.
+impl fmt::Display for WeightsArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
     }
 }
 

@@ -20,6 +20,7 @@ pub mod reference;
 mod stream;
 mod view;
 mod weight;
+pub mod widest;
 
 pub use arena::Arena;
 pub use buffer::{Buffer, Plain};

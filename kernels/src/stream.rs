@@ -106,4 +106,21 @@ impl Stream {
         }
         Ok(())
     }
+
+    /// The first `len` elements where the host can work on them: in place on the CPU, else copied to `staging` after all
+    /// that is queued. What is changed there does not come back to a GPU.
+    pub fn on_host<'a, T: Plain>(
+        &self,
+        from: &'a mut Buffer<T>,
+        len: usize,
+        staging: &'a mut Vec<T>,
+    ) -> Result<&'a mut [T], KernelError> {
+        assert!(len <= from.len(), "{len} elements on the host of {}", from.len());
+        let Some(queue) = &self.queue else { return Ok(&mut from.host_mut()[..len]) };
+        if staging.len() < len {
+            staging.resize(len, T::zeroed());
+        }
+        queue.download(from.cuda(), 0, &mut staging[..len])?;
+        Ok(&mut staging[..len])
+    }
 }

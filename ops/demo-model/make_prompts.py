@@ -1,6 +1,8 @@
-"""Writes the held-out prompts as JSON lines: {"task", "messages", "answer"}; the answer begins with a space.
+"""Writes held-out prompts as JSON lines, for `gaterail evaluate`: {"task", "messages", "answer"}; the answer begins with a space.
 
-    python make_prompts.py TOKENIZER_DIR FILE [COUNT]
+A line with "free": true has no one right answer. `prompts.jsonl` beside this file is what this writes without COUNT and SEED.
+
+    python make_prompts.py TOKENIZER_DIR FILE [COUNT] [SEED]
 """
 
 import json
@@ -12,10 +14,12 @@ from data import SCORED, held_out
 from text import Chat
 
 if __name__ == "__main__":
-    tokenizer, path, count = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 100
+    tokenizer, path = sys.argv[1:3]
+    count, seed = (int(given) for given in (sys.argv[3:] + ["20", "11"][len(sys.argv) - 3 :]))
     chat = Chat(Tokenizer.from_file(f"{tokenizer}/tokenizer.json"))
     with open(path, "w") as f:
         for name in SCORED + ["story"]:
-            for turns in held_out(name, count, chat):
+            for turns in held_out(name, count, chat, seed):
                 messages = [m for q, a in turns for m in ({"role": "user", "content": q}, {"role": "assistant", "content": a})][:-1]
-                f.write(json.dumps({"task": name, "messages": messages, "answer": turns[-1][1]}) + "\n")
+                free = {"free": True} if name == "story" else {}
+                f.write(json.dumps({"task": name, "messages": messages, "answer": turns[-1][1], **free}) + "\n")

@@ -12,6 +12,10 @@ use gaterail_model::gguf::GgufFile;
 use gaterail_model::text::{ChatInput, ChatTemplate, Detokenizer, TextError, Tokenizer};
 use gaterail_model::weights::cache::parse_cache;
 use gaterail_model::weights::{account, check_tensors, expected_tensors};
+use gaterail_router::openai::{
+    ChatRequest, CompletionRequest, DetokenizeRequest, Generation, RequestLimits, ServerDefaults,
+    TokenizeRequest,
+};
 use serde_json::json;
 
 /// A safetensors file: accepted tensors lie in the file, in order, without overlap.
@@ -105,4 +109,29 @@ pub fn generation(data: &[u8]) {
     }
     let _ = (fields.flag_or("do_sample", false), fields.count_from("top_k", 0));
     let _ = (fields.counts("eos_token_id"), fields.count_from("eos_token_id", 0));
+}
+
+/// The body of a request: what is accepted is within its bounds, whatever endpoint it was sent to.
+pub fn request(data: &[u8]) {
+    let limits = RequestLimits::default();
+    if let Ok(chat) = ChatRequest::parse(data, &limits) {
+        assert!(chat.messages.as_array().is_some_and(|messages| !messages.is_empty()));
+        assert!(chat.generation.max_tokens != Some(0));
+        within_bounds(chat.generation, &limits);
+    }
+    if let Ok(completion) = CompletionRequest::parse(data, &limits) {
+        assert!((1..=limits.prompts_max).contains(&completion.prompts.len()));
+        within_bounds(completion.generation, &limits);
+    }
+    let _ = TokenizeRequest::parse(data, &limits);
+    let _ = DetokenizeRequest::parse(data, &limits);
+}
+
+fn within_bounds(generation: Generation, limits: &RequestLimits) {
+    assert!((1..=limits.choices_max).contains(&generation.choices));
+    let mut params = generation.sampling.resolve(&ServerDefaults::default(), 0);
+    // Ids are checked where the vocabulary is known.
+    params.logit_bias.iter_mut().for_each(|(id, _)| *id = 0);
+    params.stop_token_ids.fill(0);
+    params.validate(1).expect("checked values");
 }

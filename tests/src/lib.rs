@@ -9,8 +9,10 @@ pub mod gguf;
 use std::path::{Path, PathBuf};
 
 use gaterail_kernels::{CpuOptions, Device, Isa};
+use gaterail_model::ModelSource;
 use gaterail_model::kv::PageTable;
-use gaterail_model::walk::{Batch, Runner, RunnerOptions};
+use gaterail_model::text::ChatInput;
+use gaterail_model::walk::{Batch, ExpertLayer, Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
 use gaterail_proto::ShardSpec;
 use serde::Deserialize;
@@ -56,6 +58,24 @@ pub fn fixtures() -> Vec<PathBuf> {
     folders
 }
 
+/// The trained model of this repository. It answers, where the fixtures only compute.
+pub fn demo_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ops/demo-model/model")
+}
+
+/// Tokens to read that are a text to the model: a fixture's case, or a question to the demo model.
+pub fn some_text(folder: &Path) -> Vec<u32> {
+    if folder != demo_model() {
+        return expected(folder).cases[1].tokens();
+    }
+    let source = ModelSource::open(folder).expect("the demo model");
+    let template = source.chat_template().expect("a template").expect("the demo model's template");
+    let messages = serde_json::json!([{"role": "user", "content": "What is 347 + 586? Step by step."}]);
+    let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
+    let text = template.render(&input).expect("a prompt") + " 7+6=13, 4+8+1=13, 3+5+1=9: 933";
+    source.tokenizer().expect("a tokenizer").encode(&text, false).expect("tokens")
+}
+
 pub fn expected(folder: &Path) -> Expected {
     let path = folder.join("expected.json");
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -81,8 +101,8 @@ pub fn load_as(folder: &Path, device: &Device, shards: Vec<ShardSpec>, precision
 }
 
 /// The logits after each of `tokens`, read in steps of the sizes that `chunks` yields.
-pub fn logits_in_chunks(
-    runner: &mut Runner,
+pub fn logits_in_chunks<E: ExpertLayer>(
+    runner: &mut Runner<E>,
     tokens: &[u32],
     mut chunks: impl Iterator<Item = usize>,
 ) -> Vec<Vec<f32>> {

@@ -1,13 +1,15 @@
 //! Contract 3 (one row, one result) and contract 4 (placement does not change the answer), on every fixture, to the bit.
 
+use std::collections::BTreeSet;
+
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::ModelSource;
 use gaterail_model::kv::PageTable;
-use gaterail_model::walk::{Batch, Runner};
+use gaterail_model::walk::{Batch, Recorded, Runner};
 use gaterail_model::weights::{Precision, check_cover, inventory};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
-use gaterail_tests::{bits, device, expected, fixtures, load_as, logits_in_chunks};
+use gaterail_tests::{bits, demo_model, device, fixtures, load_as, logits_in_chunks, some_text};
 
 /// A long run of tokens, so that attention crosses pages (64) and chunks (256).
 const LONG: usize = 600;
@@ -21,11 +23,11 @@ fn some(logits: Vec<Vec<f32>>) -> Vec<Vec<u32>> {
     bits(&logits.into_iter().step_by(37).collect::<Vec<_>>())
 }
 
-/// Every fixture with f32 and with int8 activations; two of them stand for what else there is: 8-bit weights, and weights
+/// Every fixture and the demo model with f32 and with int8 activations; two of them stand for what else there is: 8-bit weights, and weights
 /// that are stored in groups of integers.
 fn cases() -> Vec<(std::path::PathBuf, Precision)> {
     let mut cases = Vec::new();
-    for folder in fixtures() {
+    for folder in fixtures().into_iter().chain([demo_model()]) {
         let also = match folder.file_name().and_then(|name| name.to_str()) {
             Some("mixtral_a") => Some(Precision::Int8),
             Some("gpt_oss_a") => Some(Precision::AsStored),
@@ -126,8 +128,7 @@ fn cutting_the_experts_changes_no_bit() {
         if at.units >= 2 {
             cut_into_units.push(folder.file_name().expect("a folder").to_string_lossy().into_owned());
         }
-        let case = &expected(&folder).cases[1];
-        let tokens = case.tokens();
+        let tokens = some_text(&folder);
         let run = |shards: Vec<ShardSpec>| {
             let mut runner = load_as(&folder, &device, shards, precision);
             bits(&logits_in_chunks(&mut runner, &tokens, [17, 1].into_iter().cycle()))
@@ -154,6 +155,7 @@ fn cutting_the_experts_changes_no_bit() {
         "qwen3_moe_gptq_a",
         "mixtral_awq",
         "gguf_olmoe",
+        "model", // the demo model's folder
     ] {
         assert!(cut_into_units.iter().any(|cut| cut == name), "{name} has no expert of several units");
     }
@@ -162,11 +164,11 @@ fn cutting_the_experts_changes_no_bit() {
 #[test]
 fn threads_and_instructions_change_no_bit() {
     for (folder, precision) in cases() {
-        let case = &expected(&folder).cases[1];
+        let tokens = some_text(&folder);
         let run = |threads: usize, isa: Isa| {
             let device = Device::cpu(CpuOptions { threads, pin: false, isa, grain: 256 }).expect("threads");
             let mut runner = load_as(&folder, &device, Vec::new(), precision);
-            bits(&logits_in_chunks(&mut runner, &case.tokens(), [29, 1].into_iter().cycle()))
+            bits(&logits_in_chunks(&mut runner, &tokens, [29, 1].into_iter().cycle()))
         };
         let reference = run(1, Isa::Portable);
         for isa in [Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()) {
@@ -174,6 +176,32 @@ fn threads_and_instructions_change_no_bit() {
                 assert!(reference == run(threads, isa), "{}: {isa}, {threads} threads", folder.display());
             }
         }
+    }
+}
+
+#[test]
+fn listening_to_the_gates_changes_no_bit() {
+    let device = device(Isa::detect());
+    for folder in [gaterail_tests::fixtures_folder().join("deepseek_v3_a"), demo_model()] {
+        let tokens = some_text(&folder);
+        let chunks = || [17, 1].into_iter().cycle();
+        let mut plain = load_as(&folder, &device, Vec::new(), Precision::F32);
+        let sparse: Vec<_> = plain.spec().layers.iter().map(|layer| layer.mlp.sparse().cloned()).collect();
+        let expected = bits(&logits_in_chunks(&mut plain, &tokens, chunks()));
+        let mut heard = plain.wrap_experts(Recorded::new);
+        assert!(expected == bits(&logits_in_chunks(&mut heard, &tokens, chunks())), "{}", folder.display());
+        let mut rows = vec![0; sparse.len()];
+        for choice in heard.experts().take() {
+            let layer = sparse[choice.layer.0 as usize].as_ref().expect("choices of a sparse layer");
+            assert_eq!(choice.top_k, layer.top_k);
+            assert!(choice.ids.iter().all(|&id| (id as usize) < layer.experts));
+            let distinct = |ids: &[u32]| ids.iter().collect::<BTreeSet<_>>().len() == ids.len();
+            assert!(choice.ids.chunks(choice.top_k).all(distinct), "an expert twice: {:?}", choice.ids);
+            rows[choice.layer.0 as usize] += choice.ids.len() / choice.top_k;
+        }
+        let all = |layer: &Option<_>| if layer.is_some() { tokens.len() } else { 0 };
+        assert_eq!(rows, sparse.iter().map(all).collect::<Vec<_>>(), "{}", folder.display());
+        assert!(heard.experts().take().is_empty());
     }
 }
 

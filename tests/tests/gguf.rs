@@ -142,6 +142,7 @@ fn sampling_comes_from_the_metadata() {
     std::fs::write(folder.path().join("x.gguf"), file.bytes()).unwrap();
     let expected = GenerationDefaults {
         sample: true,
+        greedy: false,
         temperature: Some(0.7),
         top_p: Some(0.9),
         top_k: Some(20),

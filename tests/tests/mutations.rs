@@ -256,3 +256,26 @@ fn folders_of_4_bit_layers() {
     }
     assert!(refused > 50 && run > 50, "{refused} refused, {run} run: one of them is hardly tested");
 }
+
+#[test]
+fn mutated_requests_are_refused_or_within_their_bounds() {
+    let table: Value = serde_json::from_str(include_str!("../data/bad_requests.json")).expect("a table");
+    let mut seeds: Vec<Vec<u8>> = table
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|case| case["body"].is_object())
+        .map(|case| case["body"].to_string().into_bytes())
+        .filter(|body| body.len() < 1000)
+        .collect();
+    assert!(seeds.len() > 100, "only {} bodies", seeds.len());
+    let whole = json!({
+        "model": "demo", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "prompt": [[1, 2], [3]],
+        "n": 2, "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": -3, "stop": ["a", "b"],
+        "logit_bias": {"5": -1.5}, "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.1,
+        "stream": true, "stream_options": {"include_usage": true}, "stop_token_ids": [7], "min_tokens": 1,
+        "chat_template_kwargs": {"enable_thinking": false},
+    });
+    seeds.extend(vec![whole.to_string().into_bytes(); 40]);
+    replay(&seeds, 60_000, fuzzing::request);
+}

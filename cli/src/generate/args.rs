@@ -7,8 +7,8 @@ use gaterail_model::sampler::SamplingParams;
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::packed_cache::{self, PackedCacheArg};
-use crate::terminal;
 use crate::weights::{KvArg, WeightsArg};
+use crate::{demo, source, terminal};
 
 /// Generate text from a model, streaming it
 ///
@@ -18,15 +18,19 @@ use crate::weights::{KvArg, WeightsArg};
 #[derive(Args, Debug)]
 #[command(allow_negative_numbers = true)]
 pub struct GenerateArgs {
-    /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched
-    pub model: String,
+    /// A Hugging Face folder, a GGUF file, ORG/NAME that `gaterail pull` has fetched, or `demo`: the small model inside this
+    /// program, which is also taken where no MODEL is given. One argument alone is the MODEL if it is `demo`, a folder or file
+    /// that exists, or one word with a slash or the end .gguf; else it is the PROMPT
+    #[arg(value_name = "MODEL")]
+    first: Option<String>,
 
     /// The prompt; `-` reads standard input, as does nothing where it is not a terminal. One end of line at its end is
     /// not part of the prompt
-    pub prompt: Option<String>,
+    #[arg(value_name = "PROMPT")]
+    second: Option<String>,
 
     /// The prompt as token ids instead of text, such as 1,2,3: no tokenizer needed
-    #[arg(long, value_name = "IDS", value_parser = parse_ids, conflicts_with = "prompt")]
+    #[arg(long, value_name = "IDS", value_parser = parse_ids, conflicts_with = "second")]
     pub tokens: Option<TokenIds>,
 
     /// A system message before the prompt
@@ -105,7 +109,7 @@ pub struct GenerateArgs {
     pub show_special: bool,
 
     /// Threads to compute with; all cores by default
-    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    #[arg(long, value_name = "N", value_parser = device::parse_threads)]
     pub threads: Option<usize>,
 
     /// Where to run: auto, cpu, cuda or cuda:N. Whole models run on the CPU in this version
@@ -128,16 +132,6 @@ pub struct GenerateArgs {
     /// Run even if weights and KV do not fit in memory; weights are then read from disk again and again
     #[arg(long)]
     pub no_memory_check: bool,
-}
-
-/// More threads than this are surely a mistake.
-const THREADS_MAX: usize = 1024;
-
-fn parse_threads(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
-        _ => Err(format!("expected a number from 1 to {THREADS_MAX}")),
-    }
 }
 
 /// Token ids of the command line.
@@ -163,6 +157,34 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 }
 
 impl GenerateArgs {
+    /// The model; `demo` where none is given.
+    pub fn model(&self) -> &str {
+        self.roles().0.unwrap_or(demo::NAME)
+    }
+
+    /// Whether the model was left out.
+    pub fn is_default_model(&self) -> bool {
+        self.roles().0.is_none()
+    }
+
+    /// Whether a model was named and nothing beside it, so that it may have been meant as a prompt.
+    pub fn is_alone(&self) -> bool {
+        self.first.is_some() && self.second.is_none() && self.tokens.is_none()
+    }
+
+    pub fn prompt(&self) -> Option<&str> {
+        self.roles().1
+    }
+
+    /// Which argument is the model, and which the prompt.
+    fn roles(&self) -> (Option<&str>, Option<&str>) {
+        match (self.first.as_deref(), self.second.as_deref()) {
+            (first, None) if self.tokens.is_some() => (first, None),
+            (Some(word), None) if !source::is_model(word) => (None, Some(word)),
+            given => given,
+        }
+    }
+
     pub fn skip_special(&self) -> bool {
         !self.show_special
     }
@@ -220,5 +242,42 @@ impl GenerateArgs {
             ignore_eos: self.ignore_eos,
             logprobs: self.json.then_some(self.logprobs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::GenerateArgs;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: GenerateArgs,
+    }
+
+    /// Model and prompt of a command line.
+    fn roles(line: &[&str]) -> (String, Option<String>) {
+        let words = std::iter::once("generate").chain(line.iter().copied());
+        let args = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{line:?}: {error}")).args;
+        (args.model().to_string(), args.prompt().map(str::to_string))
+    }
+
+    #[test]
+    fn the_model_may_be_left_out() {
+        let expect = |line: &[&str], model: &str, prompt: Option<&str>| {
+            assert_eq!(roles(line), (model.to_string(), prompt.map(str::to_string)), "{line:?}");
+        };
+        expect(&[], "demo", None);
+        expect(&["What is 27 + 58?"], "demo", Some("What is 27 + 58?"));
+        expect(&["Hello"], "demo", Some("Hello"));
+        expect(&["-"], "demo", Some("-"));
+        expect(&["org/name"], "org/name", None);
+        expect(&["demo"], "demo", None);
+        expect(&["anything", "demo"], "anything", Some("demo"));
+        expect(&["anything", "--tokens", "1,2"], "anything", None);
+        expect(&["--tokens", "1,2"], "demo", None);
+        assert!(Line::try_parse_from(["generate", "demo", "Hello", "--tokens", "1"]).is_err());
     }
 }

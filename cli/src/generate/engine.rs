@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use gaterail_model::kv::PageTable;
-use gaterail_model::sampler::{
-    FinishReason, Progress, Sampled, SamplingParams, Step, TokenCounts, finish, sample,
-};
-use gaterail_model::text::{Detokenizer, StopMatcher, Tokenizer};
+use gaterail_model::sampler::{FinishReason, Sampled, SamplingParams, Step, TokenCounts, sample};
+use gaterail_model::text::{AnswerText, Detokenizer, Ending, Tokenizer};
 use gaterail_model::walk::{Batch, Runner};
 
 use super::PREFILL_ROWS;
@@ -28,6 +26,18 @@ pub struct Piece {
     pub text: String,
 }
 
+/// Where the answer's text begins. Checks the request's stop strings; nothing is loaded for that.
+pub fn text(request: &Request<'_>, skip_special: bool) -> Result<AnswerText, CliError> {
+    if request.tokenizer.is_none() && !request.params.stop.is_empty() {
+        return Err(CliError::Refused("--stop needs a tokenizer, and the model has none".to_string()));
+    }
+    let detokenizer = match request.tokenizer {
+        Some(tokenizer) => Detokenizer::after(tokenizer, request.prompt, skip_special)?,
+        None => Detokenizer::new(skip_special),
+    };
+    Ok(AnswerText::new(detokenizer, &request.params, false)?)
+}
+
 /// The whole answer.
 pub struct Answer {
     pub pieces: Vec<Piece>,
@@ -42,7 +52,7 @@ pub struct Answer {
 pub fn generate(
     mut runner: Runner,
     request: &Request<'_>,
-    mut text: TextSide<'_>,
+    mut text: AnswerText,
     show: &mut dyn FnMut(&str) -> Result<(), CliError>,
 ) -> Result<Answer, CliError> {
     let started = Instant::now();
@@ -62,19 +72,9 @@ pub fn generate(
         }
         counts.push(token);
         let generated = pieces.len() + 1;
-        let ends_by_token = |stop_string| {
-            let progress = Progress { generated, max_generated: request.max_tokens, stop_string };
-            finish(&request.params, stop_ids, token, progress)
-        };
-        // A token that ends the answer is no part of its text.
-        let shown = match ends_by_token(None) {
-            Some(FinishReason::Stop(_)) => Shown::default(),
-            _ => text.push(token, generated)?,
-        };
-        let reason = ends_by_token(shown.stopped);
-        // What is still held back belongs to the last token.
-        let rest = if reason.is_some() && shown.stopped.is_none() { text.finish()? } else { String::new() };
-        let piece = Piece { sampled, text: shown.text + &rest };
+        let ending = Ending { params: &request.params, stop_ids, max_generated: request.max_tokens };
+        let (shown, reason) = text.take(request.tokenizer, token, generated, ending)?;
+        let piece = Piece { sampled, text: shown };
         show(&piece.text)?;
         pieces.push(piece);
         if let Some(reason) = reason {
@@ -112,77 +112,4 @@ fn decode(
 
 fn grow(runner: &mut Runner, table: &mut PageTable, positions: usize) -> Result<(), CliError> {
     runner.grow(table, positions).map_err(|error| CliError::Refused(error.to_string()))
-}
-
-/// Text that may be shown, and the stop string that ended it.
-#[derive(Default)]
-struct Shown {
-    text: String,
-    stopped: Option<usize>,
-}
-
-/// From tokens to text that may be shown. Without a tokenizer there is none.
-pub struct TextSide<'a> {
-    tokenizer: Option<&'a Tokenizer>,
-    detokenizer: Detokenizer,
-    matcher: StopMatcher,
-    stops: Vec<String>,
-    min_tokens: usize,
-    /// The end of the text before `min_tokens`, in which a stop string may begin but none is whole.
-    early: String,
-}
-
-impl<'a> TextSide<'a> {
-    /// Checks the request's stop strings; nothing is loaded for that.
-    pub fn new(request: &Request<'a>, skip_special: bool) -> Result<TextSide<'a>, CliError> {
-        if request.tokenizer.is_none() && !request.params.stop.is_empty() {
-            return Err(CliError::Refused("--stop needs a tokenizer, and the model has none".to_string()));
-        }
-        let detokenizer = match request.tokenizer {
-            Some(tokenizer) => Detokenizer::after(tokenizer, request.prompt, skip_special)?,
-            None => Detokenizer::new(skip_special),
-        };
-        Ok(TextSide {
-            tokenizer: request.tokenizer,
-            detokenizer,
-            matcher: StopMatcher::new(&request.params.stop, false)?,
-            stops: request.params.stop.clone(),
-            min_tokens: request.params.min_tokens,
-            early: String::new(),
-        })
-    }
-
-    /// The text that the `generated`-th token sets free.
-    fn push(&mut self, token: u32, generated: usize) -> Result<Shown, CliError> {
-        let Some(tokenizer) = self.tokenizer else { return Ok(Shown::default()) };
-        let text = self.detokenizer.push(tokenizer, token)?;
-        self.early.push_str(&text);
-        if generated < self.min_tokens {
-            return Ok(Shown { text: self.release_early(), stopped: None });
-        }
-        let outcome = self.matcher.push(&std::mem::take(&mut self.early));
-        Ok(Shown { text: outcome.emit, stopped: outcome.stopped })
-    }
-
-    /// Text of which nothing can belong to a stop string that ends later.
-    fn release_early(&mut self) -> String {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let mut cut = self.early.len().saturating_sub(longest.saturating_sub(1));
-        // Stop strings that are whole by now came too early to count.
-        for stop in &self.stops {
-            while let Some(found) = self.early[self.early.ceil_char_boundary(cut)..].find(stop.as_str()) {
-                cut = self.early.ceil_char_boundary(self.early.ceil_char_boundary(cut) + found + 1);
-            }
-        }
-        let rest = self.early.split_off(self.early.ceil_char_boundary(cut));
-        std::mem::replace(&mut self.early, rest)
-    }
-
-    /// What was held back.
-    fn finish(&mut self) -> Result<String, CliError> {
-        let Some(tokenizer) = self.tokenizer else { return Ok(String::new()) };
-        let rest = std::mem::take(&mut self.early) + &self.detokenizer.finish(tokenizer)?;
-        let outcome = self.matcher.push(&rest);
-        Ok(if outcome.stopped.is_some() { outcome.emit } else { outcome.emit + &self.matcher.finish() })
-    }
 }

@@ -21,7 +21,7 @@ pub use args::GenerateArgs;
 use crate::error::CliError;
 use crate::packed_cache;
 use crate::progress::{self, ByteMeter};
-use crate::source;
+use crate::{source, terminal};
 
 /// Rows of one prefill step.
 const PREFILL_ROWS: usize = 512;
@@ -35,7 +35,7 @@ struct Prompt {
 
 pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let started = Instant::now();
-    let source = ModelSource::open(&source::resolve(&args.model)?)?;
+    let source = ModelSource::open(&find_model(args)?)?;
     let spec = source.spec()?;
     let checkpoint = source.checkpoint()?;
     let prompt = read_prompt(args, &source)?;
@@ -54,7 +54,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         params,
         max_tokens,
     };
-    let text = engine::TextSide::new(&request, args.skip_special())?;
+    let text = engine::text(&request, args.skip_special())?;
     let positions = prompt.tokens.len() + max_tokens;
     let rows_max = PREFILL_ROWS.min(prompt.tokens.len().max(1));
     // Before sizes are multiplied: until now a configuration could say anything.
@@ -74,13 +74,26 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let mut output = output::Output::new(args.json, prompt.tokenizer.as_ref(), &request.params);
     let answer = engine::generate(runner, &request, text, &mut |piece| output.piece(piece))?;
     let full = max_tokens < args.max_tokens;
-    let finished = output.finish(&args.model, &prompt.tokens, &answer, output::Timing { loaded, full });
+    let finished = output.finish(args.model(), &prompt.tokens, &answer, output::Timing { loaded, full });
     keeping.finish();
     finished
 }
 
+/// The model's place; says which model it is where nobody named one.
+fn find_model(args: &GenerateArgs) -> Result<std::path::PathBuf, CliError> {
+    if args.is_default_model() {
+        terminal::note("gaterail: the demo model answers; MODEL before the prompt names another");
+    }
+    source::resolve(args.model()).map_err(|error| match error {
+        CliError::Refused(why) if args.is_alone() => {
+            CliError::Refused(format!("{why}\nIf it is a prompt:  gaterail generate demo PROMPT"))
+        }
+        error => error,
+    })
+}
+
 /// Loads with one progress bar over all bytes.
-fn load(
+pub fn load(
     spec: gaterail_model::spec::ModelSpec,
     checkpoint: &Checkpoint,
     device: &gaterail_kernels::Device,
@@ -116,14 +129,17 @@ fn read_prompt(args: &GenerateArgs, source: &ModelSource) -> Result<Prompt, CliE
         let tokenizer = if source.has_tokenizer() { Some(source.tokenizer()?) } else { None };
         return Ok(Prompt { tokens: tokens.0.clone(), tokenizer });
     }
-    let text = match args.prompt.as_deref() {
+    let piped = || if std::io::stdin().is_terminal() { Ok(String::new()) } else { read_stdin() };
+    let text = match args.prompt() {
         Some("-") => read_stdin()?,
-        None if !std::io::stdin().is_terminal() => read_stdin()?,
         Some(text) => text.to_string(),
-        None => {
-            let hint = "give a PROMPT, or --tokens 1,2,3, or a text on standard input";
-            return Err(CliError::Usage(format!("there is no prompt: {hint}")));
-        }
+        None => match piped()? {
+            text if text.is_empty() => {
+                let hint = "give a PROMPT, or --tokens 1,2,3, or a text on standard input";
+                return Err(CliError::Usage(format!("there is no prompt: {hint}")));
+            }
+            text => text,
+        },
     };
     let tokenizer = source.tokenizer()?;
     let template = if args.raw { None } else { source.chat_template()? };

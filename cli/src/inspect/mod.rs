@@ -15,7 +15,7 @@ use crate::{machine, source, terminal};
 /// Reads headers (and of GPTQ the order of inputs); no weight is loaded. A folder with nothing but config.json gives an estimate.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched
+    /// A Hugging Face folder, a GGUF file, ORG/NAME that `gaterail pull` has fetched, or `demo`
     pub model: String,
 
     /// Print one JSON object

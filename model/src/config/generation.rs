@@ -10,6 +10,8 @@ use crate::gguf::GgufFile;
 pub struct GenerationDefaults {
     /// Whether to sample at all; without the file: no.
     pub sample: bool,
+    /// Whether the file says in so many words not to sample (`do_sample: false`).
+    pub greedy: bool,
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
     pub top_k: Option<u32>,
@@ -30,6 +32,7 @@ impl GenerationDefaults {
         let temperature = number("temp")?;
         Ok(GenerationDefaults {
             sample: temperature.is_some_and(|temperature| temperature > 0.0),
+            greedy: temperature == Some(0.0),
             temperature,
             top_p: number("top_p")?,
             // Some say -1 for all.
@@ -58,6 +61,7 @@ impl GenerationDefaults {
         };
         Ok(GenerationDefaults {
             sample: fields.flag_or("do_sample", false)?,
+            greedy: !fields.flag_or("do_sample", true)?,
             temperature: number("temperature")?,
             top_p: number("top_p")?,
             top_k,

@@ -3,7 +3,8 @@
 use super::counts::TokenCounts;
 use super::params::SamplingParams;
 
-/// Changes `logits` [V] as `params` asks; returns whether anything was changed.
+/// Changes `logits` [V] as `params` asks; returns the tokens that were changed with their logits before, the first change
+/// of a token first.
 ///
 /// `generated` is how many tokens the output has, `stop_ids` are the model's own. Ids beyond the logits are skipped: a
 /// prompt may hold tokens that a model cannot sample.
@@ -13,12 +14,12 @@ pub fn adjust(
     counts: &TokenCounts,
     generated: usize,
     stop_ids: &[u32],
-) -> bool {
-    let mut changed = false;
+) -> Vec<(u32, f32)> {
+    let mut changed = Vec::new();
     let mut set = |token: u32, change: &dyn Fn(f32) -> f32| {
         if let Some(logit) = logits.get_mut(token as usize) {
+            changed.push((token, *logit));
             *logit = change(*logit);
-            changed = true;
         }
     };
     for (token, bias) in &params.logit_bias {
@@ -61,17 +62,15 @@ mod tests {
             ..SamplingParams::default()
         };
         let mut logits = [4.0, 4.0, 2.0, 2.0, 1.0, 1.0];
-        assert!(adjust(&mut logits, &params, &counts, 2, &[4]));
+        let before = logits;
+        let changed = adjust(&mut logits, &params, &counts, 2, &[4]);
+        let first = |token| changed.iter().find(|(changed, _)| *changed == token).map(|(_, logit)| *logit);
+        assert_eq!([0, 1, 2, 3, 4, 5].map(first), before.map(Some));
         // token 2: (2 - 4) * 2 - 0.25 - 0.5
         assert_eq!(logits, [2.0, 1.0, -4.75, 3.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
         let mut logits = [1.0; 6];
-        assert!(!adjust(
-            &mut logits,
-            &SamplingParams { min_tokens: 3, ..SamplingParams::default() },
-            &counts,
-            3,
-            &[4]
-        ));
+        let params = SamplingParams { min_tokens: 3, ..SamplingParams::default() };
+        assert!(adjust(&mut logits, &params, &counts, 3, &[4]).is_empty());
         assert_eq!(logits, [1.0; 6]);
     }
 }

@@ -1,15 +1,19 @@
 //! Temperature, min-p, top-k, top-p, and the draw by inverse transform: one random number for a position.
 //!
 //! Whatever is kept, the draw runs through it in the order of the ids. Nothing is sorted: where top-k and top-p cut is
-//! found by partial selection. Of tokens tied at the border of top-k the lowest ids stay, so that there are never more
+//! found by partial selection, or by halving where top-p keeps very many. Of tokens tied at the border of top-k the lowest ids stay, so that there are never more
 //! than k; vLLM keeps all of the tied ones.
 
 use super::params::SamplingParams;
-use super::scan::{Maxima, Ranked, SUM_BLOCK, Weights};
+use super::scan::{Cut, Maxima, Ranked, SUM_BLOCK, Weights, mass_from};
 
-/// How many of the largest logits are looked at first for top-p, and how fast that grows while they do not suffice.
+/// How many of the largest logits are looked at first for top-p; mostly they suffice.
 const NUCLEUS_FIRST: usize = 512;
-const NUCLEUS_GROWTH: usize = 8;
+/// Halving ends when so few tokens lie at the border, or after so many times.
+const BORDER_TOKENS: usize = 2048;
+const HALVINGS_MAX: usize = 40;
+/// Where halving begins: so many halvings of the largest weight down, beyond which nothing counts.
+const NEGLIGIBLE: f32 = 60.0;
 
 /// A token that may be drawn and its weight.
 #[derive(Debug, Clone, Copy)]
@@ -33,18 +37,57 @@ pub fn draw(logits: &[f32], maxima: &Maxima, params: &SamplingParams, noise: f64
     }
     let sums = weights.block_sums(logits);
     if params.top_p >= 1.0 {
-        return pick_from_all(logits, &weights, &sums, noise);
+        return pick_from_all(logits, &weights, Cut::NOTHING, &sums, noise);
     }
     let total = sums.iter().sum();
-    let mut count = NUCLEUS_FIRST;
-    loop {
-        let kept_floor = maxima.floor_of(count).max(floor);
-        let mut kept = weighted(maxima.at_least(logits, kept_floor), &weights);
-        if keep_nucleus(&mut kept, Some(total), params.top_p) || kept_floor == floor {
-            return pick(&kept, noise);
-        }
-        count *= NUCLEUS_GROWTH;
+    let first_floor = maxima.floor_of(NUCLEUS_FIRST).max(floor);
+    let mut kept = weighted(maxima.at_least(logits, first_floor), &weights);
+    if keep_nucleus(&mut kept, Some(total), params.top_p) || first_floor == floor {
+        return pick(&kept, noise);
     }
+    let kept = (kept.iter().map(|c| f64::from(c.weight)).sum(), kept.len());
+    let wanted = total * f64::from(params.top_p);
+    let cut = nucleus_cut(logits, &weights, maxima, wanted, (first_floor, kept));
+    let sums = weights.block_sums_above(logits, cut);
+    pick_from_all(logits, &weights, cut, &sums, noise)
+}
+
+/// Where the nucleus ends that weighs `wanted`, below a logit from which on tokens of less weight and so many lie.
+fn nucleus_cut(
+    logits: &[f32],
+    weights: &Weights,
+    maxima: &Maxima,
+    wanted: f64,
+    above: (f32, (f64, usize)),
+) -> Cut {
+    let each = weights.of_all(logits);
+    let (mut high, mut at_high) = above;
+    let mut low = maxima.max - NEGLIGIBLE / weights.scale();
+    let mut at_low = mass_from(logits, &each, low);
+    if at_low.0 < wanted {
+        return Cut::NOTHING;
+    }
+    for _ in 0..HALVINGS_MAX {
+        let middle = low + (high - low) / 2.0;
+        if at_low.1 - at_high.1 <= BORDER_TOKENS || middle <= low || middle >= high {
+            break;
+        }
+        let at_middle = mass_from(logits, &each, middle);
+        if at_middle.0 >= wanted {
+            (low, at_low) = (middle, at_middle);
+        } else {
+            (high, at_high) = (middle, at_middle);
+        }
+    }
+    let mut border = weighted(maxima.between(logits, low, high), weights);
+    border.sort_unstable_by_key(|candidate| candidate.ranked);
+    let mut mass = at_high.0;
+    let last = border.iter().find(|candidate| {
+        mass += f64::from(candidate.weight);
+        mass >= wanted
+    });
+    // Sums in another order may differ in their last bits, so that all of the border is needed.
+    last.or(border.last()).map_or(Cut::NOTHING, |candidate| Cut::behind(candidate.ranked))
 }
 
 /// The tokens with their weights, without those that min-p drops.
@@ -97,8 +140,8 @@ fn pick(kept: &[Candidate], noise: f64) -> u32 {
     drawn.unwrap_or(&kept[kept.len() - 1]).ranked.id()
 }
 
-/// The same over all logits: first the block, then the token within it.
-fn pick_from_all(logits: &[f32], weights: &Weights, sums: &[f64], noise: f64) -> u32 {
+/// The same over all logits before the cut: first the block, then the token within it.
+fn pick_from_all(logits: &[f32], weights: &Weights, cut: Cut, sums: &[f64], noise: f64) -> u32 {
     let target = sums.iter().sum::<f64>() * noise;
     let mut sum = 0.0;
     let mut block = 0;
@@ -109,7 +152,7 @@ fn pick_from_all(logits: &[f32], weights: &Weights, sums: &[f64], noise: f64) ->
     let start = block * SUM_BLOCK;
     let mut last = start;
     for (i, logit) in logits.iter().enumerate().skip(start).take(SUM_BLOCK) {
-        let weight = f64::from(weights.of(*logit));
+        let weight = if cut.keeps(*logit, i) { f64::from(weights.of(*logit)) } else { 0.0 };
         if weight > 0.0 && *logit > f32::NEG_INFINITY {
             last = i;
             sum += weight;

@@ -25,4 +25,4 @@ mod tests;
 pub use counts::TokenCounts;
 pub use finish::{FinishReason, Progress, StopCause, finish};
 pub use params::{SamplerError, SamplingParams};
-pub use sample::{Sampled, Step, sample};
+pub use sample::{Sampled, Step, logprob_of, sample};

@@ -36,16 +36,23 @@ pub struct Sampled {
 pub fn sample(logits: &mut [f32], params: &SamplingParams, step: &Step<'_>) -> Result<Sampled, SamplerError> {
     let mut maxima = Maxima::of(logits)?;
     let raw = params.logprobs.map(|count| RawLogprobs::of(logits, &maxima, count));
-    let before = raw.as_ref().map(|_| logits.to_vec());
-    if adjust(logits, params, step.counts, step.generated, step.stop_ids) {
+    let changed = adjust(logits, params, step.counts, step.generated, step.stop_ids);
+    if !changed.is_empty() {
         maxima = Maxima::of(logits)?;
     }
     let token = match params.is_greedy() {
         true => maxima.argmax(logits),
         false => draw(logits, &maxima, params, uniform(params.seed, step.position)),
     };
-    let logprob = raw.as_ref().zip(before).map(|(raw, logits)| raw.at(logits[token as usize]));
+    let before = changed.iter().find(|(changed, _)| *changed == token).map(|(_, logit)| *logit);
+    let logprob = raw.as_ref().map(|raw| raw.at(before.unwrap_or(logits[token as usize])));
     Ok(Sampled { token, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
+}
+
+/// How likely `token` is by `logits` [V], and the `count` most likely tokens: for the tokens of a prompt.
+pub fn logprob_of(logits: &[f32], token: u32, count: u8) -> Result<(f32, Vec<(u32, f32)>), SamplerError> {
+    let raw = RawLogprobs::of(logits, &Maxima::of(logits)?, count);
+    Ok((raw.at(logits[token as usize]), raw.top))
 }
 
 /// The logarithms of the model's own probabilities.

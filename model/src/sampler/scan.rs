@@ -1,7 +1,9 @@
 //! The passes over all logits [V]: block maxima, sums of exponentials, the largest logits.
 //!
-//! All are written so that the compiler can use the vector registers that it finds, and give the same bits whichever
-//! it uses: every lane and every block has its own sum, joined in a fixed order.
+//! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
+//! whichever it uses: maxima are those of integers, and sums are halved from the ends of a block, element by element.
+
+use gaterail_kernels::widest::{Work, widest};
 
 use super::params::SamplerError;
 
@@ -9,7 +11,6 @@ use super::params::SamplerError;
 const BLOCK: usize = 64;
 /// Logits whose exponentials are summed in f32 lanes before the sum goes on in f64.
 pub const SUM_BLOCK: usize = 4096;
-const LANES: usize = 16;
 
 /// The maxima of the blocks of logits.
 #[derive(Debug)]
@@ -24,9 +25,8 @@ impl Maxima {
         if logits.is_empty() {
             return Err(SamplerError::Empty);
         }
-        let mut bad = [0u32; LANES];
-        let blocks: Vec<f32> = logits.chunks(BLOCK).map(|block| block_max(block, &mut bad)).collect();
-        if bad.iter().any(|lane| *lane != 0) {
+        let (blocks, bad) = widest(BlockMaxima(logits));
+        if bad {
             return Err(SamplerError::BadLogits);
         }
         match blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max) {
@@ -68,6 +68,19 @@ impl Maxima {
         kept
     }
 
+    /// Every logit from `low` on and below `high`, in the order of the ids.
+    pub fn between(&self, logits: &[f32], low: f32, high: f32) -> Vec<Ranked> {
+        let mut kept = Vec::new();
+        for (at, (block, max)) in logits.chunks(BLOCK).zip(&self.blocks).enumerate() {
+            if *max < low {
+                continue;
+            }
+            let within = block.iter().enumerate().filter(|(_, logit)| **logit >= low && **logit < high);
+            kept.extend(within.map(|(i, logit)| Ranked::new(*logit, (at * BLOCK + i) as u32)));
+        }
+        kept
+    }
+
     /// The `count` largest logits above -inf, in the order of the ids; of equal ones the lowest ids.
     pub fn largest(&self, logits: &[f32], count: usize) -> Vec<Ranked> {
         let mut kept = self.at_least(logits, self.floor_of(count));
@@ -101,27 +114,41 @@ impl Ranked {
     }
 }
 
-fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-            bad[i] |= u32::from(is_bad(chunk[i]));
+/// The maximum of every block, and whether any logit is unusable.
+struct BlockMaxima<'a>(&'a [f32]);
+
+impl Work for BlockMaxima<'_> {
+    type Output = (Vec<f32>, bool);
+
+    #[inline(always)]
+    fn run(self) -> (Vec<f32>, bool) {
+        let (mut largest, mut smallest) = (i32::MIN, i32::MAX);
+        let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
+        for block in self.0.chunks(BLOCK) {
+            let (mut high, mut low) = (i32::MIN, i32::MAX);
+            for logit in block {
+                let ordered = ordered(*logit);
+                high = high.max(ordered);
+                low = low.min(ordered);
+            }
+            (largest, smallest) = (largest.max(high), smallest.min(low));
+            blocks.push(from_ordered(high));
         }
+        // NaN lies beyond the infinities, on the side of its sign.
+        (blocks, largest >= ordered(f32::INFINITY) || smallest < ordered(f32::NEG_INFINITY))
     }
-    for (i, logit) in rest.iter().enumerate() {
-        lanes[i] = if *logit > lanes[i] { *logit } else { lanes[i] };
-        bad[i] |= u32::from(is_bad(*logit));
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
 }
 
-/// NaN or +inf; one comparison, which is false for NaN.
+/// An integer that orders as the value does; its own inverse on the bits.
 #[inline(always)]
-#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN has to end up on the bad side")]
-fn is_bad(logit: f32) -> bool {
-    !(logit < f32::INFINITY)
+fn ordered(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ (bits >> 31 & i32::MAX)
+}
+
+#[inline(always)]
+fn from_ordered(ordered: i32) -> f32 {
+    f32::from_bits((ordered ^ (ordered >> 31 & i32::MAX)) as u32)
 }
 
 /// Which logits count, and how they become weights: `exp((logit - max) * scale)` where `logit >= floor`, else 0.
@@ -151,31 +178,163 @@ impl Weights {
         exp2((logit - self.max) * self.scale)
     }
 
+    /// Powers of two that a weight loses for every step of one down from the largest logit.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The weight of every logit.
+    pub fn of_all(&self, logits: &[f32]) -> Vec<f32> {
+        widest(EachWeight { weights: self, logits })
+    }
+
+    /// As `block_sums`, of what the cut keeps.
+    pub fn block_sums_above(&self, logits: &[f32], cut: Cut) -> Vec<f64> {
+        let from = Weights { floor: self.floor.max(cut.logit), ..*self };
+        let above = Weights { floor: self.floor.max(cut.logit.next_up()), ..*self };
+        // Ties are kept up to the cut's id, which lies anywhere in a block.
+        let border = (cut.id as usize + 1).min(logits.len());
+        let mut sums = widest(BlockSums { weights: &from, logits: &logits[..border] });
+        let whole = border / SUM_BLOCK;
+        let rest = &logits[border..];
+        let (same_block, behind) = rest.split_at(rest.len().min((whole + 1) * SUM_BLOCK - border));
+        let partial: f64 = widest(BlockSums { weights: &above, logits: same_block }).iter().sum();
+        match sums.get_mut(whole) {
+            Some(sum) => *sum += partial,
+            None if same_block.is_empty() => {}
+            None => sums.push(partial),
+        }
+        sums.extend(widest(BlockSums { weights: &above, logits: behind }));
+        sums
+    }
+
     /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
     pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
-        let blocks = logits.chunks(SUM_BLOCK);
-        match self.floor {
-            f32::NEG_INFINITY => {
-                blocks.map(|block| block_sum(block, |logit| self.unfloored(logit))).collect()
+        widest(BlockSums { weights: self, logits })
+    }
+}
+
+/// Where a nucleus ends: tokens with larger logits are kept, and of those with the same the ids up to this one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cut {
+    logit: f32,
+    id: u32,
+}
+
+impl Cut {
+    /// Everything is kept.
+    pub const NOTHING: Cut = Cut { logit: f32::NEG_INFINITY, id: u32::MAX };
+
+    /// The last one that is kept.
+    pub fn behind(last: Ranked) -> Cut {
+        Cut { logit: last.logit(), id: last.id() }
+    }
+
+    #[inline(always)]
+    pub fn keeps(&self, logit: f32, id: usize) -> bool {
+        logit > self.logit || (logit == self.logit && id <= self.id as usize)
+    }
+}
+
+/// The sum of `weights` where the logits reach `from`, and how many do.
+pub fn mass_from(logits: &[f32], weights: &[f32], from: f32) -> (f64, usize) {
+    widest(Mass { logits, weights, from })
+}
+
+struct Mass<'a> {
+    logits: &'a [f32],
+    weights: &'a [f32],
+    from: f32,
+}
+
+impl Work for Mass<'_> {
+    type Output = (f64, usize);
+
+    #[inline(always)]
+    fn run(self) -> (f64, usize) {
+        let (mut sum, mut count) = (0.0, 0);
+        let mut weighted = [0.0; SUM_BLOCK];
+        for (logits, weights) in self.logits.chunks(SUM_BLOCK).zip(self.weights.chunks(SUM_BLOCK)) {
+            let counted = &mut weighted[..logits.len()];
+            for ((counted, logit), weight) in counted.iter_mut().zip(logits).zip(weights) {
+                *counted = if *logit >= self.from { *weight } else { 0.0 };
             }
-            _ => blocks.map(|block| block_sum(block, |logit| self.of(logit))).collect(),
+            sum += f64::from(sum_by_halves(counted));
+            let mut reach = 0u32;
+            for logit in logits {
+                reach += u32::from(*logit >= self.from);
+            }
+            count += reach as usize;
         }
+        (sum, count)
+    }
+}
+
+/// The weight of every logit.
+struct EachWeight<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for EachWeight<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f32> {
+        let mut all = vec![0.0; self.logits.len()];
+        for (weight, logit) in all.iter_mut().zip(self.logits) {
+            *weight = self.weights.of(*logit);
+        }
+        all
+    }
+}
+
+/// The sums of the weights of all blocks.
+struct BlockSums<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for BlockSums<'_> {
+    type Output = Vec<f64>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f64> {
+        let weights = *self.weights;
+        let mut sums = Vec::with_capacity(self.logits.len().div_ceil(SUM_BLOCK));
+        for block in self.logits.chunks(SUM_BLOCK) {
+            sums.push(match weights.floor {
+                f32::NEG_INFINITY => block_sum(block, |logit| weights.unfloored(logit)),
+                _ => block_sum(block, |logit| weights.of(logit)),
+            });
+        }
+        sums
     }
 }
 
 #[inline(always)]
 fn block_sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
-    let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] += weight(chunk[i]);
+    let mut weights = [0.0; SUM_BLOCK];
+    let weights = &mut weights[..block.len()];
+    for (to, logit) in weights.iter_mut().zip(block) {
+        *to = weight(*logit);
+    }
+    f64::from(sum_by_halves(weights))
+}
+
+/// Adds the second half to the first until one value is left: an order that any vectors keep.
+#[inline(always)]
+fn sum_by_halves(values: &mut [f32]) -> f32 {
+    let mut len = values.len();
+    while len > 1 {
+        let half = len.div_ceil(2);
+        let (first, second) = values[..len].split_at_mut(half);
+        for (to, from) in first.iter_mut().zip(second) {
+            *to += *from;
         }
+        len = half;
     }
-    for (i, logit) in rest.iter().enumerate() {
-        lanes[i] += weight(*logit);
-    }
-    lanes.into_iter().map(f64::from).sum()
+    values.first().copied().unwrap_or(0.0)
 }
 
 /// `2^x` for x <= 0 without a branch, so that the compiler vectorizes it; what is below 2^-126 becomes 2^-126.

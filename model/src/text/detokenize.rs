@@ -12,6 +12,9 @@ use super::pieces::Pieces;
 use super::tokenizer::Tokenizer;
 use super::window::Window;
 
+/// Bytes at the end of a prompt in which the beginning of a character lies, if there is one.
+const LAST_BYTES: usize = 4;
+
 /// The text of one sequence, while it grows.
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
@@ -48,13 +51,31 @@ impl Detokenizer {
         let mut detokenizer = Detokenizer::new(skip_special);
         match tokenizer.pieces() {
             Pieces::Other => detokenizer.window = Window::after(tokenizer, prompt, skip_special)?,
-            _ => {
-                for id in prompt {
-                    detokenizer.push(tokenizer, *id)?;
-                }
-            }
+            _ => detokenizer.read_prompt(tokenizer, prompt)?,
         }
         Ok(detokenizer)
+    }
+
+    /// Reads the beginning of a prompt, which decides about spaces, and its end, where a character may have begun.
+    ///
+    /// A byte that begins a character does so whatever came before, so that the last bytes alone say what waits.
+    fn read_prompt(&mut self, tokenizer: &Tokenizer, prompt: &[u32]) -> Result<(), TextError> {
+        let pieces = tokenizer.pieces();
+        let mut read = 0;
+        while read < prompt.len() && !self.bytes.is_inside(pieces) {
+            self.push(tokenizer, prompt[read])?;
+            read += 1;
+        }
+        let (mut start, mut bytes) = (prompt.len(), 0);
+        while start > read && bytes < LAST_BYTES {
+            start -= 1;
+            let piece = tokenizer.piece(prompt[start], self.skip_special);
+            bytes += piece.and_then(|piece| pieces.bytes(&piece, false)).map_or(0, |bytes| bytes.len());
+        }
+        for id in &prompt[start..] {
+            self.push(tokenizer, *id)?;
+        }
+        Ok(())
     }
 
     /// Takes the next id and returns the text that became certain with it, often one word, sometimes nothing.
@@ -98,6 +119,14 @@ impl Stream {
         }
         self.waiting.drain(..done);
         self.strip(text, pieces)
+    }
+
+    /// Whether nothing more can be dropped as the beginning of the text.
+    fn is_inside(&self, pieces: Pieces) -> bool {
+        match pieces {
+            Pieces::SentencePiece(_) => self.began && self.inside,
+            _ => self.began,
+        }
     }
 
     /// Drops the spaces that the decoder drops from the beginning of a text.

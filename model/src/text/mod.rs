@@ -8,10 +8,12 @@
 //! | `pieces` | the bytes of one token |
 //! | [`detokenize`] | ids to text while they come, never half a character |
 //! | `window` | the same for decoders that see whole lists of tokens |
+//! | [`answer`] | the text of one growing answer, and where it ends |
 //! | [`stop`] | stop strings across the borders of tokens |
 //! | [`template`] | a conversation to the prompt that the model was trained on |
 //! | [`error`] | what can go wrong in any of them |
 
+pub mod answer;
 pub mod detokenize;
 pub mod error;
 mod files;
@@ -23,6 +25,7 @@ pub mod template;
 pub mod tokenizer;
 mod window;
 
+pub use answer::{AnswerText, Ending};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{StopMatcher, StopOutcome};

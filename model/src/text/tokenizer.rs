@@ -86,6 +86,21 @@ impl Tokenizer {
         &self.stops
     }
 
+    /// The bytes that a token stands for inside a text; `None` for an id that is no token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let piece = self.piece(id, false)?;
+        Some(self.pieces.bytes(&piece, false).unwrap_or_else(|| piece.into_bytes()))
+    }
+
+    /// Most bytes of a text that one token stands for; `None` where that cannot be told (a token for all that is unknown).
+    pub fn token_bytes_max(&self) -> Option<usize> {
+        if self.pieces == Pieces::Other {
+            return None;
+        }
+        let ids = 0..self.inner.get_vocab_size(true) as u32;
+        ids.filter_map(|id| self.token_bytes(id)).map(|bytes| bytes.len()).max()
+    }
+
     /// The piece of a token as `decode` sees it; none for an id that is no token or one that is skipped.
     pub(super) fn piece(&self, id: u32, skip_special: bool) -> Option<String> {
         let added = self.inner.get_added_vocabulary();

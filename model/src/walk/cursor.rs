@@ -40,6 +40,11 @@ impl Cursor {
         self.lane
     }
 
+    /// Rows that it has room for.
+    pub fn rows_max(&self) -> usize {
+        self.work.rows_max
+    }
+
     /// Whether the logits are there.
     pub fn is_done(&self) -> bool {
         self.done
@@ -122,6 +127,17 @@ impl Cursor {
         let mut logits = vec![0.0; self.wanted * vocab];
         stream.download(&self.work.logits, 0, &mut logits)?;
         Ok(logits)
+    }
+
+    /// The same where the host can work on them; `staging` is used where the device's memory cannot be reached.
+    pub fn logits_in_place<'a>(
+        &'a mut self,
+        stream: &Stream,
+        vocab: usize,
+        staging: &'a mut Vec<f32>,
+    ) -> Result<&'a mut [f32], StepError> {
+        assert!(self.done, "logits before the end of the walk");
+        Ok(stream.on_host(&mut self.work.logits, self.wanted * vocab, staging)?)
     }
 
     fn upload(&mut self, lane: &Lane, batch: &Batch) -> Result<(), StepError> {

@@ -1,4 +1,4 @@
-//! A model in one process: one lane, local experts, one cursor. What `generate` and the tests drive.
+//! A model in one process: one lane, its experts, one cursor. What `generate`, `evaluate` and the tests drive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::cursor::Cursor;
 use super::lane::{Lane, LaneId};
 use super::local::LocalExperts;
-use super::seam::{StepError, walk};
+use super::seam::{ExpertLayer, StepError, walk};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
@@ -50,12 +50,14 @@ pub struct CacheOutcome {
     pub pending: Option<PendingWrite>,
 }
 
-/// A loaded model.
-pub struct Runner {
+/// A loaded model. Its experts are in this process, or behind another `ExpertLayer`.
+pub struct Runner<E = LocalExperts> {
     spec: Arc<ModelSpec>,
     lanes: Vec<Lane>,
     cursor: Cursor,
-    experts: LocalExperts,
+    experts: E,
+    /// Logits of a device that the host cannot read in place.
+    staging: Vec<f32>,
 }
 
 impl Runner {
@@ -109,12 +111,34 @@ impl Runner {
         let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
         let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
         let experts = LocalExperts::new(spec.clone(), shards);
-        let runner = Runner { spec, lanes: vec![lane], cursor, experts };
+        let runner = Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() };
         Ok((runner, CacheOutcome { notes, pending }))
     }
+}
 
+impl<E: ExpertLayer> Runner<E> {
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// The same model with its experts wrapped, as `Recorded::new` does.
+    pub fn wrap_experts<W: ExpertLayer>(self, wrap: impl FnOnce(E) -> W) -> Runner<W> {
+        let Runner { spec, lanes, cursor, experts, staging } = self;
+        Runner { spec, lanes, cursor, experts: wrap(experts), staging }
+    }
+
+    pub fn experts(&mut self) -> &mut E {
+        &mut self.experts
+    }
+
+    /// Pages of KV over all sequences.
+    pub fn pages(&self) -> usize {
+        self.lanes[0].kv.pool.total()
+    }
+
+    /// Rows of one step.
+    pub fn rows_max(&self) -> usize {
+        self.cursor.rows_max()
     }
 
     /// Gives a sequence pages for `positions` positions.
@@ -128,10 +152,15 @@ impl Runner {
 
     /// One step; the logits `[wanted, V]`.
     pub fn step(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
+        Ok(self.step_in_place(batch)?.to_vec())
+    }
+
+    /// One step; the logits `[wanted, V]` where they were computed, to be changed at will.
+    pub fn step_in_place(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.cursor.begin(&self.lanes[0], batch)?;
         let deadline = Instant::now() + STEP_DEADLINE;
         walk(&mut self.lanes, std::slice::from_mut(&mut self.cursor), &mut self.experts, deadline)?;
-        self.cursor.logits(self.lanes[0].stream(), self.spec.vocab)
+        self.cursor.logits_in_place(self.lanes[0].stream(), self.spec.vocab, &mut self.staging)
     }
 
     /// One step whose batches are micro-batches that take turns; the logits of each.

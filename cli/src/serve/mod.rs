@@ -1,0 +1,107 @@
+//! `gaterail serve`: a model behind OpenAI's interface.
+//!
+//! | file | |
+//! |---|---|
+//! | [`table`] | every setting |
+//! | [`config`] | what they mean |
+//! | [`plan`] | whether it fits in memory |
+//! | [`load`] | the model, the engine, the door |
+//! | [`run`] | sockets and signals: from the first connection to the last |
+//! | [`banner`] | what a person sees when it is ready |
+
+mod banner;
+mod config;
+mod load;
+mod plan;
+mod run;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use gaterail_router::auth::{Gate, KeyLimits, NewKey};
+
+use config::ServeConfig;
+use run::Ports;
+pub use run::Serving;
+
+use crate::error::CliError;
+use crate::settings::{self, Settings};
+use crate::terminal;
+
+/// The flags as clap read them.
+pub struct ServeArgs {
+    matches: ArgMatches,
+}
+
+impl Args for ServeArgs {
+    fn augment_args(command: Command) -> Command {
+        let command = command
+            .about("Serve a model behind OpenAI's interface")
+            .long_about(
+                "Serve a model behind OpenAI's interface\n\nEvery setting is a flag, a variable (GATERAIL_MAX_BATCH for \
+                 --max-batch) or a key of a TOML file (max_batch); the first of them that says something counts. \
+                 --print-config shows each value and where it came from.",
+            )
+            .mut_args(|arg| arg.hide_env(true));
+        settings::augment(command, &table::TABLE)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        ServeArgs::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ServeArgs, clap::Error> {
+        Ok(ServeArgs { matches: matches.clone() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.matches = matches.clone();
+        Ok(())
+    }
+}
+
+pub fn run(args: &ServeArgs) -> Result<(), CliError> {
+    let settings = read(args)?;
+    let config = ServeConfig::new(&settings)?;
+    if settings.switch("print-config") {
+        return terminal::print(&settings.show(&table::SECRET));
+    }
+    let gate = load::gate(&config)?;
+    // Before the model: a port that is taken is known at once.
+    let ports = Ports::bind(&config)?;
+    let loaded = load::load(&config, gate)?;
+    terminal::note(&banner::text(&loaded, &ports, &config));
+    Serving::start(loaded, ports, &config)?.until_signal(&config)
+}
+
+/// A server for this process alone: on a free port of this machine, behind a key that nobody else knows. Returns it with
+/// its address and the key.
+pub fn start_own(model: Option<&str>) -> Result<(Serving, String, String), CliError> {
+    let flags = ["serve", "--listen", "127.0.0.1:0", "--log", "off"].into_iter().chain(model);
+    let command = settings::augment(Command::new("serve"), &table::TABLE);
+    let matches = command.try_get_matches_from(flags).map_err(|error| CliError::Usage(error.to_string()))?;
+    let config = ServeConfig::new(&Settings::new(&table::TABLE, &matches, None)?)?;
+    let key = NewKey::make("chat", KeyLimits::default(), 0)
+        .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
+    let gate = Gate::new(None, std::slice::from_ref(&key.text))
+        .map_err(|error| CliError::Refused(error.to_string()))?;
+    let ports = Ports::bind(&config)?;
+    let url = format!("http://{}/v1", ports.http);
+    let serving = Serving::start(load::load(&config, gate)?, ports, &config)?;
+    Ok((serving, url, key.text))
+}
+
+fn read(args: &ServeArgs) -> Result<Settings, CliError> {
+    let first = Settings::new(&table::TABLE, &args.matches, None)?;
+    let file = match first.text("config") {
+        Some(path) => Some(PathBuf::from(path)),
+        None => crate::keys::config_folder()
+            .ok()
+            .map(|folder| folder.join("serve.toml"))
+            .filter(|path| path.is_file()),
+    };
+    Settings::new(&table::TABLE, &args.matches, file.as_deref())
+}

@@ -1,0 +1,156 @@
+//! Sockets and signals: from the first connection to the last.
+//!
+//! The runtime has one thread for events and few for texts: the cores belong to the model.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gaterail_router::grpc;
+use gaterail_router::http::{self, Listening, Protocol};
+use gaterail_router::serving::Server;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::config::ServeConfig;
+use super::load::Loaded;
+use crate::error::CliError;
+use crate::terminal;
+
+const EVENT_THREADS: usize = 1;
+const TEXT_THREADS_MAX: usize = 4;
+/// The file of keys is looked at this often.
+const KEYS_EVERY: Duration = Duration::from_secs(1);
+const ENGINE_EVERY: Duration = Duration::from_millis(20);
+/// Connections may take so long to end once nothing is left to answer.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Ended by a second signal, as shells have it for an interrupt.
+const INTERRUPTED: i32 = 130;
+
+/// Sockets that are bound and do not yet answer.
+pub struct Ports {
+    pub http: SocketAddr,
+    pub grpc: Option<SocketAddr>,
+    http_socket: TcpListener,
+    grpc_socket: Option<TcpListener>,
+}
+
+impl Ports {
+    pub fn bind(config: &ServeConfig) -> Result<Ports, CliError> {
+        let http_socket = bind(config.listen, "--listen")?;
+        let grpc_socket = config.grpc_listen.map(|address| bind(address, "--grpc-listen")).transpose()?;
+        let own =
+            |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
+        Ok(Ports {
+            http: own(&http_socket)?,
+            grpc: grpc_socket.as_ref().map(own).transpose()?,
+            http_socket,
+            grpc_socket,
+        })
+    }
+}
+
+fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
+    let socket = TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => CliError::Refused(format!(
+            "{address} is taken by another program; choose another with {flag} HOST:PORT (port 0 is any that is free)"
+        )),
+        std::io::ErrorKind::AddrNotAvailable => {
+            CliError::Refused(format!("{address} is no address of this machine; see {flag}"))
+        }
+        _ => CliError::Io { what: format!("listening on {address}"), source: error },
+    })?;
+    socket.set_nonblocking(true).map_err(CliError::io("preparing a socket"))?;
+    Ok(socket)
+}
+
+/// A server that answers.
+pub struct Serving {
+    runtime: Runtime,
+    server: Arc<Server>,
+    engine: std::thread::JoinHandle<()>,
+    listening: Vec<Listening>,
+}
+
+impl Serving {
+    pub fn start(loaded: Loaded, ports: Ports, config: &ServeConfig) -> Result<Serving, CliError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(EVENT_THREADS)
+            .max_blocking_threads(TEXT_THREADS_MAX)
+            .thread_name("gaterail-front")
+            .enable_all()
+            .build()
+            .map_err(CliError::io("starting the event loop"))?;
+        let server = loaded.server;
+        let listening = runtime.block_on(async {
+            let start = |socket, app, protocol| {
+                let socket = tokio::net::TcpListener::from_std(socket)?;
+                Listening::start(socket, app, protocol, server.clone(), config.sockets.clone())
+            };
+            let mut listening =
+                vec![start(ports.http_socket, http::routes(server.clone()), Protocol::Http1)?];
+            if let Some(socket) = ports.grpc_socket {
+                listening.push(start(socket, grpc::routes(server.clone()), Protocol::Http2)?);
+            }
+            Ok(listening)
+        });
+        let listening = listening.map_err(CliError::io("listening"))?;
+        runtime.spawn(watch_keys(server.clone()));
+        Ok(Serving { runtime, server, engine: loaded.engine, listening })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once.
+    pub fn until_signal(self, config: &ServeConfig) -> Result<(), CliError> {
+        let signals = self.runtime.block_on(async {
+            let (mut end, mut interrupt) =
+                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
+            Ok((end, interrupt))
+        });
+        let (mut end, mut interrupt) = signals.map_err(CliError::io("waiting for signals"))?;
+        let load = self.server.served.engine.load();
+        terminal::note(&format!(
+            "gaterail: stopping; {} requests are finished first, for at most {} s. Once more to stop at once",
+            load.running + load.waiting,
+            config.drain.as_secs()
+        ));
+        self.runtime.spawn(async move {
+            tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
+            std::process::exit(INTERRUPTED);
+        });
+        self.stop(config.drain_grace, config.drain);
+        Ok(())
+    }
+
+    /// Not ready first, then no more requests, then no more connections.
+    pub fn stop(self, grace: Duration, drain: Duration) {
+        let Serving { runtime, server, engine, listening } = self;
+        server.retire();
+        runtime.block_on(async {
+            tokio::time::sleep(grace).await;
+            let deadline = Instant::now() + drain;
+            server.served.engine.drain(deadline);
+            while !engine.is_finished() && Instant::now() < deadline + GOODBYE {
+                tokio::time::sleep(ENGINE_EVERY).await;
+            }
+            for port in listening {
+                port.stop(GOODBYE).await;
+            }
+        });
+        runtime.shutdown_timeout(GOODBYE);
+    }
+}
+
+/// A key that was added opens, and one that was revoked does not, without a restart.
+async fn watch_keys(server: Arc<Server>) {
+    let mut last = None;
+    loop {
+        tokio::time::sleep(KEYS_EVERY).await;
+        let outcome = server.gate.reload().map_err(|error| error.to_string()).err();
+        // Once for each new trouble, not every second.
+        if let Some(error) = outcome.as_ref().filter(|_| outcome != last) {
+            terminal::note(&format!("gaterail: the keys stay as they were: {error}"));
+        }
+        last = outcome;
+    }
+}

@@ -1,0 +1,207 @@
+//! Every setting of `gaterail serve`.
+
+use crate::settings::{Kind, Setting};
+
+const ONE: Setting = Setting { name: "", also: &[], kind: Kind::One, value: "", default: "", help: "" };
+const MANY: Setting = Setting { kind: Kind::Many, ..ONE };
+const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
+
+/// Settings whose values are not shown.
+pub const SECRET: [&str; 1] = ["api-key"];
+
+pub static TABLE: [Setting; 37] = [
+    Setting {
+        name: "model",
+        kind: Kind::Positional,
+        value: "MODEL",
+        help: "A Hugging Face folder, a GGUF file, or ORG/NAME that `gaterail pull` has fetched; the demo model where there is none",
+        ..ONE
+    },
+    Setting {
+        name: "listen",
+        value: "ADDRESS",
+        default: "127.0.0.1:8000",
+        help: "Where HTTP is answered. An address that others can reach needs keys, or --insecure",
+        ..ONE
+    },
+    Setting { name: "host", value: "HOST", help: "The host of --listen alone", ..ONE },
+    Setting { name: "port", value: "PORT", help: "The port of --listen alone", ..ONE },
+    Setting {
+        name: "grpc-listen",
+        value: "ADDRESS",
+        help: "Where gRPC is answered; nowhere unless this is given",
+        ..ONE
+    },
+    Setting {
+        name: "weights",
+        value: "KIND",
+        default: "auto",
+        help: "The precision of experts, projections and head: auto, stored, f32, bf16, int8 or int4",
+        ..ONE
+    },
+    Setting {
+        name: "kv-cache-dtype",
+        value: "KIND",
+        default: "auto",
+        help: "What the KV cache stores: auto, f32 or f16",
+        ..ONE
+    },
+    Setting {
+        name: "packed-cache",
+        value: "WHERE",
+        default: "auto",
+        help: "Where packed weights are kept for the next start: off, auto (the user's cache folder) or a folder",
+        ..ONE
+    },
+    Setting {
+        name: "device",
+        value: "DEVICE",
+        default: "auto",
+        help: "Where to run: auto, cpu, cuda or cuda:N",
+        ..ONE
+    },
+    Setting { name: "threads", value: "N", help: "Threads to compute with; all cores by default", ..ONE },
+    Setting {
+        name: "max-batch",
+        also: &["max-num-seqs"],
+        value: "N",
+        default: "16",
+        help: "Sequences that run at once (vLLM: --max-num-seqs)",
+        ..ONE
+    },
+    Setting {
+        name: "max-context",
+        also: &["max-model-len"],
+        value: "TOKENS",
+        help: "Prompt and answer of one sequence together; the model's own context by default (vLLM: --max-model-len)",
+        ..ONE
+    },
+    Setting {
+        name: "step-tokens",
+        also: &["max-num-batched-tokens"],
+        value: "TOKENS",
+        default: "512",
+        help: "Tokens of one step, prompts and answers together (vLLM: --max-num-batched-tokens)",
+        ..ONE
+    },
+    Setting {
+        name: "kv-memory",
+        also: &["kv-cache-memory-bytes"],
+        value: "BYTES",
+        help: "Memory for KV, such as 4GiB; by default what --max-batch sequences need, as far as memory allows",
+        ..ONE
+    },
+    Setting {
+        name: "served-model-name",
+        value: "NAME",
+        help: "What clients call the model; may be given several times. By default its place or name",
+        ..MANY
+    },
+    Setting {
+        name: "api-key",
+        value: "KEY",
+        help: "A key that clients have to send, without limits; better in a variable than on the command line",
+        ..MANY
+    },
+    Setting {
+        name: "keys",
+        value: "FILE",
+        help: "The file of `gaterail keys`; gaterail/keys.json in the user's configuration by default",
+        ..ONE
+    },
+    Setting { name: "insecure", help: "Listen where others can reach it, without keys", ..SWITCH },
+    Setting {
+        name: "max-queue",
+        value: "N",
+        default: "256",
+        help: "Requests that may wait; the next is refused with a time to come again",
+        ..ONE
+    },
+    Setting {
+        name: "max-queue-tokens",
+        value: "TOKENS",
+        default: "1048576",
+        help: "Prompt tokens of the requests that may wait",
+        ..ONE
+    },
+    Setting {
+        name: "no-prefix-cache",
+        also: &["no-enable-prefix-caching"],
+        help: "Forget a prompt's KV with its request (vLLM: --no-enable-prefix-caching)",
+        ..SWITCH
+    },
+    Setting {
+        name: "generation-config",
+        value: "WHICH",
+        default: "auto",
+        help: "auto takes sampling defaults from the model's generation_config.json; off (or vllm) takes OpenAI's",
+        ..ONE
+    },
+    Setting {
+        name: "cors-origin",
+        value: "ORIGIN",
+        help: "Web pages that may call, such as https://chat.example; * is all. By default all if keys are needed, else this machine's",
+        ..MANY
+    },
+    Setting { name: "max-body", value: "BYTES", default: "32MiB", help: "Bytes of a request's body", ..ONE },
+    Setting { name: "max-connections", value: "N", default: "4096", help: "Connections at once", ..ONE },
+    Setting {
+        name: "header-seconds",
+        value: "S",
+        default: "30",
+        help: "Time for a request's headers to arrive, and for a connection to be idle",
+        ..ONE
+    },
+    Setting { name: "body-seconds", value: "S", default: "60", help: "Time for a body to arrive", ..ONE },
+    Setting {
+        name: "request-seconds",
+        value: "S",
+        default: "3600",
+        help: "Time for an answer to be whole",
+        ..ONE
+    },
+    Setting {
+        name: "stall-seconds",
+        value: "S",
+        default: "30",
+        help: "How long a client may take nothing of its answer",
+        ..ONE
+    },
+    Setting {
+        name: "keep-alive-seconds",
+        value: "S",
+        default: "15",
+        help: "A stream with nothing to say sends a comment this often",
+        ..ONE
+    },
+    Setting {
+        name: "drain-seconds",
+        value: "S",
+        default: "30",
+        help: "After SIGTERM: how long running answers may take",
+        ..ONE
+    },
+    Setting {
+        name: "drain-grace-seconds",
+        value: "S",
+        default: "0",
+        help: "After SIGTERM: how long requests are still taken while /readyz already says no",
+        ..ONE
+    },
+    Setting {
+        name: "log",
+        value: "FORMAT",
+        default: "text",
+        help: "One line for every request on standard error: text, json or off",
+        ..ONE
+    },
+    Setting { name: "no-metric-aliases", help: "Leave vLLM's names out of /metrics", ..SWITCH },
+    Setting { name: "no-memory-check", help: "Load even if weights and KV do not fit in memory", ..SWITCH },
+    Setting {
+        name: "config",
+        value: "FILE",
+        help: "A TOML file with these settings; gaterail/serve.toml in the user's configuration if it is there",
+        ..ONE
+    },
+    Setting { name: "print-config", help: "Show every setting with its origin, and end", ..SWITCH },
+];

@@ -1,0 +1,9 @@
+//! `gaterail serve` as its clients and its operator meet it: the real program, the demo model, real sockets.
+
+mod bad_input;
+mod clients;
+mod keys;
+mod lifecycle;
+mod server;
+mod slow;
+mod stream;

@@ -1,0 +1,129 @@
+//! The keys of a server on disk: one JSON file that only its owner may read, replaced as a whole.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::key::KeyRecord;
+
+const FILE_BYTES_MAX: u64 = 16 << 20;
+const VERSION: u32 = 1;
+const MODE: u32 = 0o600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {detail}", path.display())]
+    Invalid { path: PathBuf, detail: String },
+}
+
+/// Where the keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    path: PathBuf,
+}
+
+/// Tells one state of the file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    version: u32,
+    keys: Vec<KeyRecord>,
+}
+
+impl KeyFile {
+    pub fn new(path: impl Into<PathBuf>) -> KeyFile {
+        KeyFile { path: path.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `None` where there is no file.
+    pub fn stamp(&self) -> Option<Stamp> {
+        let of = |metadata: std::fs::Metadata| Stamp {
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+        };
+        std::fs::metadata(&self.path).ok().map(of)
+    }
+
+    /// All keys, the revoked ones included. No file is no keys; a file that others may write is refused.
+    pub fn load(&self) -> Result<Vec<KeyRecord>, KeyFileError> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.io(error)),
+        };
+        let mode = file.metadata().map_err(|error| self.io(error))?.permissions().mode();
+        if mode & 0o022 != 0 {
+            return Err(self.invalid(format!("others may write it (mode {:o}); chmod 600", mode & 0o777)));
+        }
+        let mut text = String::new();
+        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| self.io(error))?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(self.invalid(format!("more than {FILE_BYTES_MAX} bytes")));
+        }
+        let contents: Contents =
+            serde_json::from_str(&text).map_err(|error| self.invalid(error.to_string()))?;
+        match contents.version {
+            VERSION => Ok(contents.keys),
+            other => Err(self.invalid(format!("version {other}; this program reads version {VERSION}"))),
+        }
+    }
+
+    /// Changes the keys. Nobody else changes them meanwhile, and a reader sees the old file or the new one.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Vec<KeyRecord>) -> T) -> Result<T, KeyFileError> {
+        if let Some(folder) = self.path.parent().filter(|folder| *folder != Path::new("")) {
+            std::fs::create_dir_all(folder).map_err(|error| self.io(error))?;
+        }
+        let lock = self.path.with_extension("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(&lock);
+        // Held until it is dropped.
+        let lock = lock.map_err(|error| self.io(error))?;
+        lock.lock().map_err(|error| self.io(error))?;
+        let mut keys = self.load()?;
+        let result = change(&mut keys);
+        self.replace(&Contents { version: VERSION, keys })?;
+        Ok(result)
+    }
+
+    fn replace(&self, contents: &Contents) -> Result<(), KeyFileError> {
+        let text = serde_json::to_string_pretty(contents).map_err(|error| self.invalid(error.to_string()))?;
+        let beside = self.path.with_extension(format!("new.{}", std::process::id()));
+        let write = || {
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(MODE).open(&beside)?;
+            file.write_all(text.as_bytes())?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            std::fs::rename(&beside, &self.path)
+        };
+        write().map_err(|error| {
+            let _ = std::fs::remove_file(&beside);
+            self.io(error)
+        })
+    }
+
+    fn io(&self, source: io::Error) -> KeyFileError {
+        KeyFileError::Io { path: self.path.clone(), source }
+    }
+
+    fn invalid(&self, detail: String) -> KeyFileError {
+        KeyFileError::Invalid { path: self.path.clone(), detail }
+    }
+}

@@ -1,0 +1,207 @@
+//! What callers leave for the engine's thread, and what it lets them see. Locks are held for a few assignments.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::admission::Admitted;
+use crate::api::{EngineLimits, Event, LoadSnapshot, Refusal};
+use crate::step::Gauges;
+
+/// A request on its way to the thread.
+pub struct Submission {
+    pub admitted: Admitted,
+    pub arrived: Instant,
+    pub events: mpsc::Sender<Event>,
+}
+
+/// What the thread finds when it looks.
+pub struct Orders {
+    pub new: Vec<Submission>,
+    /// Nothing more is accepted; what is there has until then, where there is a time.
+    pub ending: Option<Option<Instant>>,
+}
+
+/// How long the thread waits for something new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    No,
+    At(Duration),
+    UntilSomethingComes,
+}
+
+/// Shared by the handles and the thread.
+pub struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct State {
+    new: Vec<Submission>,
+    /// Requests that have not started, `new` and those in the thread's hands.
+    requests: usize,
+    tokens: usize,
+    draining: Option<Instant>,
+    /// All handles are gone.
+    abandoned: bool,
+    stopped: bool,
+    accepted: u64,
+    refused: u64,
+}
+
+struct Seen {
+    gauges: Gauges,
+    /// When the last step ended.
+    at: Instant,
+}
+
+impl Inbox {
+    pub fn new(now: Instant) -> Inbox {
+        let seen = Mutex::new(Seen { gauges: Gauges::default(), at: now });
+        Inbox { state: Mutex::default(), wake: Condvar::new(), seen }
+    }
+
+    /// Whether a request with so many tokens would be queued now; counted where it is not.
+    pub fn has_room(&self, tokens: usize, limits: &EngineLimits) -> Result<(), Refusal> {
+        let mut state = lock(&self.state);
+        let answer = self.room_in(&state, tokens, limits);
+        state.refused += u64::from(answer.is_err());
+        answer
+    }
+
+    /// Queues a request.
+    pub fn put(&self, submission: Submission, limits: &EngineLimits) -> Result<(), Refusal> {
+        let tokens = submission.admitted.request.prompt.len();
+        let mut state = lock(&self.state);
+        if let Err(refusal) = self.room_in(&state, tokens, limits) {
+            state.refused += 1;
+            return Err(refusal);
+        }
+        state.accepted += 1;
+        state.requests += 1;
+        state.tokens += tokens;
+        state.new.push(submission);
+        drop(state);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// A request was refused for another reason.
+    pub fn count_refusal(&self) {
+        lock(&self.state).refused += 1;
+    }
+
+    /// Accepts nothing more.
+    pub fn drain(&self, deadline: Instant) {
+        let mut state = lock(&self.state);
+        state.draining = Some(state.draining.map_or(deadline, |sooner| sooner.min(deadline)));
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// The last handle is gone.
+    pub fn abandon(&self) {
+        lock(&self.state).abandoned = true;
+        self.wake.notify_one();
+    }
+
+    /// What is new since the thread last looked; `started` requests with so many tokens have left the queue.
+    pub fn take(&self, started: (usize, usize), wait: Wait) -> Orders {
+        let mut state = lock(&self.state);
+        state.requests -= started.0;
+        state.tokens -= started.1;
+        let nothing =
+            |state: &mut State| state.new.is_empty() && state.draining.is_none() && !state.abandoned;
+        let mut state = match wait {
+            Wait::No => state,
+            Wait::At(most) => self
+                .wake
+                .wait_timeout_while(state, most, |state| state.new.is_empty())
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state),
+            Wait::UntilSomethingComes => {
+                self.wake.wait_while(state, nothing).unwrap_or_else(|poisoned| poisoned.into_inner())
+            }
+        };
+        let ending = (state.draining.is_some() || state.abandoned).then_some(state.draining);
+        Orders { new: std::mem::take(&mut state.new), ending }
+    }
+
+    /// The thread shows how it is.
+    pub fn show(&self, gauges: Gauges, at: Instant) {
+        *lock(&self.seen) = Seen { gauges, at };
+    }
+
+    /// The thread ends; what was left for it is dropped, and its channels are closed.
+    pub fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.stopped = true;
+        (state.requests, state.tokens) = (0, 0);
+        state.new.clear();
+    }
+
+    pub fn load(&self, now: Instant) -> LoadSnapshot {
+        let (gauges, at) = {
+            let seen = lock(&self.seen);
+            (seen.gauges, seen.at)
+        };
+        let state = lock(&self.state);
+        let counters = gauges.counters;
+        LoadSnapshot {
+            alive: !state.stopped,
+            draining: state.draining.is_some(),
+            queued_requests: state.requests,
+            queued_tokens: state.tokens,
+            waiting: gauges.waiting,
+            running: gauges.running,
+            paused: gauges.paused,
+            pages_total: gauges.pages_total,
+            pages_used: gauges.pages_used,
+            pages_cached: gauges.pages_cached,
+            requests: state.accepted,
+            refused: state.refused,
+            cancelled: counters.cancelled,
+            failed: counters.failed,
+            finished_stop: counters.finished_stop,
+            finished_length: counters.finished_length,
+            prompt_tokens: counters.prompt_tokens,
+            generated_tokens: counters.generated_tokens,
+            prefix_queries: counters.prefix_queries,
+            prefix_hits: counters.prefix_hits,
+            preemptions: counters.preemptions,
+            steps: counters.steps,
+            failed_steps: counters.failed_steps,
+            step_time: counters.step_time,
+            last_step: counters.last_step,
+            last_step_age: now.saturating_duration_since(at),
+        }
+    }
+
+    fn room_in(&self, state: &State, tokens: usize, limits: &EngineLimits) -> Result<(), Refusal> {
+        if state.stopped {
+            return Err(Refusal::Stopped);
+        }
+        if state.draining.is_some() {
+            return Err(Refusal::Draining);
+        }
+        // A prompt that is longer than the queue may be is let in when nobody else waits.
+        let too_many = state.requests >= limits.queue_requests_max;
+        let too_long = state.requests > 0 && state.tokens + tokens > limits.queue_tokens_max;
+        if too_many || too_long {
+            let pace = lock(&self.seen).gauges.pace;
+            return Err(Refusal::QueueFull {
+                requests: state.requests,
+                tokens: state.tokens,
+                retry_after: pace.retry_after(state.requests, state.tokens),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A lock whose holder panicked is taken all the same: only whole values are ever written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,177 @@
+//! The thread and its handle: refusals, draining, the end. With a model that says nothing but zeros.
+
+use std::time::{Duration, Instant};
+
+use gaterail_model::sampler::SamplingParams;
+use gaterail_model::walk::{Batch, StepError};
+
+use super::*;
+use crate::api::*;
+use crate::model::Model;
+
+/// Takes some time for every step.
+struct Slow {
+    step: Duration,
+    panics: bool,
+    logits: Vec<f32>,
+}
+
+impl Model for Slow {
+    fn architecture(&self) -> &str {
+        "Slow"
+    }
+
+    fn vocab(&self) -> usize {
+        8
+    }
+
+    fn context(&self) -> usize {
+        256
+    }
+
+    fn pages(&self) -> usize {
+        64
+    }
+
+    fn rows_max(&self) -> usize {
+        64
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
+        assert!(!self.panics, "told to");
+        std::thread::sleep(self.step);
+        self.logits.clear();
+        self.logits.resize(batch.logits.len() * 8, 0.0);
+        Ok(&mut self.logits)
+    }
+}
+
+fn start(step_ms: u64, panics: bool, limits: EngineLimits) -> (Engine, std::thread::JoinHandle<()>) {
+    let step = Duration::from_millis(step_ms);
+    let build = move || {
+        let runner = Slow { step, panics, logits: Vec::new() };
+        Ok::<_, ()>(EngineParts { runner, tokenizer: None, stop_ids: Vec::new() })
+    };
+    Engine::start(build, limits).unwrap()
+}
+
+fn request(prompt: usize, max_tokens: usize) -> GenerateRequest {
+    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let prompt = vec![1; prompt];
+    let mut request = GenerateRequest::new(RequestId("r".into()), TenantId::anonymous(), prompt, params);
+    request.max_tokens = Some(max_tokens);
+    request
+}
+
+/// The load once the thread has seen that nobody is there.
+fn settled(engine: &Engine) -> LoadSnapshot {
+    let patience = Instant::now() + Duration::from_secs(10);
+    loop {
+        let load = engine.load();
+        let nobody = load.running + load.waiting + load.queued_requests == 0;
+        if nobody || Instant::now() > patience {
+            return load;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Tokens, and what came last.
+fn read(ticket: &mut Ticket) -> (usize, Option<Event>) {
+    let (mut tokens, mut last) = (0, None);
+    while let Some(event) = ticket.blocking_next() {
+        tokens += usize::from(matches!(event, Event::Token(_)));
+        last = Some(event);
+    }
+    (tokens, last)
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_with_its_reason() {
+    let (engine, thread) = start(0, false, EngineLimits::default());
+    assert_eq!((engine.model().context, engine.model().kv_positions), (256, 4096));
+    let message = |request: GenerateRequest| engine.submit(request).err().unwrap().to_string();
+    let table = [
+        (request(0, 1), "the prompt has no tokens"),
+        (request(256, 1), "the prompt has 256 tokens, which leaves no room in the context of 256"),
+        (
+            request(200, 57),
+            "the prompt has 200 tokens and 57 more were asked for; together at most 256 are possible",
+        ),
+        (GenerateRequest { n: 17, ..request(1, 1) }, "n is 17; it has to be 1 to 16"),
+        (GenerateRequest { n: 0, ..request(1, 1) }, "n is 0; it has to be 1 to 16"),
+        (GenerateRequest { prompt: vec![1, 8], ..request(1, 1) }, "token 8 lies outside the vocabulary of 8"),
+        (
+            GenerateRequest { prompt_logprobs: Some(21), ..request(1, 1) },
+            "logprobs is 21; it has to be 0 to 20",
+        ),
+    ];
+    let refused = table.len() as u64;
+    for (request, expected) in table {
+        assert_eq!(message(request), expected);
+    }
+    assert_eq!(engine.load().refused, refused);
+    let mut fits = engine.submit(request(200, 56)).unwrap();
+    assert_eq!(read(&mut fits).0, 56);
+    drop(engine);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    let limits = EngineLimits {
+        batch_max: 1,
+        queue_requests_max: 3,
+        queue_tokens_max: 100,
+        ..EngineLimits::default()
+    };
+    let (engine, thread) = start(5, false, limits);
+    let mut first = engine.submit(request(10, 40)).unwrap();
+    while engine.load().running == 0 {
+        std::thread::yield_now();
+    }
+    let mut others: Vec<Ticket> = (0..2).map(|_| engine.submit(request(30, 1)).unwrap()).collect();
+    let refusal = engine.submit(request(41, 1)).unwrap_err();
+    assert!(matches!(refusal, Refusal::QueueFull { requests: 2, tokens: 60, .. }), "{refusal:?}");
+    others.push(engine.submit(request(1, 1)).unwrap());
+    let Refusal::QueueFull { retry_after, .. } = engine.submit(request(1, 1)).unwrap_err() else { panic!() };
+    assert!(retry_after >= Duration::from_secs(1) && retry_after <= Duration::from_secs(120));
+    assert_eq!(engine.load().queued_requests, 3);
+    assert_eq!(read(&mut first).0, 40);
+    others.iter_mut().for_each(|ticket| assert_eq!(read(ticket).0, 1));
+    let load = settled(&engine);
+    assert_eq!((load.queued_requests, load.queued_tokens, load.pages_used), (0, 0, 0));
+    assert_eq!((load.requests, load.refused, load.generated_tokens), (4, 2, 43));
+    drop(engine);
+    thread.join().unwrap();
+}
+
+#[test]
+fn draining_finishes_what_it_can_and_fails_the_rest() {
+    let limits = EngineLimits { batch_max: 1, ..EngineLimits::default() };
+    let (engine, thread) = start(2, false, limits);
+    let mut short = engine.submit(request(10, 10)).unwrap();
+    let mut long = engine.submit(request(10, 240)).unwrap();
+    engine.drain(Instant::now() + Duration::from_millis(200));
+    assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::Draining)));
+    assert_eq!(read(&mut short).0, 10);
+    assert_eq!(read(&mut long).1, Some(Event::Failed(Failure::Draining)));
+    thread.join().unwrap();
+    assert!(!engine.load().alive);
+    assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::Stopped)));
+}
+
+#[test]
+fn a_panic_fails_the_requests_and_ends_the_engine() {
+    let (engine, thread) = start(0, true, EngineLimits::default());
+    let mut ticket = engine.submit(request(10, 10)).unwrap();
+    assert!(matches!(read(&mut ticket).1, Some(Event::Failed(Failure::Step { .. }))));
+    thread.join().unwrap();
+    assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::Stopped)));
+}
+
+#[test]
+fn what_cannot_be_built_is_the_callers() {
+    let built = Engine::start(|| Err::<EngineParts<Slow>, _>("no model"), EngineLimits::default());
+    assert_eq!(built.err(), Some("no model"));
+}

@@ -1,0 +1,45 @@
+//! The loop: look what is new, step, show how it went.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::inbox::{Inbox, Wait};
+use crate::api::Failure;
+use crate::model::Model;
+use crate::step::{Core, Outcome};
+
+/// Steps until it is told to end and nothing is left. A panic fails what is there and ends the thread.
+pub(super) fn run<M: Model>(mut core: Core<M>, inbox: &Arc<Inbox>) {
+    let stepped = catch_unwind(AssertUnwindSafe(|| serve(&mut core, inbox)));
+    if stepped.is_err() {
+        let detail = "the engine panicked; its message is in the log".to_string();
+        core.fail_all(&Failure::Step { detail });
+    }
+    inbox.show(core.gauges(), Instant::now());
+    inbox.stop();
+}
+
+fn serve<M: Model>(core: &mut Core<M>, inbox: &Inbox) {
+    let mut wait = Wait::UntilSomethingComes;
+    loop {
+        let orders = inbox.take(core.take_dequeued(), wait);
+        for new in orders.new {
+            core.accept(new.admitted, new.arrived, new.events);
+        }
+        if let Some(until) = orders.ending {
+            if until.is_some_and(|until| until <= Instant::now()) {
+                core.fail_all(&Failure::Draining);
+            }
+            if core.is_empty() {
+                return;
+            }
+        }
+        wait = match core.step(Instant::now()) {
+            Outcome::Ran => Wait::No,
+            Outcome::Blocked => Wait::At(Core::<M>::poll_interval()),
+            Outcome::Empty => Wait::UntilSomethingComes,
+        };
+        inbox.show(core.gauges(), Instant::now());
+    }
+}

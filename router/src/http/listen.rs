@@ -1,0 +1,300 @@
+//! Connections: how many at once, how slow they may be, and how they end.
+//!
+//! A client that closes its sending half is taken for one that went away, as hyper does it: the two look alike.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
+
+use crate::openai::{ApiError, ErrorKind};
+use crate::serving::Server;
+
+/// Limits on what a socket may do.
+#[derive(Clone, Debug)]
+pub struct ListenLimits {
+    pub connections_max: usize,
+    /// All headers of a request have to arrive in this time; a connection may also be idle so long.
+    pub header_time_max: Duration,
+    pub headers_max: usize,
+    /// What hyper reads ahead: no header block can be larger.
+    pub read_buffer_bytes: usize,
+    /// A client has to take `write_bytes_min` in this time, or all that there is.
+    pub write_stall_max: Duration,
+    pub write_bytes_min: usize,
+    /// What the system keeps for a client that does not read.
+    pub send_buffer_bytes: usize,
+    /// HTTP/2: requests at once on a connection.
+    pub streams_max: u32,
+    /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
+    pub ping_every: Duration,
+}
+
+impl Default for ListenLimits {
+    fn default() -> ListenLimits {
+        ListenLimits {
+            connections_max: 4096,
+            header_time_max: Duration::from_secs(30),
+            headers_max: 100,
+            read_buffer_bytes: 64 << 10,
+            write_stall_max: Duration::from_secs(30),
+            write_bytes_min: 16 << 10,
+            send_buffer_bytes: 128 << 10,
+            streams_max: 256,
+            ping_every: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is spoken on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    /// HTTP/2 without TLS, as gRPC uses it.
+    Http2,
+}
+
+/// A port that is served.
+pub struct Listening {
+    pub address: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Listening {
+    /// Serves `app` on `listener` until `stop`.
+    pub fn start(
+        listener: TcpListener,
+        app: Router,
+        protocol: Protocol,
+        server: Arc<Server>,
+        limits: ListenLimits,
+    ) -> io::Result<Listening> {
+        let address = listener.local_addr()?;
+        let (stop, stopped) = watch::channel(false);
+        let port = Port { app, protocol, server, limits: Arc::new(limits) };
+        let accepting = tokio::spawn(accept(listener, port, stopped));
+        Ok(Listening { address, stop, accepting })
+    }
+
+    /// Takes no more connections; those that are open finish what they are at, but not beyond `patience`.
+    pub async fn stop(self, patience: Duration) {
+        let _ = self.stop.send(true);
+        let mut accepting = self.accepting;
+        if tokio::time::timeout(patience, &mut accepting).await.is_err() {
+            accepting.abort();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Port {
+    app: Router,
+    protocol: Protocol,
+    server: Arc<Server>,
+    limits: Arc<ListenLimits>,
+}
+
+async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(port.limits.connections_max));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.changed() => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, _)) => match room.clone().try_acquire_owned() {
+                Ok(permit) => {
+                    connections.spawn(connection(stream, port.clone(), stopped.clone(), permit));
+                }
+                Err(_) => {
+                    port.server.metrics.connections_refused.fetch_add(1, Relaxed);
+                    connections.spawn(turn_away(stream, port.protocol));
+                }
+            },
+            // Out of descriptors, mostly: others have to end first.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(
+    stream: TcpStream,
+    port: Port,
+    stopped: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) {
+    // Tokens are small; none waits for the next.
+    let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
+    port.server.metrics.connections.fetch_add(1, Relaxed);
+    let limits = &port.limits;
+    let io = TokioIo::new(Patient::new(stream, limits.write_stall_max, limits.write_bytes_min));
+    let service = TowerToHyperService::new(port.app.clone());
+    // How a connection ends, well or badly, is its client's business.
+    match port.protocol {
+        Protocol::Http1 => {
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.header_time_max)
+                .max_headers(limits.headers_max)
+                .max_buf_size(limits.read_buffer_bytes);
+            let connection = builder.serve_connection(io, service);
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                _ = connection.as_mut() => true,
+                () = is_stopped(stopped) => false,
+            };
+            if !ended {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+        Protocol::Http2 => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .max_header_list_size(32 << 10)
+                .max_concurrent_streams(limits.streams_max)
+                .keep_alive_interval(limits.ping_every)
+                .keep_alive_timeout(limits.ping_every);
+            let connection = builder.serve_connection(io, service);
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                _ = connection.as_mut() => true,
+                () = is_stopped(stopped) => false,
+            };
+            if !ended {
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+    }
+    port.server.metrics.connections.fetch_sub(1, Relaxed);
+    drop(permit);
+}
+
+async fn is_stopped(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone has stopped, too.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// One connection too many is told so.
+async fn turn_away(mut stream: TcpStream, protocol: Protocol) {
+    if protocol == Protocol::Http2 {
+        return;
+    }
+    let error = ApiError::new(ErrorKind::Overloaded, "too many connections are open");
+    let body = error.object().to_string();
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close";
+    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let write = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
+}
+
+/// A stream that gives up on a client that takes too little for too long.
+struct Patient {
+    stream: TcpStream,
+    stall_max: Duration,
+    bytes_min: usize,
+    /// Runs while bytes wait for the client.
+    waiting: Option<Pin<Box<Sleep>>>,
+    /// Taken since it runs.
+    taken: usize,
+}
+
+impl Patient {
+    fn new(stream: TcpStream, stall_max: Duration, bytes_min: usize) -> Patient {
+        Patient { stream, stall_max, bytes_min, waiting: None, taken: 0 }
+    }
+
+    fn wrote(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match result {
+            Poll::Ready(Ok(bytes)) => {
+                self.taken += bytes;
+                if self.taken >= self.bytes_min {
+                    self.waiting = None;
+                }
+                Poll::Ready(Ok(bytes))
+            }
+            Poll::Pending => {
+                if self.waiting.is_none() {
+                    self.taken = 0;
+                    self.waiting = Some(Box::pin(tokio::time::sleep_until(Instant::now() + self.stall_max)));
+                }
+                let over = self.waiting.as_mut().is_some_and(|sleep| sleep.as_mut().poll(context).is_ready());
+                if over { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
+            }
+            failed => failed,
+        }
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(context, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.wrote(context, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// Hyper flushes when all that it had is written: nobody waits.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waiting = None;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

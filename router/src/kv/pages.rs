@@ -1,0 +1,358 @@
+//! All pages: who holds them, and what full ones say.
+//!
+//! A full page is known by its tokens and by the page before it, down to a root that is the tenant and the salt of the
+//! request: a chain in which every link is compared and not only hashed, so that no collision can leak or mix anything.
+//! What a position stores depends on the tokens up to it alone (contract 3), so that two pages with one name hold the
+//! same bytes, and the later one gives way to the earlier.
+//!
+//! Pages that nobody holds stay findable until their room is needed; those that were let go first go first, and of one
+//! sequence the last page before the ones it follows.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use gaterail_kernels::ops::PAGE_POSITIONS;
+
+use crate::api::TenantId;
+
+/// Who may share pages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Salt {
+    pub tenant: TenantId,
+    pub extra: Option<Arc<str>>,
+}
+
+/// What a page follows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Parent {
+    Root(Salt),
+    /// The name of a full page; never given twice.
+    Page(u64),
+}
+
+/// What makes two pages the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Content {
+    parent: Parent,
+    tokens: [u32; PAGE_POSITIONS],
+}
+
+/// A full page that can be found.
+#[derive(Clone, Debug)]
+struct Known {
+    name: u64,
+    content: Arc<Content>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Page {
+    /// Sequences that hold it.
+    holders: u32,
+    known: Option<Known>,
+    /// When the last holder let it go: its place in `Pages::idle`.
+    let_go: u64,
+}
+
+/// Full pages from the beginning of a text that are there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    pub pages: Vec<u32>,
+    /// What the next page follows.
+    pub parent: Parent,
+    /// Those that nobody holds at the moment.
+    pub idle: usize,
+}
+
+/// The pages of one lane.
+#[derive(Debug)]
+pub struct Pages {
+    pages: Vec<Page>,
+    free: Vec<u32>,
+    /// Known pages without a holder, by the time they were let go.
+    idle: BTreeMap<u64, u32>,
+    index: HashMap<Arc<Content>, u32>,
+    keep: bool,
+    names: u64,
+    clock: u64,
+}
+
+impl Pages {
+    /// `total` free pages; with `keep`, full ones stay findable.
+    pub fn new(total: usize, keep: bool) -> Pages {
+        Pages {
+            pages: vec![Page::default(); total],
+            free: (0..total as u32).rev().collect(),
+            idle: BTreeMap::new(),
+            index: HashMap::new(),
+            keep,
+            names: 0,
+            clock: 0,
+        }
+    }
+
+    pub fn total(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Pages that can be had: the free ones, and those that nobody holds.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    /// Pages that are kept though nobody holds them.
+    pub fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// The full pages with which `tokens` begins, `pages_max` at most.
+    pub fn find(&self, salt: &Salt, tokens: &[u32], pages_max: usize) -> Hit {
+        let mut hit = Hit { pages: Vec::new(), parent: Parent::Root(salt.clone()), idle: 0 };
+        if !self.keep {
+            return hit;
+        }
+        for tokens in tokens.as_chunks::<PAGE_POSITIONS>().0.iter().take(pages_max) {
+            let content = Content { parent: hit.parent.clone(), tokens: *tokens };
+            let Some(&page) = self.index.get(&content) else { break };
+            let at = &self.pages[page as usize];
+            // What is in the index is known.
+            let Some(known) = &at.known else { break };
+            hit.idle += usize::from(at.holders == 0);
+            hit.parent = Parent::Page(known.name);
+            hit.pages.push(page);
+        }
+        hit
+    }
+
+    /// Holds the pages of a hit.
+    pub fn hold(&mut self, hit: &Hit) {
+        for &page in &hit.pages {
+            let at = &mut self.pages[page as usize];
+            assert!(at.known.is_some(), "page {page} of a hit is gone");
+            if at.holders == 0 {
+                self.idle.remove(&at.let_go);
+            }
+            at.holders += 1;
+        }
+    }
+
+    /// A page to write, held once; of the idle ones the one that was let go first. `None` when all are held.
+    pub fn fresh(&mut self) -> Option<u32> {
+        let page = match self.free.pop() {
+            Some(page) => page,
+            None => {
+                let (_, page) = self.idle.pop_first()?;
+                self.forget(page);
+                page
+            }
+        };
+        self.pages[page as usize].holders = 1;
+        Some(page)
+    }
+
+    /// Makes a page findable that is full now, and returns the page to go on with: an older one that says the same, or
+    /// this one. And what the next page follows.
+    pub fn complete(&mut self, page: u32, parent: Parent, tokens: [u32; PAGE_POSITIONS]) -> (u32, Parent) {
+        if !self.keep {
+            return (page, parent);
+        }
+        let content = Content { parent, tokens };
+        if let Some(&older) = self.index.get(&content) {
+            let at = &mut self.pages[older as usize];
+            if at.holders == 0 {
+                self.idle.remove(&at.let_go);
+            }
+            at.holders += 1;
+            let name = at.known.as_ref().map_or(0, |known| known.name);
+            self.let_go(page);
+            return (older, Parent::Page(name));
+        }
+        self.names += 1;
+        let content = Arc::new(content);
+        self.index.insert(content.clone(), page);
+        let at = &mut self.pages[page as usize];
+        assert!(at.holders == 1 && at.known.is_none(), "page {page} was completed twice");
+        at.known = Some(Known { name: self.names, content });
+        (page, Parent::Page(self.names))
+    }
+
+    /// Lets the pages of a sequence go, the last one first.
+    pub fn release(&mut self, pages: Vec<u32>) {
+        pages.into_iter().rev().for_each(|page| self.let_go(page));
+    }
+
+    /// How many of `pages` have no other holder.
+    pub fn held_once(&self, pages: &[u32]) -> usize {
+        pages.iter().filter(|&&page| self.pages[page as usize].holders == 1).count()
+    }
+
+    /// Forgets what idle pages say: all of them are free then.
+    pub fn clear(&mut self) {
+        while let Some((_, page)) = self.idle.pop_first() {
+            self.forget(page);
+            self.free.push(page);
+        }
+    }
+
+    fn let_go(&mut self, page: u32) {
+        let at = &mut self.pages[page as usize];
+        assert!(at.holders > 0, "page {page} was released twice");
+        at.holders -= 1;
+        if at.holders > 0 {
+            return;
+        }
+        if at.known.is_some() {
+            self.clock += 1;
+            at.let_go = self.clock;
+            self.idle.insert(self.clock, page);
+        } else {
+            self.free.push(page);
+        }
+    }
+
+    fn forget(&mut self, page: u32) {
+        if let Some(known) = self.pages[page as usize].known.take() {
+            self.index.remove(&known.content);
+        }
+    }
+
+    /// Checks that every page is in one place only, given the tables of all sequences and how many of the pages in each
+    /// are full and will not be written again. Returns what is wrong.
+    pub fn audit<'a>(&self, tables: impl Iterator<Item = (&'a [u32], usize)>) -> Result<(), String> {
+        let mut holders = vec![0u32; self.pages.len()];
+        let mut written = vec![0u32; self.pages.len()];
+        for (pages, full) in tables {
+            for (at, &page) in pages.iter().enumerate() {
+                holders[page as usize] += 1;
+                written[page as usize] += u32::from(at >= full);
+            }
+        }
+        let mut free = vec![0u32; self.pages.len()];
+        self.free.iter().chain(self.idle.values()).for_each(|&page| free[page as usize] += 1);
+        for (index, page) in self.pages.iter().enumerate() {
+            let wrong = |what: &str| Err(format!("page {index}: {what}"));
+            if page.holders != holders[index] {
+                return wrong(&format!("{} holders are counted, {} hold it", page.holders, holders[index]));
+            }
+            if free[index] != u32::from(page.holders == 0) {
+                return wrong(&format!("{} holders, {} times free", page.holders, free[index]));
+            }
+            if written[index] > 0 && (page.holders > 1 || page.known.is_some()) {
+                return wrong("written by one sequence and found or held by others");
+            }
+            let found = page.known.as_ref().map(|known| self.index.get(&known.content));
+            if found.is_some_and(|found| found != Some(&(index as u32))) {
+                return wrong("known by a name that leads elsewhere");
+            }
+        }
+        if self.index.len() != self.pages.iter().filter(|page| page.known.is_some()).count() {
+            return Err("the index names pages that are not known".to_string());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn salt(name: &str) -> Salt {
+        Salt { tenant: TenantId(name.into()), extra: None }
+    }
+
+    fn full(of: u32) -> [u32; PAGE_POSITIONS] {
+        [of; PAGE_POSITIONS]
+    }
+
+    /// A sequence that computed the pages that `of` names.
+    fn computed(pages: &mut Pages, salt: &Salt, of: &[u32]) -> Vec<u32> {
+        let mut parent = Parent::Root(salt.clone());
+        let mut table = Vec::new();
+        for &of in of {
+            let page = pages.fresh().unwrap();
+            let (page, next) = pages.complete(page, parent, full(of));
+            parent = next;
+            table.push(page);
+        }
+        table
+    }
+
+    fn text(of: &[u32]) -> Vec<u32> {
+        of.iter().flat_map(|&of| full(of)).collect()
+    }
+
+    #[test]
+    fn prompts_that_begin_alike_share_pages_within_a_salt() {
+        let mut pages = Pages::new(8, true);
+        let a = computed(&mut pages, &salt("a"), &[1, 2, 3]);
+        let find = |pages: &Pages, name: &str, of: &[u32], most| pages.find(&salt(name), &text(of), most);
+        assert_eq!(find(&pages, "a", &[1, 2, 9], 9).pages, a[..2]);
+        assert_eq!(find(&pages, "a", &[1, 2, 3, 4], 1).pages, a[..1]);
+        // The same page behind another is another page.
+        assert_eq!(find(&pages, "a", &[2, 3], 9).pages, [0u32; 0]);
+        assert_eq!(find(&pages, "b", &[1, 2], 9).pages, [0u32; 0]);
+        let salted = Salt { extra: Some("x".into()), ..salt("a") };
+        assert_eq!(pages.find(&salted, &text(&[1]), 9).pages, [0u32; 0]);
+        let hit = find(&pages, "a", &[1, 2], 9);
+        assert_eq!(hit.idle, 0);
+        pages.hold(&hit);
+        pages.release(a.clone());
+        assert_eq!((pages.idle(), pages.available()), (1, 6));
+        assert_eq!(pages.audit([(&hit.pages[..], 2)].into_iter()), Ok(()));
+        // What a holder still has cannot be taken; what nobody has can, however known it is.
+        assert_eq!((0..6).filter_map(|_| pages.fresh()).count(), 6);
+        assert_eq!(pages.fresh(), None);
+        assert_eq!(find(&pages, "a", &[1, 2, 3], 9).pages, a[..2]);
+    }
+
+    #[test]
+    fn the_end_of_what_was_let_go_first_goes_first() {
+        let mut pages = Pages::new(4, true);
+        let a = computed(&mut pages, &salt("a"), &[1, 2]);
+        let b = computed(&mut pages, &salt("a"), &[3, 4]);
+        pages.release(b.clone());
+        pages.release(a.clone());
+        assert_eq!(pages.fresh(), Some(b[1]));
+        assert_eq!(pages.find(&salt("a"), &text(&[3, 4]), 9).pages, b[..1]);
+        assert_eq!(pages.fresh(), Some(b[0]));
+        assert_eq!(pages.fresh(), Some(a[1]));
+        assert_eq!(pages.find(&salt("a"), &text(&[1, 2]), 9).pages, a[..1]);
+    }
+
+    #[test]
+    fn a_page_computed_twice_is_kept_once() {
+        let mut pages = Pages::new(4, true);
+        let a = computed(&mut pages, &salt("a"), &[1]);
+        let b = computed(&mut pages, &salt("a"), &[1]);
+        assert_eq!(a, b);
+        assert_eq!(pages.available(), 3);
+        assert_eq!(pages.audit([(&a[..], 1), (&b[..], 1)].into_iter()), Ok(()));
+        pages.release(a);
+        pages.release(b);
+        assert_eq!((pages.available(), pages.idle()), (4, 1));
+        pages.clear();
+        assert_eq!((pages.available(), pages.idle()), (4, 0));
+        assert_eq!(pages.audit([].into_iter()), Ok(()));
+    }
+
+    #[test]
+    fn without_a_cache_pages_are_free_when_they_are_let_go() {
+        let mut pages = Pages::new(2, false);
+        let a = computed(&mut pages, &salt("a"), &[1, 2]);
+        pages.release(a);
+        assert_eq!((pages.available(), pages.idle()), (2, 0));
+        assert_eq!(pages.find(&salt("a"), &text(&[1]), 9).pages, [0u32; 0]);
+    }
+
+    #[test]
+    fn the_audit_sees_what_is_wrong() {
+        let mut pages = Pages::new(3, true);
+        let a = computed(&mut pages, &salt("a"), &[1]);
+        let audit = |pages: &Pages, tables: &[(&[u32], usize)]| {
+            pages.audit(tables.iter().copied()).err().unwrap_or_default()
+        };
+        assert_eq!(audit(&pages, &[]), "page 0: 1 holders are counted, 0 hold it");
+        assert!(audit(&pages, &[(&a, 0)]).contains("written by one"));
+        pages.free.push(a[0]);
+        assert!(audit(&pages, &[(&a, 1)]).contains("1 times free"));
+    }
+}

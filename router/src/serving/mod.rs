@@ -1,0 +1,21 @@
+//! What HTTP and gRPC share: the model as it is served, and the life of one request between a client and the engine.
+//!
+//! | file | |
+//! |---|---|
+//! | [`model`] | names, tokenizer, chat template, defaults; text to tokens beside the event loop |
+//! | [`server`] | everything a request needs, and whether the server is ready, draining or stuck |
+//! | [`admit`] | from a checked request to the engine's tickets, or a refusal |
+//! | [`scope`] | the account of one request: what it took, and how it ended |
+//! | [`log`] | one line for every request |
+
+pub mod admit;
+pub mod log;
+pub mod model;
+pub mod scope;
+pub mod server;
+
+pub use admit::{Admission, Answers, Work, events};
+pub use log::{LogFormat, RequestLog};
+pub use model::{ModelAbout, Served, ServedParts};
+pub use scope::Scope;
+pub use server::{Readiness, Server, ServerOptions};

@@ -1,0 +1,111 @@
+//! Everything that a request needs, shared by all of them; and the state of the server as a whole.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::log::RequestLog;
+use super::model::Served;
+use crate::auth::Gate;
+use crate::metrics::Metrics;
+use crate::openai::RequestLimits;
+
+/// What an operator decides.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    pub requests: RequestLimits,
+    /// Bytes of all bodies that are being read.
+    pub bodies_bytes_max: usize,
+    /// A body has to arrive in this time.
+    pub body_time_max: Duration,
+    /// An answer has to be whole in this time.
+    pub request_time_max: Duration,
+    /// A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead.
+    pub keep_alive: Duration,
+    /// An engine with work that has not moved for so long, and for 20 of its last steps, is stuck.
+    pub stuck_after: Duration,
+    /// Web pages of these origins may call; `*` is all. Empty: all if keys are needed, else those of this machine.
+    pub origins: Vec<String>,
+    /// vLLM's names in `/metrics`.
+    pub metric_aliases: bool,
+}
+
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
+            requests: RequestLimits::default(),
+            bodies_bytes_max: 256 << 20,
+            body_time_max: Duration::from_secs(60),
+            request_time_max: Duration::from_secs(3600),
+            keep_alive: Duration::from_secs(15),
+            stuck_after: Duration::from_secs(60),
+            origins: Vec::new(),
+            metric_aliases: true,
+        }
+    }
+}
+
+pub struct Server {
+    pub served: Served,
+    pub gate: Gate,
+    pub metrics: Metrics,
+    pub log: RequestLog,
+    pub options: ServerOptions,
+    pub bodies: tokio::sync::Semaphore,
+    /// Whether the server says that it is ready; off before it stops taking requests.
+    announced: AtomicBool,
+}
+
+/// Whether requests should come here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// It is about to stop.
+    Draining,
+    /// There is work, and it does not move.
+    Stuck,
+    /// The engine's thread has ended.
+    Dead,
+}
+
+/// Body bytes are counted in pieces of this size.
+pub const BODY_UNIT: usize = 64 << 10;
+
+impl Server {
+    pub fn new(served: Served, gate: Gate, log: RequestLog, options: ServerOptions) -> Server {
+        let bodies = tokio::sync::Semaphore::new((options.bodies_bytes_max / BODY_UNIT).max(1));
+        let metrics = Metrics::default();
+        Server { served, gate, metrics, log, options, bodies, announced: AtomicBool::new(true) }
+    }
+
+    /// Says "not ready" from now on, while requests are still taken.
+    pub fn retire(&self) {
+        self.announced.store(false, Relaxed);
+    }
+
+    pub fn is_retired(&self) -> bool {
+        !self.announced.load(Relaxed)
+    }
+
+    pub fn readiness(&self) -> Readiness {
+        let load = self.served.engine.load();
+        if load.draining || self.is_retired() {
+            return Readiness::Draining;
+        }
+        if !load.alive {
+            return Readiness::Dead;
+        }
+        let patience = self.options.stuck_after.max(load.last_step * 20);
+        if load.is_busy() && load.last_step_age > patience { Readiness::Stuck } else { Readiness::Ready }
+    }
+}
+
+impl Readiness {
+    pub fn word(self) -> &'static str {
+        match self {
+            Readiness::Ready => "ready",
+            Readiness::Draining => "draining",
+            Readiness::Stuck => "stuck",
+            Readiness::Dead => "dead",
+        }
+    }
+}

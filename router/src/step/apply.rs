@@ -1,0 +1,116 @@
+//! The plan carried out: pages taken away and given, and the batch that the model gets.
+
+use std::time::Instant;
+
+use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_model::walk::Row;
+
+use super::core::Core;
+use super::view::Seen;
+use crate::api::Event;
+use crate::kv::{Hit, Table};
+use crate::model::Model;
+use crate::schedule::{Plan, Who};
+use crate::sequence::SequenceId;
+
+/// Rows of one sequence in the batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ran {
+    pub id: SequenceId,
+    /// The position of the first.
+    pub start: usize,
+    pub rows: usize,
+    /// How many of them have their logits wanted.
+    pub wanted: usize,
+}
+
+impl<M: Model> Core<M> {
+    /// Makes the batch of a plan. Who is in it, in the batch's order.
+    pub(super) fn apply(&mut self, plan: &Plan, seen: Seen, now: Instant) -> Vec<Ran> {
+        plan.preempt.iter().for_each(|&at| self.preempt(seen.running[at]));
+        // First all hits are held, then pages are taken for the rest: so that none is taken that is part of a hit.
+        for &at in &plan.admit {
+            let (id, hit) = &seen.waiting[at];
+            self.begin(*id, hit.clone(), now);
+        }
+        for &at in &plan.admit {
+            let id = seen.waiting[at].0;
+            let positions = self.sequences[&id].tokens.len();
+            self.grow(id, positions);
+        }
+        self.batch.rows.clear();
+        self.batch.logits.clear();
+        self.batch.tables.clear();
+        let mut ran = Vec::with_capacity(plan.rows.len());
+        for share in &plan.rows {
+            let id = match share.who {
+                Who::Running(at) => seen.running[at],
+                Who::Waiting(at) => seen.waiting[at].0,
+            };
+            let positions = self.sequences[&id].computed + share.rows;
+            self.grow(id, positions);
+            ran.push(self.add(id, share.rows));
+        }
+        ran
+    }
+
+    /// Takes a sequence's pages away. What it has said stays said; it waits until it can compute them again.
+    fn preempt(&mut self, id: SequenceId) {
+        self.running.remove(&id);
+        let (active, sequence) = self.sequence_mut(id);
+        let tenant = active.tenant;
+        sequence.computed = 0;
+        sequence.preemptions += 1;
+        let table = std::mem::replace(&mut sequence.table, Table::new(&active.salt));
+        table.release(&mut self.pages);
+        self.waiting[tenant.0].insert(id);
+        self.counters.preemptions += 1;
+    }
+
+    /// A sequence gets in, with what the cache has of it.
+    fn begin(&mut self, id: SequenceId, hit: Hit, now: Instant) {
+        let table = Table::begin(hit, &mut self.pages);
+        let cached = table.full() * PAGE_POSITIONS;
+        let (active, sequence) = self.sequence_mut(id);
+        (sequence.computed, sequence.table) = (cached, table);
+        let (tenant, looked_up) = (active.tenant, sequence.tokens.len());
+        let is_first = sequence.preemptions == 0;
+        sequence.charged = sequence.charged.max(cached);
+        if active.started.is_none() {
+            active.started = Some(now);
+            active.cached_tokens = cached;
+            active.send(Event::Started { cached_tokens: cached });
+            let prompt = active.prompt_tokens;
+            self.dequeued.0 += 1;
+            self.dequeued.1 += prompt;
+        }
+        if is_first {
+            self.counters.prefix_queries += looked_up as u64;
+            self.counters.prefix_hits += cached as u64;
+        }
+        self.waiting[tenant.0].remove(&id);
+        self.running.insert(id);
+    }
+
+    fn grow(&mut self, id: SequenceId, positions: usize) {
+        let sequence = self.sequences.get_mut(&id);
+        let grown = sequence.is_some_and(|sequence| sequence.table.grow(positions, &mut self.pages));
+        assert!(grown, "the plan gave {id:?} rows without pages");
+    }
+
+    fn add(&mut self, id: SequenceId, rows: usize) -> Ran {
+        let (active, sequence) = (&self.requests[&id.request], &self.sequences[&id]);
+        let start = sequence.computed;
+        let at = self.batch.tables.len() as u32;
+        self.batch.tables.push(sequence.table.pages().to_vec());
+        let before = self.batch.logits.len();
+        for position in start..start + rows {
+            if active.wants_logits(sequence, position) {
+                self.batch.logits.push(self.batch.rows.len() as u32);
+            }
+            let token = sequence.tokens[position];
+            self.batch.rows.push(Row { token, position: position as u32, sequence: at });
+        }
+        Ran { id, start, rows, wanted: self.batch.logits.len() - before }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the schedule is made from.
+
+use gaterail_kernels::ops::PAGE_POSITIONS;
+
+use super::core::Core;
+use crate::kv::Hit;
+use crate::model::Model;
+use crate::schedule::{Running, View, Waiting};
+use crate::sequence::{Active, Sequence, SequenceId};
+
+/// A view, and who is meant by its places.
+pub(super) struct Seen {
+    pub view: View,
+    pub running: Vec<SequenceId>,
+    /// With what the cache has of each.
+    pub waiting: Vec<(SequenceId, Hit)>,
+}
+
+impl<M: Model> Core<M> {
+    pub(super) fn view(&self) -> Seen {
+        let mut seen = Seen {
+            view: View {
+                limits: self.step_limits(),
+                counters: self.fair.counters().to_vec(),
+                running: Vec::with_capacity(self.running.len()),
+                waiting: Vec::new(),
+                pages: self.pages.available(),
+            },
+            running: self.running.iter().copied().collect(),
+            waiting: Vec::new(),
+        };
+        self.see_waiting(&mut seen);
+        // What somebody would leave behind matters only where somebody may have to leave.
+        let crowded = !seen.waiting.is_empty() || self.pages.available() < self.running.len();
+        for id in &self.running {
+            let (active, sequence) = self.sequence(*id);
+            seen.view.running.push(Running {
+                tenant: active.tenant,
+                pending: sequence.pending(),
+                every_logit: active.wants_every_logit(sequence),
+                short: sequence.table.short_of(sequence.tokens.len()),
+                held: if crowded { self.pages.held_once(sequence.table.pages()) } else { 0 },
+                paused: active.paused.is_some(),
+            });
+        }
+        seen
+    }
+
+    /// Those who may get in: as many of each tenant as there are places, and one that may take somebody else's.
+    fn see_waiting(&self, seen: &mut Seen) {
+        let places = seen.view.limits.sequences.saturating_sub(self.running.len());
+        let paused = self.running.iter().filter(|id| self.sequence(**id).0.paused.is_some()).count();
+        for (tenant, queue) in self.waiting.iter().enumerate().filter(|(_, queue)| !queue.is_empty()) {
+            let runs = || self.running.iter().any(|id| self.sequence(*id).0.tenant.0 == tenant);
+            let most = match places + paused {
+                0 => usize::from(!runs()),
+                some => some,
+            };
+            let ready = queue.iter().filter(|id| self.sequence(**id).0.paused.is_none());
+            for id in ready.take(most) {
+                let (active, sequence) = self.sequence(*id);
+                let hit =
+                    self.pages.find(&active.salt, &sequence.tokens[..active.cacheable(sequence)], usize::MAX);
+                let cached = hit.pages.len() * PAGE_POSITIONS;
+                let all = sequence.tokens.len().div_ceil(PAGE_POSITIONS);
+                seen.view.waiting.push(Waiting {
+                    tenant: active.tenant,
+                    pending: sequence.tokens.len() - cached,
+                    every_logit: active.wants_every_logit(sequence),
+                    cost: all - hit.pages.len() + hit.idle,
+                });
+                seen.waiting.push((*id, hit));
+            }
+        }
+    }
+
+    pub(super) fn sequence(&self, id: SequenceId) -> (&Active, &Sequence) {
+        // Whoever runs or waits is there: `audit` checks it.
+        let active = self.requests.get(&id.request).expect("a request that is there");
+        (active, self.sequences.get(&id).expect("a choice that is not done"))
+    }
+
+    pub(super) fn sequence_mut(&mut self, id: SequenceId) -> (&mut Active, &mut Sequence) {
+        // As above.
+        let active = self.requests.get_mut(&id.request).expect("a request that is there");
+        (active, self.sequences.get_mut(&id).expect("a choice that is not done"))
+    }
+}
