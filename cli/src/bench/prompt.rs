@@ -22,7 +22,7 @@ pub fn fit<E>(
 ) -> Result<Prompt, E> {
     let base = if begin.is_empty() { 0 } else { count(begin)? };
     let mut words: Vec<&str> = Vec::new();
-    let mut cost = 1.0;
+    let mut cost: f64 = 1.0;
     let mut best: Option<Prompt> = None;
     add(&mut words, f64::from(target.saturating_sub(base)).max(1.0) as usize, random);
     for _ in 0..TRIES_MAX {
