@@ -103,11 +103,11 @@ impl Bench {
     /// All runs; each is saved as soon as it is over.
     fn run(mut self, json: Option<&Path>) -> Result<Vec<Saved>, CliError> {
         let mut results = Vec::new();
-        for arrivals in self.plan.runs.clone() {
+        for (index, arrivals) in self.plan.runs.clone().into_iter().enumerate() {
             if self.stop.load(Relaxed) {
                 break;
             }
-            results.push(self.one(arrivals)?);
+            results.push(self.one(index as u64, arrivals)?);
             if let Some(path) = json {
                 let lines = results.iter().map(|result| Value::Object(result.clone()).to_string() + "\n");
                 write(path, &lines.collect::<String>())?;
@@ -116,13 +116,14 @@ impl Bench {
         Ok(results)
     }
 
-    fn one(&mut self, arrivals: Arrivals) -> Result<Saved, CliError> {
+    /// Run `index`. No two runs share a prompt: the second would find the first's in the server's cache.
+    fn one(&mut self, index: u64, arrivals: Arrivals) -> Result<Saved, CliError> {
         let concurrency = match arrivals {
             Arrivals::Closed { concurrency } => Some(concurrency),
             Arrivals::Open { .. } | Arrivals::Trace => None,
         };
-        let seconds_each = self.warm_up(concurrency.unwrap_or(1))?;
-        let planned = self.planned(arrivals, seconds_each);
+        let seconds_each = self.warm_up(2 * index + 1, concurrency.unwrap_or(1))?;
+        let planned = self.planned(2 * index, arrivals, seconds_each);
         let requests = self.with_words(planned)?;
         let mut shown = Tally::new("bench", "requests", requests.len());
         let load = Load { until: self.plan.until, ..self.load(requests, concurrency) };
@@ -155,12 +156,12 @@ impl Bench {
     }
 
     /// Asks what is not measured. Out: seconds of one request.
-    fn warm_up(&mut self, concurrency: usize) -> Result<f64, CliError> {
+    fn warm_up(&mut self, part: u64, concurrency: usize) -> Result<f64, CliError> {
         let count = self.plan.warmup.unwrap_or(concurrency);
         if count == 0 {
             return Ok(1.0);
         }
-        let requests = self.with_words(self.plan.shape.requests(count, 1))?;
+        let requests = self.with_words(self.plan.shape.requests(count, part))?;
         let measured = load::run(self.load(requests, Some(concurrency)), &self.stop, |_| ());
         let answers = measured.records.iter().filter_map(|record| record.result.as_ref().ok());
         let times: Vec<f64> = answers.map(|answer| answer.e2el).collect();
@@ -179,7 +180,7 @@ impl Bench {
         Load { endpoint, dialect, requests, concurrency, until: None }
     }
 
-    fn planned(&self, arrivals: Arrivals, seconds_each: f64) -> Vec<Planned> {
+    fn planned(&self, part: u64, arrivals: Arrivals, seconds_each: f64) -> Vec<Planned> {
         let (shape, until) = (&self.plan.shape, self.plan.until.map(|until| until.as_secs_f64()));
         let count = |otherwise: usize| self.plan.requests.unwrap_or(otherwise.clamp(1, REQUESTS_MAX));
         match arrivals {
@@ -187,11 +188,11 @@ impl Bench {
                 // Half as many again as the warm-up's speed makes of the time.
                 let fill =
                     |until: f64| (1.5 * concurrency as f64 * until / seconds_each) as usize + concurrency;
-                shape.requests(count(until.map_or((4 * concurrency).max(16), fill)), 0)
+                shape.requests(count(until.map_or((4 * concurrency).max(16), fill)), part)
             }
             Arrivals::Open { rate, burstiness } => {
                 let fill = |until: f64| (rate * until).ceil() as usize;
-                let mut requests = shape.requests(count(until.map_or(OPEN_REQUESTS, fill)), 0);
+                let mut requests = shape.requests(count(until.map_or(OPEN_REQUESTS, fill)), part);
                 schedule(&mut requests, rate, burstiness, shape.seed);
                 requests
             }

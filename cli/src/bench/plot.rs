@@ -64,13 +64,17 @@ pub fn svg(results: &[Saved], title: &str) -> String {
     bars(&mut out, &place(0.0, 0.0, "Output tokens/s (more is better)"), results);
     shares(
         &mut out,
-        &place(1.0, 0.0, "Time to first token"),
+        &place(1.0, 0.0, "Time to first token: share of requests"),
         &curves(results, &|result| numbers(result, "ttfts")),
     );
-    shares(&mut out, &place(0.0, 1.0, "Time per output token, without the first"), &curves(results, &tpots));
     shares(
         &mut out,
-        &place(1.0, 1.0, "End to end"),
+        &place(0.0, 1.0, "Time per output token after the first: share of requests"),
+        &curves(results, &tpots),
+    );
+    shares(
+        &mut out,
+        &place(1.0, 1.0, "End to end: share of requests"),
         &curves(results, &|result| numbers(result, "latencies")),
     );
     out += "</svg>\n";

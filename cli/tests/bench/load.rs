@@ -117,11 +117,14 @@ fn a_trace_is_replayed() {
 #[test]
 fn runs_end_in_time_and_stand_side_by_side() {
     let fake = Fake::start(|_, _| Reply::Stream(good(20, 1, 0, 3)));
-    let ran = bench(&fake, &["--concurrency", "1,4", "--seconds", "0.5", "--input-len", "4"]);
+    let ran = bench(&fake, &["--concurrency", "1,4", "--seconds", "0.5", "--input-len", "12"]);
     assert_eq!(ran.results.len(), 2, "{}", ran.err);
     let completed = |index: usize| ran.results[index]["completed"].as_f64().expect("a number");
     // At 20 ms an answer: at most 26 by one, 104 by four.
     assert!((2.0..=26.0).contains(&completed(0)) && completed(1) > completed(0), "{}", ran.out);
+    // A prompt that came twice would be in the server's cache.
+    let (prompts, asked) = (prompts(&fake), fake.asked().len());
+    assert_eq!(prompts.into_iter().collect::<std::collections::BTreeSet<_>>().len(), asked);
     let heading = ran.out.lines().next().expect("a heading");
     assert!(heading.contains("c=1") && heading.contains("c=4"), "{heading}");
 }
