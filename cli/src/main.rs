@@ -39,7 +39,7 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     Serve(serve::ServeArgs),
     Chat(chat::ChatArgs),
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),

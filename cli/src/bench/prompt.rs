@@ -82,7 +82,8 @@ mod tests {
         let by_letters = |text: &str| text.split(' ').map(|word| word.len().div_ceil(3) as u32).sum::<u32>();
         let template = |text: &str| 9 + by_letters(text);
         let bytes = |text: &str| text.len() as u32;
-        let counts: [(&str, &dyn Fn(&str) -> u32); 4] =
+        type Count<'a> = &'a dyn Fn(&str) -> u32;
+        let counts: [(&str, Count); 4] =
             [("words", &by_word), ("letters", &by_letters), ("template", &template), ("bytes", &bytes)];
         for (name, count) in counts {
             for target in [1, 2, 9, 10, 64, 128, 1000, 4096] {
