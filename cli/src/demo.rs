@@ -24,13 +24,19 @@ macro_rules! carried {
 }
 
 /// Path in its folder and bytes of every file.
-static FILES: [(&str, &[u8]); 6] = carried![
+static FILES: [(&str, &[u8]); 12] = carried![
     "model/config.json",
     "model/model.safetensors",
     "model/tokenizer.json",
     "model/tokenizer_config.json",
     "model/chat_template.jinja",
     "model/generation_config.json",
+    "draft/config.json",
+    "draft/model.safetensors",
+    "draft/tokenizer.json",
+    "draft/tokenizer_config.json",
+    "draft/chat_template.jinja",
+    "draft/generation_config.json",
 ];
 
 /// Held-out prompts with their right answers, as JSON lines.

@@ -59,7 +59,7 @@ fn line(task: &str, question: &str, answer: &str) -> Value {
 
 #[test]
 fn the_committed_accuracy_holds() {
-    let (report, committed) = (evaluate(&["--tasks", &short_tasks(), "--weights", "stored"]), committed());
+    let (report, committed) = (evaluate(&["--tasks", &short_tasks(), "--weights", "f32"]), committed());
     for now in report["tasks"].as_array().expect("tasks") {
         let then = task(&committed, now["task"].as_str().expect("a name"));
         for figure in ["prompts", "right", "perplexity"] {
@@ -98,8 +98,12 @@ fn a_precision_is_near_another_and_nothing_is_apart_from_itself() {
         let same = int4["same_experts"].as_f64().expect("a number");
         assert!(same > 0.7 && same < 1.0, "int4 picks the same experts in {same}");
     }
-    let f32 = evaluate(&[few.as_slice(), &["--weights", "f32"]].concat());
-    assert_eq!(f32["tasks"], itself["tasks"], "stored bf16 with f32 activations is exact");
+    // What is stored in bf16 differs from f32 by what KV rounds away, and by nothing else.
+    let stored = against("stored", "f32")["against"]["kl_nats"].as_f64().expect("a number");
+    assert!(
+        stored > 0.0 && stored < divergence / 10.0,
+        "KL of what is stored: {stored}, of int4: {divergence}"
+    );
     assert_ne!(int4["perplexity"], itself["perplexity"]);
 }
 
@@ -159,6 +163,9 @@ fn a_model_is_its_own_best_draft() {
         &[few.as_slice(), &["--draft", demo_folder().join("model").to_str().expect("UTF-8")]].concat(),
     );
     assert_eq!(itself["draft_agreement"], json!(1.0));
+    let draft = evaluate(&["--limit", "4", "--tasks", &short_tasks(), "--draft", "demo"]);
+    let agreement = draft["draft_agreement"].as_f64().expect("a number");
+    assert!(agreement > 0.8 && agreement < 1.0, "the demo model's draft agrees in {agreement}");
 }
 
 #[test]

@@ -29,6 +29,7 @@ unsafe impl<T: Sync> Sync for AlignedVec<T> {}
 
 impl<T: Plain> AlignedVec<T> {
     pub(crate) fn try_zeros(len: usize) -> Option<AlignedVec<T>> {
+        const { assert!(align_of::<T>() <= LINE_BYTES) };
         let bytes = len.checked_mul(size_of::<T>())?;
         let pointer = match bytes {
             MAPPED_MIN.. => map_zeros(bytes)?,
@@ -81,9 +82,7 @@ fn map_zeros(bytes: usize) -> Option<std::ptr::NonNull<u8>> {
         if before > 0 {
             libc::munmap(start, before);
         }
-        if before < HUGE_PAGE {
-            libc::munmap(aligned.add(length), HUGE_PAGE - before);
-        }
+        libc::munmap(aligned.add(length), HUGE_PAGE - before);
         libc::madvise(aligned, length, libc::MADV_HUGEPAGE);
         std::ptr::NonNull::new(aligned as *mut u8)
     }

@@ -114,7 +114,7 @@ impl Pool {
         self.shared.take_parts(job);
         let mut spins = 0u32;
         while self.shared.busy.load(Ordering::Acquire) > 0 {
-            spins += 1;
+            spins = spins.saturating_add(1);
             if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
         if self.shared.panicked.swap(false, Ordering::Relaxed) {
@@ -234,8 +234,8 @@ mod tests {
                 counts[part].fetch_add(1, Ordering::Relaxed);
             });
             assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
-            if round % 50 == 0 {
-                std::thread::sleep(Duration::from_millis(1)); // let the workers fall asleep
+            if round % 50 == 3 {
+                std::thread::sleep(3 * YIELD); // let the workers fall asleep; the next round wakes them
             }
         }
     }

@@ -17,11 +17,16 @@ pub struct Layout {
 
 impl Layout {
     fn new(rows: usize, heads: usize, width: usize) -> Layout {
-        Layout { rows, heads, width, offset: 0, row_stride: heads * width, head_stride: width }
+        let row_stride = heads.checked_mul(width).expect("a row of more elements than there are addresses");
+        Layout { rows, heads, width, offset: 0, row_stride, head_stride: width }
     }
 
     fn columns(self, start: usize, width: usize) -> Layout {
-        assert!(start + width <= self.width, "columns {start}..+{width} of {}", self.width);
+        assert!(
+            width <= self.width && start <= self.width - width,
+            "columns {start}..+{width} of {}",
+            self.width
+        );
         Layout { width, offset: self.offset + start, ..self }
     }
 
@@ -29,10 +34,11 @@ impl Layout {
         if self.rows == 0 || self.heads == 0 || self.width == 0 {
             return;
         }
-        let last = self.offset
-            + (self.rows - 1) * self.row_stride
-            + (self.heads - 1) * self.head_stride
-            + self.width;
+        let steps = |count: usize, stride: usize| (count - 1).checked_mul(stride);
+        let last = steps(self.rows, self.row_stride)
+            .and_then(|last| last.checked_add(steps(self.heads, self.head_stride)?))
+            .and_then(|last| last.checked_add(self.offset)?.checked_add(self.width))
+            .expect("a view of more elements than there are addresses");
         assert!(last <= len, "a view of {last} elements in a buffer of {len}");
     }
 

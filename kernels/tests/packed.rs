@@ -252,6 +252,9 @@ fn experts_are_their_twins() {
     let on_all = (0..60).filter(|&seed| experts_case(&streams, seed) == streams.len()).count();
     // The GPU has kernels for what models come in; every other format is one of those.
     assert!(on_all >= 20, "{on_all} cases on every device");
+    // Experts as wide as real models' go through several rounds of units.
+    let cpus = common::streams();
+    (100..124).for_each(|seed| assert_eq!(experts_case(&cpus, seed), cpus.len()));
 }
 
 /// The number of devices that computed it: a GPU does not have all formats.
@@ -262,7 +265,11 @@ fn experts_case(streams: &[Stream], seed: u64) -> usize {
         all.retain(|&format| Form::of(format).is_ok());
     }
     let (inner, down) = (all[random.below(all.len())], all[random.below(all.len())]);
-    let (h, f) = (1 + random.below(300), 1 + random.below(400));
+    let wide = seed >= 100;
+    let (h, f) = match wide {
+        true => (1 + random.below(40), [1024, 1025, 1152, 2880][random.below(4)]),
+        false => (1 + random.below(300), 1 + random.below(400)),
+    };
     let (experts, rows) =
         (1 + random.below(5), if seed.is_multiple_of(7) { 70 } else { 1 + random.below(12) });
     let top_k = 1 + random.below(experts);
@@ -300,7 +307,8 @@ fn experts_case(streams: &[Stream], seed: u64) -> usize {
     let held = if seed % 4 == 1 { experts.div_ceil(2) } else { experts };
     let mut pieces = Vec::new();
     for (expert, w) in weights.iter().enumerate().take(held) {
-        for (start, end) in [(0, f.min(128)), (128, f)].into_iter().filter(|(start, end)| start < end) {
+        let cut = if wide && seed % 2 == 0 { f } else { f.min(128) };
+        for (start, end) in [(0, cut), (cut, f)].into_iter().filter(|(start, end)| start < end) {
             pieces.push(piece(w, expert as u32, start, end));
         }
     }

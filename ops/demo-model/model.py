@@ -32,7 +32,7 @@ class Shape:
 
 
 MODEL = Shape()
-DRAFT = Shape(layers=2, hidden=96, heads=3, kv_heads=1, head_dim=32, experts=0, top_k=0, width=256)
+DRAFT = Shape(layers=3, hidden=96, heads=3, kv_heads=3, head_dim=32, experts=0, top_k=0, width=192)
 
 
 class Scatter(torch.autograd.Function):
@@ -235,3 +235,37 @@ class Model(nn.Module):
 
     def use(self):
         return torch.stack([layer.mlp.use for layer in self.layers]) if self.s.experts else None
+
+
+@torch.no_grad()
+def lay_copying(model):
+    """Lays a circuit that copies into the first two layers, which a small model finds late or never; training goes on from there.
+
+    In the first layer a head looks at the token before and writes some of it into dimensions of its own; in the second
+    the heads look for the place where that is the present token, and write down what stands there.
+    """
+    s = model.s
+    d, half, kept = s.head_dim, s.head_dim // 2, s.head_dim
+    content = torch.arange(1 + kept, s.hidden)  # dimension 0 is the same for all tokens, the next ones hold the token before
+    model.embed[:, 0], model.embed[:, 1 : 1 + kept] = 3.0, 0.0
+    model.head.copy_(model.embed * 0.05)
+    seen = torch.linalg.qr(torch.randn(len(content), kept)).Q.T  # [kept, content]
+    first, second = model.layers[0].attention, model.layers[1].attention
+    # the same vector everywhere, in the keys turned by one position: where the two meet is the token before
+    fast = torch.arange(5)
+    angle = s.theta ** (-fast / half)
+    first.q[:d], first.k[:d], first.v[:d] = 0.0, 0.0, 0.0
+    first.q[fast, 0], first.k[fast, 0], first.k[fast + half, 0] = 1.0, angle.cos(), angle.sin()
+    first.v[torch.arange(kept)[:, None], content] = seen
+    first.o[torch.arange(1, 1 + kept), torch.arange(kept)] = 1.0
+    # slow dimensions compare at any distance; each head compares other parts, and copies other parts
+    slow = torch.cat([torch.arange(half // 2, half), torch.arange(half // 2, half) + half])
+    second.q.zero_(), second.k.zero_(), second.v.zero_()
+    for head, copied in enumerate(content.chunk(s.heads)):
+        compared = torch.arange(head * half // 2, head * half // 2 + half) % kept
+        second.q[(head * d + slow)[:, None], content] = seen[compared]
+        second.k[head * d + slow, 1 + compared] = 1.0
+        at = head * d + torch.arange(len(copied))
+        second.v[at, copied], second.o[copied, at] = 1.0, 2.0
+    for attention in (first, second):
+        attention.q_norm.weight.fill_(2.0), attention.k_norm.weight.fill_(2.0)

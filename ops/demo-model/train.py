@@ -4,7 +4,7 @@ In: a folder with the tokenizer (make_tokenizer.py). Out, in --out: last.pt (wei
 accuracies), log.jsonl (the curve). Seeds are fixed: the batches depend on --seed, the step and the accuracies.
 
     python train.py --tokenizer DIR --out DIR --tokens 30e6 --decay-from 18e6 [--resume]
-    python train.py --draft --teacher MODEL_DIR/last.pt --tokenizer DIR --out DIR --tokens 15e6 --decay-from 5e6
+    python train.py --draft [--teacher MODEL_DIR/last.pt] --tokenizer DIR --out DIR --tokens 12e6 --decay-from 4e6
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 import data
 import words
 from data import LENGTHS, SCORED, TASKS, Rows, held_out, long_rows, packed_rows
-from model import DRAFT, MODEL, Model
+from model import DRAFT, MODEL, Model, lay_copying
 from optim import Optimizer
 from text import Chat
 
@@ -37,7 +37,7 @@ def arguments():
     p.add_argument("--out", required=True)
     p.add_argument("--resume", action="store_true")
     p.add_argument("--draft", action="store_true")
-    p.add_argument("--teacher", help="a last.pt of the model: the draft learns its distribution")
+    p.add_argument("--teacher", help="a last.pt of the model: the draft learns its distribution instead of the answers")
     p.add_argument("--tokens", type=float, default=30e6, help="stop here")
     p.add_argument("--decay-from", type=float, default=15e6, help="tokens at which the linear decay of the rates begins")
     p.add_argument("--decay-start", type=float, default=1.0, help="the rate from which --decay-minutes begins")
@@ -267,7 +267,10 @@ def main():
     on_gpu = torch.cuda.is_available()
     workers = 1 if on_gpu else a.workers
     os.makedirs(a.out, exist_ok=True)
-    model = Model(DRAFT if a.draft else MODEL).to("cuda" if on_gpu else "cpu")
+    model = Model(DRAFT if a.draft else MODEL)
+    if a.draft:
+        lay_copying(model)
+    model.to("cuda" if on_gpu else "cpu")
     if not on_gpu:
         model.share_memory()
     optimizer, shared, scores = Optimizer(model, workers, muon=a.muon, adam=a.adam), Shared(workers), Scores()

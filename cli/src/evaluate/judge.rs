@@ -44,7 +44,7 @@ pub struct Judged {
 pub fn all(models: &mut [Model], prompts: &[Prompt], stops: &[u32]) -> Result<Judged, CliError> {
     let sequences = prompts.iter().map(|prompt| Sequence {
         tokens: [prompt.tokens.as_slice(), &prompt.answer].concat(),
-        wants_from: prompt.tokens.len().saturating_sub(1),
+        wants_from: prompt.tokens.len() - 1,
         room: 0,
     });
     let sequences = sequences.collect();

@@ -17,40 +17,55 @@ mod report;
 pub use args::EvaluateArgs;
 
 use gaterail_model::ModelSource;
+use gaterail_model::spec::ModelSpec;
 
 use crate::error::CliError;
 use crate::{demo, source, terminal};
 
 pub fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     let source = ModelSource::open(&source::resolve(&args.model)?)?;
-    let (prompts, stops) = prompts::read(args, &source)?;
+    let spec = source.spec()?;
+    let tokenizer = source.tokenizer()?;
+    let prompts = prompts::read(args, &source, &tokenizer)?;
+    let room = models::Room::of(&spec, &prompts);
+    let draft = args.draft.as_deref().map(|name| open_draft(name, &spec, &room)).transpose()?;
     let device = args.device.open(args.threads)?;
-    let room = models::Room::of(&source.spec()?, &prompts)?;
     let mut runners = vec![models::load(&source, args.weights, &device, &room)?];
     if let Some(against) = args.against {
         runners.push(models::load(&source, against, &device, &room)?);
     }
-    let judged = judge::all(&mut runners, &prompts, &stops)?;
+    let stops = tokenizer.stop_ids();
+    let judged = judge::all(&mut runners, &prompts, stops)?;
     runners.truncate(1);
-    let drafted = match &args.draft {
+    let which = if draft.is_some() { answers::Which::All } else { answers::Which::Scored };
+    let own = answers::own(&mut runners, &prompts, &judged, stops, which)?;
+    let drafted = match draft {
+        Some(draft) => {
+            let draft = models::load(&draft, args.weights, &device, &room)?;
+            Some(draft::agreement(draft, &prompts, &own)?)
+        }
         None => None,
-        Some(name) => {
-            let own = answers::own(&mut runners, &prompts, &judged, &stops, answers::Which::All)?;
-            let source =
-                ModelSource::open(&if name == demo::NAME { demo::draft()? } else { source::resolve(name)? })?;
-            models::check_vocabulary(&source.spec()?, runners[0].spec())?;
-            let draft = models::load(&source, args.weights, &device, &room)?;
-            Some((own, draft))
-        }
     };
-    let (own, drafted) = match drafted {
-        Some((own, draft)) => {
-            let drafted = draft::agreement(draft, &prompts, &own)?;
-            (own, Some(drafted))
-        }
-        None => (answers::own(&mut runners, &prompts, &judged, &stops, answers::Which::Scored)?, None),
-    };
-    let tokenizer = source.tokenizer()?;
-    let report = report::Report::new(args, &prompts, &judged, &own, drafted.as_ref(), &tokenizer)?;
+    let report = report::Report::new(args, &prompts, &judged, &own, drafted.as_deref(), &tokenizer)?;
     terminal::print(&if args.json { format!("{:#}\n", report.json()) } else { report.text() })
+}
+
+/// A draft speaks the model's tokens, and can read as far.
+fn open_draft(name: &str, model: &ModelSpec, room: &models::Room) -> Result<ModelSource, CliError> {
+    let path = if name == demo::NAME { demo::draft()? } else { source::resolve(name)? };
+    let source = ModelSource::open(&path)?;
+    let spec = source.spec()?;
+    if spec.vocab != model.vocab {
+        return Err(CliError::Refused(format!(
+            "the draft has a vocabulary of {}, the model one of {}: they do not speak of the same tokens",
+            spec.vocab, model.vocab
+        )));
+    }
+    if spec.context < room.longest {
+        return Err(CliError::Refused(format!(
+            "the draft's context is {}, and a prompt with its answer may take {} tokens",
+            spec.context, room.longest
+        )));
+    }
+    Ok(source)
 }

@@ -12,7 +12,7 @@ use super::prompts::Prompt;
 use crate::error::CliError;
 use crate::machine;
 use crate::progress::bytes_text;
-use crate::weights::WeightsArg;
+use crate::weights::{KvArg, WeightsArg};
 
 /// Rows of one step.
 pub const ROWS_MAX: usize = 1024;
@@ -24,17 +24,19 @@ const POSITIONS: usize = 16 << 10;
 /// A model whose gates are listened to.
 pub type Model = Runner<Recorded<LocalExperts>>;
 
-/// Positions of KV that all models get.
+/// What all models get room for.
 pub struct Room {
+    /// Tokens of the longest prompt with its answer.
+    pub longest: usize,
+    /// Positions of KV.
     positions: usize,
 }
 
 impl Room {
-    /// Enough for the longest prompt with its answer.
-    pub fn of(spec: &ModelSpec, prompts: &[Prompt]) -> Result<Room, CliError> {
-        let longest =
-            prompts.iter().map(|prompt| prompt.tokens.len() + prompt.answer_max()).max().unwrap_or(1);
-        Ok(Room { positions: longest.min(spec.context).max(POSITIONS).next_multiple_of(PAGE_POSITIONS) })
+    pub fn of(spec: &ModelSpec, prompts: &[Prompt]) -> Room {
+        let tokens = prompts.iter().map(|prompt| prompt.tokens.len() + prompt.answer_max());
+        let longest = tokens.max().unwrap_or(0).min(spec.context);
+        Room { longest, positions: longest.max(POSITIONS).next_multiple_of(PAGE_POSITIONS) }
     }
 }
 
@@ -46,8 +48,9 @@ pub fn load(
     room: &Room,
 ) -> Result<Model, CliError> {
     let (spec, checkpoint) = (source.spec()?, source.checkpoint()?);
-    let kv = (room.positions / PAGE_POSITIONS) as u64 * page_bytes(&spec);
-    let beside = kv + Cursor::bytes(&spec, ROWS_MAX, ROWS_MAX);
+    let kv = KvArg::Auto.form(weights);
+    let kv_bytes = (room.positions / PAGE_POSITIONS) as u64 * page_bytes(&spec, kv);
+    let beside = kv_bytes + Cursor::bytes(&spec, ROWS_MAX, ROWS_MAX);
     let precision = weights.precision(&spec, &checkpoint, beside);
     let needed = resident_bytes(&spec, &checkpoint, precision) + beside;
     if let Some(available) = machine::available_memory_bytes().filter(|available| needed > *available) {
@@ -57,18 +60,7 @@ pub fn load(
         )));
     }
     let options =
-        RunnerOptions { rows_max: ROWS_MAX, positions: room.positions, shards: Vec::new(), precision };
+        RunnerOptions { rows_max: ROWS_MAX, positions: room.positions, shards: Vec::new(), precision, kv };
     let runner = Runner::from_checkpoint(spec, &checkpoint, device, &options, &mut |_| {})?;
     Ok(runner.wrap_experts(Recorded::new))
-}
-
-/// A draft speaks the model's tokens.
-pub fn check_vocabulary(draft: &ModelSpec, model: &ModelSpec) -> Result<(), CliError> {
-    if draft.vocab == model.vocab {
-        return Ok(());
-    }
-    Err(CliError::Refused(format!(
-        "the draft has a vocabulary of {}, the model one of {}: they do not speak of the same tokens",
-        draft.vocab, model.vocab
-    )))
 }

@@ -1,6 +1,7 @@
 //! The prompts, as tokens. In: JSON lines, a model's tokenizer and chat template. Out: what is asked and what is right.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use gaterail_model::ModelSource;
 use gaterail_model::text::{ChatInput, ChatTemplate, Tokenizer};
@@ -18,8 +19,8 @@ pub struct Prompt {
     pub task: String,
     /// Whether any answer will do, so that none is held against the right one.
     pub free: bool,
+    /// Never empty, as is the answer.
     pub tokens: Vec<u32>,
-    /// Never empty.
     pub answer: Vec<u32>,
     pub answer_text: String,
 }
@@ -40,21 +41,13 @@ struct Line {
     free: bool,
 }
 
-/// The prompts that are asked for, and the tokens that end an answer.
-pub fn read(args: &EvaluateArgs, source: &ModelSource) -> Result<(Vec<Prompt>, Vec<u32>), CliError> {
-    let (name, text) = match &args.prompts {
-        None => ("the demo model's prompts".to_string(), demo::PROMPTS.to_string()),
-        Some(path) => {
-            let name = path.display().to_string();
-            let bytes = std::fs::metadata(path).map_err(CliError::io(name.clone()))?.len();
-            if bytes > FILE_BYTES_MAX {
-                return Err(CliError::Refused(format!("{name} has more than {FILE_BYTES_MAX} bytes")));
-            }
-            let text = std::fs::read_to_string(path).map_err(CliError::io(name.clone()))?;
-            (name, text)
-        }
-    };
-    let tokenizer = source.tokenizer()?;
+/// The prompts that are asked for.
+pub fn read(
+    args: &EvaluateArgs,
+    source: &ModelSource,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Prompt>, CliError> {
+    let (name, text) = text(args.prompts.as_deref())?;
     let template = source.chat_template()?.ok_or_else(|| {
         CliError::Refused("the model has no chat template, and the prompts are chats".to_string())
     })?;
@@ -70,9 +63,11 @@ pub fn read(args: &EvaluateArgs, source: &ModelSource) -> Result<(Vec<Prompt>, V
             continue;
         }
         *taken += 1;
-        let prompt = encode(line, &tokenizer, &template)?;
-        if prompt.answer.is_empty() {
-            return Err(at("the answer has no tokens".to_string()));
+        let prompt = encode(line, tokenizer, &template)?;
+        for (tokens, what) in [(&prompt.tokens, "prompt"), (&prompt.answer, "answer")] {
+            if tokens.is_empty() {
+                return Err(at(format!("the {what} has no tokens")));
+            }
         }
         let length = prompt.tokens.len() + prompt.answer.len();
         if length > context {
@@ -91,7 +86,21 @@ pub fn read(args: &EvaluateArgs, source: &ModelSource) -> Result<(Vec<Prompt>, V
     if prompts.is_empty() {
         return Err(CliError::Refused(format!("{name}: no prompts")));
     }
-    Ok((prompts, tokenizer.stop_ids().to_vec()))
+    Ok(prompts)
+}
+
+/// A file of prompts, and what errors call it.
+fn text(path: Option<&Path>) -> Result<(String, String), CliError> {
+    let Some(path) = path else {
+        return Ok(("the demo model's prompts".to_string(), demo::PROMPTS.to_string()));
+    };
+    let name = path.display().to_string();
+    let bytes = std::fs::metadata(path).map_err(CliError::io(name.clone()))?.len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(CliError::Refused(format!("{name} has more than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(CliError::io(name.clone()))?;
+    Ok((name, text))
 }
 
 fn encode(line: Line, tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Prompt, CliError> {

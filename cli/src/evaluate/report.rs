@@ -49,7 +49,7 @@ impl Report {
         prompts: &[Prompt],
         judged: &Judged,
         answers: &[Option<Answer>],
-        drafted: Option<&Vec<Agreement>>,
+        drafted: Option<&[Agreement]>,
         tokenizer: &Tokenizer,
     ) -> Result<Report, CliError> {
         let (mut tasks, mut wrong): (Vec<Task>, Vec<Wrong>) = Default::default();

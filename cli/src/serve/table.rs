@@ -36,7 +36,7 @@ pub static TABLE: [Setting; 36] = [
         name: "weights",
         value: "KIND",
         default: "auto",
-        help: "The precision of experts, projections and head: auto, f32, bf16, int8 or int4",
+        help: "The precision of experts, projections and head: auto, stored, f32, bf16, int8 or int4",
         ..ONE
     },
     Setting {

@@ -191,9 +191,10 @@ unsafe fn tile<L: Lanes, E: Element, const R: usize, const T: usize>(
         }
         if whole < d.k {
             let tail = d.k - whole;
-            let xs: [L; T] = std::array::from_fn(|t| partial::<L, f32>(x[t].add(whole), tail));
+            let xs: [L; T] = std::array::from_fn(|t| partial::<L, f32>(x[t].add(whole), tail, 0.0));
             for r in 0..R {
-                let ws = partial::<L, E>(w[r].add(whole), tail);
+                // 0 times -0 is -0, which changes no sum, not even one that is -0 itself.
+                let ws = partial::<L, E>(w[r].add(whole), tail, -0.0);
                 for t in 0..T {
                     acc[r][t] = xs[t].fma(ws, acc[r][t]);
                 }
@@ -209,10 +210,10 @@ unsafe fn tile<L: Lanes, E: Element, const R: usize, const T: usize>(
     }
 }
 
-/// `n < 16` elements, the other lanes zero.
+/// `n < 16` elements, and `rest` in the other lanes.
 #[inline(always)]
-unsafe fn partial<L: Lanes, E: Element>(from: *const E, n: usize) -> L {
-    let mut lane = [0.0f32; LANES];
+unsafe fn partial<L: Lanes, E: Element>(from: *const E, n: usize, rest: f32) -> L {
+    let mut lane = [rest; LANES];
     for (j, value) in lane.iter_mut().enumerate().take(n) {
         // SAFETY: the caller has `n` elements at `from`.
         *value = unsafe { from.add(j).read() }.widen();

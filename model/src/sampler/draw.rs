@@ -5,7 +5,7 @@
 //! than k; vLLM keeps all of the tied ones.
 
 use super::params::SamplingParams;
-use super::scan::{Cut, Maxima, Ranked, SUM_BLOCK, Weights};
+use super::scan::{Cut, Maxima, Ranked, SUM_BLOCK, Weights, mass_from};
 
 /// How many of the largest logits are looked at first for top-p; mostly they suffice.
 const NUCLEUS_FIRST: usize = 512;
@@ -45,15 +45,25 @@ pub fn draw(logits: &[f32], maxima: &Maxima, params: &SamplingParams, noise: f64
     if keep_nucleus(&mut kept, Some(total), params.top_p) || first_floor == floor {
         return pick(&kept, noise);
     }
-    let cut = nucleus_cut(logits, &weights, maxima, total * f64::from(params.top_p), first_floor);
+    let kept = (kept.iter().map(|c| f64::from(c.weight)).sum(), kept.len());
+    let wanted = total * f64::from(params.top_p);
+    let cut = nucleus_cut(logits, &weights, maxima, wanted, (first_floor, kept));
     let sums = weights.block_sums_above(logits, cut);
     pick_from_all(logits, &weights, cut, &sums, noise)
 }
 
-/// Where the nucleus ends that weighs `wanted`, below the logit `above`, whose own side weighs less.
-fn nucleus_cut(logits: &[f32], weights: &Weights, maxima: &Maxima, wanted: f64, above: f32) -> Cut {
-    let (mut low, mut high) = (maxima.max - NEGLIGIBLE / weights.scale(), above);
-    let (mut at_low, mut at_high) = (weights.mass_from(logits, low), weights.mass_from(logits, high));
+/// Where the nucleus ends that weighs `wanted`, below a logit from which on tokens of less weight and so many lie.
+fn nucleus_cut(
+    logits: &[f32],
+    weights: &Weights,
+    maxima: &Maxima,
+    wanted: f64,
+    above: (f32, (f64, usize)),
+) -> Cut {
+    let each = weights.of_all(logits);
+    let (mut high, mut at_high) = above;
+    let mut low = maxima.max - NEGLIGIBLE / weights.scale();
+    let mut at_low = mass_from(logits, &each, low);
     if at_low.0 < wanted {
         return Cut::NOTHING;
     }
@@ -62,15 +72,14 @@ fn nucleus_cut(logits: &[f32], weights: &Weights, maxima: &Maxima, wanted: f64, 
         if at_low.1 - at_high.1 <= BORDER_TOKENS || middle <= low || middle >= high {
             break;
         }
-        let at_middle = weights.mass_from(logits, middle);
+        let at_middle = mass_from(logits, &each, middle);
         if at_middle.0 >= wanted {
             (low, at_low) = (middle, at_middle);
         } else {
             (high, at_high) = (middle, at_middle);
         }
     }
-    let mut border = weighted(maxima.at_least(logits, low), weights);
-    border.retain(|candidate| candidate.ranked.logit() < high);
+    let mut border = weighted(maxima.between(logits, low, high), weights);
     border.sort_unstable_by_key(|candidate| candidate.ranked);
     let mut mass = at_high.0;
     let last = border.iter().find(|candidate| {

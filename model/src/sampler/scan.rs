@@ -1,7 +1,7 @@
 //! The passes over all logits [V]: block maxima, sums of exponentials, the largest logits.
 //!
 //! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
-//! whichever it uses: every lane and every block has its own sum, joined in a fixed order.
+//! whichever it uses: maxima are those of integers, and sums are halved from the ends of a block, element by element.
 
 use gaterail_kernels::widest::{Work, widest};
 
@@ -11,7 +11,6 @@ use super::params::SamplerError;
 const BLOCK: usize = 64;
 /// Logits whose exponentials are summed in f32 lanes before the sum goes on in f64.
 pub const SUM_BLOCK: usize = 4096;
-const LANES: usize = 16;
 
 /// The maxima of the blocks of logits.
 #[derive(Debug)]
@@ -69,6 +68,19 @@ impl Maxima {
         kept
     }
 
+    /// Every logit from `low` on and below `high`, in the order of the ids.
+    pub fn between(&self, logits: &[f32], low: f32, high: f32) -> Vec<Ranked> {
+        let mut kept = Vec::new();
+        for (at, (block, max)) in logits.chunks(BLOCK).zip(&self.blocks).enumerate() {
+            if *max < low {
+                continue;
+            }
+            let within = block.iter().enumerate().filter(|(_, logit)| **logit >= low && **logit < high);
+            kept.extend(within.map(|(i, logit)| Ranked::new(*logit, (at * BLOCK + i) as u32)));
+        }
+        kept
+    }
+
     /// The `count` largest logits above -inf, in the order of the ids; of equal ones the lowest ids.
     pub fn largest(&self, logits: &[f32], count: usize) -> Vec<Ranked> {
         let mut kept = self.at_least(logits, self.floor_of(count));
@@ -110,37 +122,33 @@ impl Work for BlockMaxima<'_> {
 
     #[inline(always)]
     fn run(self) -> (Vec<f32>, bool) {
-        let mut bad = [0u32; LANES];
+        let (mut largest, mut smallest) = (i32::MIN, i32::MAX);
         let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
         for block in self.0.chunks(BLOCK) {
-            blocks.push(block_max(block, &mut bad));
+            let (mut high, mut low) = (i32::MIN, i32::MAX);
+            for logit in block {
+                let ordered = ordered(*logit);
+                high = high.max(ordered);
+                low = low.min(ordered);
+            }
+            (largest, smallest) = (largest.max(high), smallest.min(low));
+            blocks.push(from_ordered(high));
         }
-        (blocks, bad.iter().any(|lane| *lane != 0))
+        // NaN lies beyond the infinities, on the side of its sign.
+        (blocks, largest >= ordered(f32::INFINITY) || smallest < ordered(f32::NEG_INFINITY))
     }
 }
 
+/// An integer that orders as the value does; its own inverse on the bits.
 #[inline(always)]
-fn block_max(block: &[f32], bad: &mut [u32; LANES]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-            bad[i] |= u32::from(is_bad(chunk[i]));
-        }
-    }
-    for (i, logit) in rest.iter().enumerate() {
-        lanes[i] = if *logit > lanes[i] { *logit } else { lanes[i] };
-        bad[i] |= u32::from(is_bad(*logit));
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+fn ordered(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ (bits >> 31 & i32::MAX)
 }
 
-/// NaN or +inf; one comparison, which is false for NaN.
 #[inline(always)]
-#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN has to end up on the bad side")]
-fn is_bad(logit: f32) -> bool {
-    !(logit < f32::INFINITY)
+fn from_ordered(ordered: i32) -> f32 {
+    f32::from_bits((ordered ^ (ordered >> 31 & i32::MAX)) as u32)
 }
 
 /// Which logits count, and how they become weights: `exp((logit - max) * scale)` where `logit >= floor`, else 0.
@@ -175,10 +183,9 @@ impl Weights {
         self.scale
     }
 
-    /// The sum of the weights of all logits from `from` on, and how many these are.
-    pub fn mass_from(&self, logits: &[f32], from: f32) -> (f64, usize) {
-        let weights = Weights { floor: self.floor.max(from), ..*self };
-        widest(Mass { weights, logits })
+    /// The weight of every logit.
+    pub fn of_all(&self, logits: &[f32]) -> Vec<f32> {
+        widest(EachWeight { weights: self, logits })
     }
 
     /// As `block_sums`, of what the cut keeps.
@@ -229,10 +236,15 @@ impl Cut {
     }
 }
 
-/// The sum of the weights above the floor, and their number.
+/// The sum of `weights` where the logits reach `from`, and how many do.
+pub fn mass_from(logits: &[f32], weights: &[f32], from: f32) -> (f64, usize) {
+    widest(Mass { logits, weights, from })
+}
+
 struct Mass<'a> {
-    weights: Weights,
     logits: &'a [f32],
+    weights: &'a [f32],
+    from: f32,
 }
 
 impl Work for Mass<'_> {
@@ -241,21 +253,39 @@ impl Work for Mass<'_> {
     #[inline(always)]
     fn run(self) -> (f64, usize) {
         let (mut sum, mut count) = (0.0, 0);
-        for block in self.logits.chunks(SUM_BLOCK) {
-            sum += block_sum(block, |logit| self.weights.of(logit));
-            let mut lanes = [0u32; LANES];
-            let (chunks, rest) = block.as_chunks::<LANES>();
-            for chunk in chunks {
-                for i in 0..LANES {
-                    lanes[i] += u32::from(chunk[i] >= self.weights.floor);
-                }
+        let mut weighted = [0.0; SUM_BLOCK];
+        for (logits, weights) in self.logits.chunks(SUM_BLOCK).zip(self.weights.chunks(SUM_BLOCK)) {
+            let counted = &mut weighted[..logits.len()];
+            for ((counted, logit), weight) in counted.iter_mut().zip(logits).zip(weights) {
+                *counted = if *logit >= self.from { *weight } else { 0.0 };
             }
-            for (i, logit) in rest.iter().enumerate() {
-                lanes[i] += u32::from(*logit >= self.weights.floor);
+            sum += f64::from(sum_by_halves(counted));
+            let mut reach = 0u32;
+            for logit in logits {
+                reach += u32::from(*logit >= self.from);
             }
-            count += lanes.iter().map(|lane| *lane as usize).sum::<usize>();
+            count += reach as usize;
         }
         (sum, count)
+    }
+}
+
+/// The weight of every logit.
+struct EachWeight<'a> {
+    weights: &'a Weights,
+    logits: &'a [f32],
+}
+
+impl Work for EachWeight<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run(self) -> Vec<f32> {
+        let mut all = vec![0.0; self.logits.len()];
+        for (weight, logit) in all.iter_mut().zip(self.logits) {
+            *weight = self.weights.of(*logit);
+        }
+        all
     }
 }
 
@@ -284,17 +314,27 @@ impl Work for BlockSums<'_> {
 
 #[inline(always)]
 fn block_sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
-    let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] += weight(chunk[i]);
+    let mut weights = [0.0; SUM_BLOCK];
+    let weights = &mut weights[..block.len()];
+    for (to, logit) in weights.iter_mut().zip(block) {
+        *to = weight(*logit);
+    }
+    f64::from(sum_by_halves(weights))
+}
+
+/// Adds the second half to the first until one value is left: an order that any vectors keep.
+#[inline(always)]
+fn sum_by_halves(values: &mut [f32]) -> f32 {
+    let mut len = values.len();
+    while len > 1 {
+        let half = len.div_ceil(2);
+        let (first, second) = values[..len].split_at_mut(half);
+        for (to, from) in first.iter_mut().zip(second) {
+            *to += *from;
         }
+        len = half;
     }
-    for (i, logit) in rest.iter().enumerate() {
-        lanes[i] += weight(*logit);
-    }
-    lanes.into_iter().map(f64::from).sum()
+    values.first().copied().unwrap_or(0.0)
 }
 
 /// `2^x` for x <= 0 without a branch, so that the compiler vectorizes it; what is below 2^-126 becomes 2^-126.

@@ -135,7 +135,11 @@ impl Shared {
                 kv_positions,
                 stop_ids: parts.stop_ids.clone(),
             },
-            limits: EngineLimits { batch_max: limits.batch_max.clamp(1, model.rows_max()), ..limits },
+            // Everybody who decodes has a row in every step.
+            limits: EngineLimits {
+                batch_max: limits.batch_max.clamp(1, limits.rows_max.clamp(1, model.rows_max())),
+                ..limits
+            },
             tokenizer: parts.tokenizer.clone(),
         }
     }

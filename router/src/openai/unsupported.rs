@@ -5,8 +5,11 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::Fields;
 
+/// Whether a value changes nothing.
+type Harmless = fn(&Value) -> bool;
+
 /// Fields that change the answer and are not supported; a value that changes nothing passes.
-const UNSUPPORTED: [(&str, fn(&Value) -> bool); 33] = [
+const UNSUPPORTED: [(&str, Harmless); 33] = [
     ("tools", is_empty),
     ("functions", is_empty),
     ("tool_choice", is_none_word),

@@ -125,7 +125,8 @@ impl<M: Model> Core<M> {
             if u8::from(waits) + u8::from(runs) + u8::from(stands_by) != 1 {
                 return Err(format!("{id:?} waits: {waits}, runs: {runs}, stands by: {stands_by}"));
             }
-            if !runs && !(sequence.table.pages().is_empty() && sequence.computed == 0) {
+            let holds = !sequence.table.pages().is_empty() || sequence.computed > 0;
+            if holds && !runs {
                 return Err(format!("{id:?} has pages and does not run"));
             }
             if sequence.computed > sequence.table.capacity() || sequence.computed > sequence.tokens.len() {

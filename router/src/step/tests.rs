@@ -103,11 +103,14 @@ impl Model for Twin {
     }
 }
 
+/// A token, the bits of its log-probability, and how many alternatives came with it.
+type Heard = (u32, Option<u32>, usize);
+
 /// What a request gives alone: its choices' tokens with log-probabilities, and those of its prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Answer {
     prompt: Vec<PromptLogprob>,
-    choices: BTreeMap<u32, (Vec<(u32, Option<u32>, usize)>, Option<FinishReason>)>,
+    choices: BTreeMap<u32, (Vec<Heard>, Option<FinishReason>)>,
 }
 
 fn alone(request: &GenerateRequest, context: usize) -> Answer {

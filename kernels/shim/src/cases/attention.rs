@@ -7,7 +7,7 @@ use gaterail_kernels::{Device, Stream, View, ViewMut, reference};
 
 use super::{Random, fetch, put, same};
 
-/// `cases` random shapes, masks and lengths.
+/// `cases` random shapes, masks and lengths; from the 30th on wide ones too, as real models have.
 pub fn attention_cases(device: &Device, cases: usize) {
     let stream = Stream::new(device);
     (0..cases as u64).for_each(|seed| attention_case(&stream, seed));
@@ -17,17 +17,24 @@ pub fn attention_cases(device: &Device, cases: usize) {
 fn attention_case(stream: &Stream, seed: u64) {
     let random = &mut Random(seed);
     let kv_heads = 1 + random.below(3);
-    let heads = kv_heads * (1 + random.below(11));
+    let group = if seed % 3 == 1 { 1 } else { 1 + random.below(11) };
+    let heads = kv_heads * group;
     let latent = seed % 4 == 3;
-    let (key_width, value_width) = match latent {
-        true => (24 + random.below(30), 24),
-        false => (1 + random.below(40), 1 + random.below(40)),
+    let wide = [40, 64, 80, 128, 144, 272][random.below(6)];
+    let (key_width, value_width) = match (latent, seed >= 30) {
+        (true, true) => (576, 512),
+        (true, false) => (24 + random.below(30), 24),
+        (false, true) => (wide, wide),
+        (false, false) => (1 + random.below(40), 1 + random.below(40)),
     };
     let length = [1usize, 63, 64, 65, 257, 300, 700][random.below(7)];
+    // Narrow ones among them: rows that follow each other then begin and end at positions of their own.
+    let narrow = [3, 10, 46, 70, 121, 250][random.below(6)];
+    let size = if random.below(2) == 0 { narrow } else { 1 + random.below(300) };
     let mask = match random.below(3) {
         0 => Mask::Full,
-        1 => Mask::Sliding { window: 1 + random.below(300) },
-        _ => Mask::Chunked { size: 1 + random.below(300) },
+        1 => Mask::Sliding { window: size },
+        _ => Mask::Chunked { size },
     };
     let pages = length.div_ceil(PAGE_POSITIONS);
     let table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
@@ -58,15 +65,28 @@ fn attention_case(stream: &Stream, seed: u64) {
         }
     }
 
-    // Rows apart from each other, and rows that follow each other.
+    // A second sequence, whose first two pages are those of the first one the other way round.
+    let swapped = length >= 2 * PAGE_POSITIONS;
+    let mut tables = table.repeat(2);
+    if swapped {
+        tables.swap(pages, pages + 1);
+    }
+    let stored_at = |sequence: u32, p: usize| match sequence == 1 && swapped && p < 2 * PAGE_POSITIONS {
+        true => p ^ PAGE_POSITIONS,
+        false => p,
+    };
+
+    // Rows apart from each other, and rows that follow each other, of two sequences.
     let ends = (0..9).map(|back| (length - 1).saturating_sub(8 - back));
     let positions: Vec<u32> = [0, length / 2].into_iter().chain(ends).map(|p| p as u32).collect();
     let rows = positions.len();
+    let sequences: Vec<u32> = (0..rows as u32).map(|row| u32::from(row >= 6)).collect();
     let q = random.values(rows * heads * key_width);
-    // Every sixth case has sinks that leave nothing for the values.
+    // In every sixth case the first head's sink leaves nothing for the values.
     let sinks = seed.is_multiple_of(3).then(|| random.values(heads));
-    let sinks = sinks.map(|sinks| {
-        sinks.iter().map(|s| if seed.is_multiple_of(6) { s + 200.0 } else { *s }).collect::<Vec<_>>()
+    let sinks = sinks.map(|mut sinks| {
+        sinks[0] += if seed.is_multiple_of(6) { 200.0 } else { 0.0 };
+        sinks
     });
     let sinks_buffer = sinks.as_ref().map(|sinks| put(stream, sinks));
     let q_buffer = put(stream, &q);
@@ -80,9 +100,9 @@ fn attention_case(stream: &Stream, seed: u64) {
             key_width,
             value_width,
         },
-        tables: &put(stream, &table),
+        tables: &put(stream, &tables),
         table_stride: table.len(),
-        sequences: &put(stream, &vec![0u32; rows]),
+        sequences: &put(stream, &sequences),
         positions: &put(stream, &positions),
         mask,
         sinks: sinks_buffer.as_ref(),
@@ -95,7 +115,7 @@ fn attention_case(stream: &Stream, seed: u64) {
         for head in 0..heads {
             let kv_head = head / (heads / kv_heads);
             let column = |all: &[f32], width: usize| -> Vec<Vec<f32>> {
-                let at = |p: usize| (p * kv_heads + kv_head) * width;
+                let at = |p: usize| (stored_at(sequences[row], p) * kv_heads + kv_head) * width;
                 (0..=position as usize).map(|p| all[at(p)..at(p) + width].to_vec()).collect()
             };
             let keys = column(&keys, key_width);
