@@ -232,6 +232,9 @@ fn round_step(value: f64) -> f64 {
 
 /// Without a tail of zeros.
 fn short(value: f64) -> String {
+    if value >= 10_000.0 {
+        return format!("{}k", short(value / 1000.0));
+    }
     if value >= 1000.0 {
         return format!("{value:.0}");
     }
@@ -271,7 +274,7 @@ mod tests {
             let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
             assert!(near(rounded_down(value), down) && near(rounded_up(value), up), "{value}");
         }
-        assert_eq!((short(0.5), short(20.0), short(5000.0)), ("0.5".into(), "20".into(), "5000".into()));
+        assert_eq!([0.5, 20.0, 5000.0, 50_000.0].map(short), ["0.5", "20", "5000", "50k"]);
     }
 
     #[test]
