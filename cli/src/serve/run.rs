@@ -111,7 +111,7 @@ impl Serving {
         let load = self.server.served.engine.load();
         terminal::note(&format!(
             "gaterail: stopping; {} requests are finished first, for at most {} s. Once more to stop at once",
-            load.running + load.waiting + load.queued_requests,
+            load.running + load.waiting,
             config.drain.as_secs()
         ));
         self.runtime.spawn(async move {

@@ -25,16 +25,17 @@ impl Bucket {
         self.fill(now);
         let needed = (amount as f64).min(self.per_minute);
         if self.level < needed {
-            return Err(Duration::from_secs_f64((needed - self.level) / self.per_minute * MINUTE));
+            let wait = (needed - self.level) / self.per_minute * MINUTE;
+            return Err(Duration::try_from_secs_f64(wait).unwrap_or(Duration::MAX));
         }
         self.level -= amount as f64;
         Ok(())
     }
 
     /// Gives back what was not needed, or takes (`amount` below zero) what was used beyond it.
-    pub fn give_back(&mut self, amount: i64, now: Instant) {
+    pub fn give_back(&mut self, amount: f64, now: Instant) {
         self.fill(now);
-        self.level = (self.level + amount as f64).min(self.per_minute);
+        self.level = (self.level + amount).min(self.per_minute);
     }
 
     /// Another rate from now on; what was used stays used.
@@ -70,9 +71,9 @@ mod tests {
         assert_eq!(bucket.take(1, after(1.001)), Ok(()));
         assert_eq!(bucket.take(60, after(62.0)), Ok(()), "an idle minute fills it, and no more than it");
         assert!(bucket.take(1, after(62.0)).is_err());
-        bucket.give_back(5, after(62.0));
+        bucket.give_back(5.0, after(62.0));
         assert_eq!(bucket.take(5, after(62.0)), Ok(()));
-        bucket.give_back(-30, after(62.0));
+        bucket.give_back(-30.0, after(62.0));
         let wait = bucket.take(1, after(62.0)).unwrap_err();
         assert!((wait.as_secs_f64() - 31.0).abs() < 1e-6, "{wait:?}");
     }

@@ -51,7 +51,7 @@ pub struct Caller {
 #[must_use]
 pub struct StreamPermit(Option<Arc<ActiveKey>>);
 
-/// Tokens that were taken in advance.
+/// Tokens that were taken in advance; given back when dropped, unless settled before.
 #[must_use]
 pub struct TokenCharge {
     key: Option<Arc<ActiveKey>>,
@@ -61,7 +61,9 @@ pub struct TokenCharge {
 impl Gate {
     /// A door with the keys of `file`, if there is one, and of `fixed`. Without either it is open.
     pub fn new(file: Option<KeyFile>, fixed: &[String]) -> Result<Gate, KeyFileError> {
-        let fixed = fixed.iter().enumerate().map(|(index, text)| ActiveKey::fixed(index, text)).collect();
+        // An empty key would open to everybody who sends an empty one.
+        let fixed = fixed.iter().filter(|text| !text.trim().is_empty()).enumerate();
+        let fixed = fixed.map(|(index, text)| ActiveKey::fixed(index, text)).collect();
         let gate =
             Gate { fixed, file, state: RwLock::new(State { stamp: None, keys: Vec::new(), closed: false }) };
         gate.reload()?;
@@ -102,7 +104,7 @@ impl Gate {
         let Some((scheme, key)) = authorization.split_once(' ') else {
             return refuse("the Authorization header has to be: Bearer KEY");
         };
-        if !scheme.eq_ignore_ascii_case("bearer") {
+        if !scheme.eq_ignore_ascii_case("bearer") || key.trim().is_empty() {
             return refuse("the Authorization header has to be: Bearer KEY");
         }
         match self.find(&KeyHash::of(key.trim())) {
@@ -223,12 +225,19 @@ impl Drop for StreamPermit {
     }
 }
 
+impl Drop for TokenCharge {
+    /// A request that was refused after it was charged has used nothing.
+    fn drop(&mut self) {
+        self.settle(0, Instant::now());
+    }
+}
+
 impl TokenCharge {
     /// The request is over and took `used` tokens.
     pub fn settle(&mut self, used: u64, now: Instant) {
         let Some(key) = self.key.take() else { return };
         if let Some(bucket) = &mut key.usage().tokens {
-            bucket.give_back(self.reserved as i64 - used as i64, now);
+            bucket.give_back(self.reserved as f64 - used as f64, now);
         }
     }
 }

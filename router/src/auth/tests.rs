@@ -114,3 +114,33 @@ fn what_was_used_outlives_a_change_of_other_keys() {
     drop(held);
     assert!(caller().open_stream().is_ok());
 }
+
+#[test]
+fn empty_keys_open_nothing() {
+    let blank = Gate::new(None, &[String::new(), " ".into()]).expect("a door");
+    assert!(blank.is_open(), "a door with empty keys only is one without keys, and says so");
+    let mixed = Gate::new(None, &[String::new(), "sk-one".into()]).expect("a door");
+    for header in ["Bearer ", "Bearer  ", "bearer \t"] {
+        assert!(mixed.authenticate(Some(header)).is_err(), "{header:?}");
+    }
+    assert_eq!(tenant(&mixed, "sk-one").as_deref(), Some("default"));
+}
+
+#[test]
+fn a_charge_that_nobody_settles_is_given_back() {
+    let house = House::new();
+    let limits = KeyLimits { tokens_per_minute: Some(1000), ..KeyLimits::default() };
+    let key = NewKey::make("alice", limits, 1).expect("random numbers");
+    house.file().update(|keys| keys.push(key.record)).expect("written");
+    let gate = house.gate();
+    let caller = gate.authenticate(Some(&format!("Bearer {}", key.text))).expect("let in");
+    let now = std::time::Instant::now();
+    for _ in 0..5 {
+        drop(caller.charge_tokens(1_000_000_000, now).expect("a full bucket"));
+    }
+    let mut charge = caller.charge_tokens(900, now).expect("still full");
+    assert!(caller.charge_tokens(900, now).is_err());
+    charge.settle(100, now);
+    drop(charge);
+    drop(caller.charge_tokens(900, now).expect("what was not used is there again"));
+}

@@ -86,7 +86,7 @@ impl Front {
     ) -> Result<Run, ApiError> {
         let served = &self.server.served;
         let prompt = request.prompt.take();
-        let generation = read::generation(request)?;
+        let generation = read::generation(request, &self.server.options.requests)?;
         served.check_name(generation.model.as_deref())?;
         let prompt = read::prompt(served, prompt, &self.server.options.requests).await?;
         let work = Work { prompts: vec![prompt], generation, prompt_logprobs: None, deadline };

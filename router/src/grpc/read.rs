@@ -35,7 +35,17 @@ pub fn conversation(chat: Chat, limits: &RequestLimits) -> Result<ChatInput, Api
 }
 
 /// What is asked beside the prompt.
-pub fn generation(request: GenerateRequest) -> Result<Generation, ApiError> {
+pub fn generation(request: GenerateRequest, limits: &RequestLimits) -> Result<Generation, ApiError> {
+    for (field, text) in [("model", &request.model), ("cache_salt", &request.cache_salt)] {
+        let (bytes, max) = (text.len(), limits.name_bytes_max);
+        if bytes > max {
+            return Err(ApiError::invalid(field, format!("{field} has {bytes} bytes, more than {max}")));
+        }
+    }
+    if request.n > limits.choices_max {
+        let message = format!("n is {}; it has to be 1 to {}", request.n, limits.choices_max);
+        return Err(ApiError::invalid("n", message));
+    }
     let logprobs = match request.logprobs {
         Some(count @ 0..=LOGPROBS_MAX) => Some(count as u8),
         Some(count) => {

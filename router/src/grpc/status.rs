@@ -27,7 +27,7 @@ pub fn status(error: &ApiError) -> Status {
         let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         metadata.insert("retry-after-ms", MetadataValue::from(ms));
     }
-    Status::with_metadata(code, error.message.clone(), metadata)
+    Status::with_metadata(code, error.told(), metadata)
 }
 
 /// `grpc-timeout`: at most eight digits and a unit.

@@ -54,11 +54,11 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
                 tokens.push(served.encode(&param, text, add_special_tokens).await?);
             }
             Prompt::Tokens(ids) => {
-                let text = match (&served.tokenizer, echo) {
-                    (Some(tokenizer), true) => tokenizer.decode(&ids, generation.skip_special),
-                    _ => Ok(String::new()),
-                };
-                texts.push(text.map_err(|error| ApiError::invalid(param, error.to_string()))?);
+                served.check_length(&param, ids.len())?;
+                texts.push(match echo && served.tokenizer.is_some() {
+                    true => served.decode(&param, ids.clone(), generation.skip_special).await?,
+                    false => String::new(),
+                });
                 tokens.push(ids);
             }
         }

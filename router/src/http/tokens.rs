@@ -59,6 +59,6 @@ pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> 
         let message = format!("tokens has {id}, but the vocabulary has {vocab}");
         return Err(ApiError::invalid("tokens", message));
     }
-    let text = served.decode(asked.tokens).await?;
+    let text = served.decode("tokens", asked.tokens, false).await?;
     Ok(json_response(&json!({"prompt": text})))
 }

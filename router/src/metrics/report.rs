@@ -126,12 +126,7 @@ impl Metrics {
 
     fn vllm(&self, page: &mut Page, load: &LoadSnapshot, about: &About<'_>, labels: Labels<'_>) {
         page.gauge("vllm:num_requests_running", "Sequences that run.", labels, load.running);
-        page.gauge(
-            "vllm:num_requests_waiting",
-            "Sequences that wait.",
-            labels,
-            load.waiting + load.queued_requests,
-        );
+        page.gauge("vllm:num_requests_waiting", "Sequences that wait.", labels, load.waiting);
         page.gauge(
             "vllm:kv_cache_usage_perc",
             "Share of the KV pages in use, 0 to 1.",

@@ -110,11 +110,21 @@ impl ApiError {
     /// `{"error": {…}}`, as a body or as the last event of a stream.
     pub fn object(&self) -> Value {
         json!({"error": {
-            "message": self.message,
+            "message": self.told(),
             "type": self.kind.family(),
             "param": self.param,
             "code": self.kind.code(),
         }})
+    }
+}
+
+impl ApiError {
+    /// What a client is told.
+    pub fn told(&self) -> &str {
+        match self.kind {
+            ErrorKind::Internal => "the server failed to answer this request; its log says why",
+            _ => &self.message,
+        }
     }
 }
 

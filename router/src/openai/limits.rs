@@ -12,6 +12,8 @@ pub struct RequestLimits {
     pub messages_max: usize,
     pub template_arguments_bytes_max: usize,
     pub name_bytes_max: usize,
+    /// Log-probabilities of prompts in one answer.
+    pub prompt_logprobs_max: usize,
 }
 
 impl Default for RequestLimits {
@@ -24,6 +26,7 @@ impl Default for RequestLimits {
             messages_max: 4096,
             template_arguments_bytes_max: 64 << 10,
             name_bytes_max: 512,
+            prompt_logprobs_max: 1 << 19,
         }
     }
 }

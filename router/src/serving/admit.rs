@@ -9,7 +9,7 @@ use super::scope::Scope;
 use super::server::Server;
 use crate::api::{Event, Failure, GenerateRequest, Refusal};
 use crate::engine::Ticket;
-use crate::openai::{ApiError, ErrorKind, Generation};
+use crate::openai::{ApiError, ErrorKind, Generation, RequestLimits};
 use gaterail_model::sampler::{SamplerError, SamplingParams};
 
 /// What a client of a full server is told to wait at least.
@@ -42,13 +42,16 @@ impl Work {
     /// Asks the engine. All prompts are taken, or none.
     pub fn admit(self, server: &Server, scope: &mut Scope) -> Result<Admission, ApiError> {
         let now = Instant::now();
+        self.check_logprobs(&server.options.requests)?;
         scope.caller.count_request(now)?;
         let permit = scope.caller.open_stream()?;
         let generation = self.generation;
         let choices = generation.choices as usize;
         let prompt_tokens: usize = self.prompts.iter().map(Vec::len).sum();
-        let asked = generation.max_tokens.unwrap_or(0) * choices * self.prompts.len();
-        let charge = scope.caller.charge_tokens((prompt_tokens + asked) as u64, now)?;
+        // More than the context is refused by the engine; it must not run up a debt before.
+        let longest = generation.max_tokens.unwrap_or(0).min(server.served.context());
+        let asked = longest.saturating_mul(choices).saturating_mul(self.prompts.len());
+        let charge = scope.caller.charge_tokens(prompt_tokens.saturating_add(asked) as u64, now)?;
         let params = generation.sampling.resolve(&server.served.defaults, random_seed());
         let deadline = now + server.options.request_time_max;
         let salt: Option<Arc<str>> = generation.cache_salt.map(Into::into);
@@ -79,6 +82,24 @@ impl Work {
         }
         scope.admitted(choices * tickets.len(), prompt_tokens, charge, permit);
         Ok(Admission { tickets, params, choices, prompt_tokens })
+    }
+}
+
+impl Work {
+    /// Refuses log-probabilities of prompts that no memory could hold: each choice writes all of them.
+    fn check_logprobs(&self, limits: &RequestLimits) -> Result<(), ApiError> {
+        let Some(others) = self.prompt_logprobs else { return Ok(()) };
+        let tokens: usize = self.prompts.iter().map(Vec::len).sum();
+        let entries =
+            tokens.saturating_mul(self.generation.choices as usize).saturating_mul(usize::from(others) + 1);
+        if entries <= limits.prompt_logprobs_max {
+            return Ok(());
+        }
+        let max = limits.prompt_logprobs_max;
+        let message = format!(
+            "echo with logprobs would write {entries} log-probabilities (prompt tokens x n x (logprobs + 1)); at most {max} go in one answer"
+        );
+        Err(ApiError::invalid("logprobs", message))
     }
 }
 

@@ -98,9 +98,27 @@ impl Served {
         self.text_job(PARAM, move || tokenizer.encode(&template.render(&input)?, false)).await
     }
 
-    pub async fn decode(&self, tokens: Vec<u32>) -> Result<String, ApiError> {
+    pub async fn decode(
+        &self,
+        param: &str,
+        tokens: Vec<u32>,
+        skip_special: bool,
+    ) -> Result<String, ApiError> {
         let tokenizer = self.tokenizer()?;
-        self.text_job("tokens", move || tokenizer.decode(&tokens, false)).await
+        self.text_job(param, move || tokenizer.decode(&tokens, skip_special)).await
+    }
+
+    /// Refuses tokens that cannot fit, before any work on them.
+    pub fn check_length(&self, param: &str, tokens: usize) -> Result<(), ApiError> {
+        let context = self.context();
+        if tokens < context {
+            return Ok(());
+        }
+        let message = format!(
+            "the model's context is {context} tokens, but the prompt has {tokens}, which leaves no room for an answer"
+        );
+        let error = ApiError::new(ErrorKind::ContextLength, message);
+        Err(ApiError { param: Some(param.into()), ..error })
     }
 
     /// Refuses a text that cannot fit, without tokenizing it.
