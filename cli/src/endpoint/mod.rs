@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use failure::Failure;
-pub use stream::{Event, Stream};
+pub use stream::Stream;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Of an answer that is no stream.
