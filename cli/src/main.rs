@@ -1,9 +1,11 @@
 //! The `gaterail` binary: it parses the command line and starts what was asked for.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chat;
 mod demo;
 mod device;
+mod endpoint;
 mod error;
 mod evaluate;
 mod generate;
@@ -38,6 +40,7 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     Serve(serve::ServeArgs),
     Chat(chat::ChatArgs),
+    Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
     Synth(synth::SynthArgs),
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Synth(args) => synth::run(&args),

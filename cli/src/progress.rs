@@ -7,6 +7,7 @@
 mod bar;
 mod count;
 mod lines;
+mod tally;
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, stderr};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 pub use bar::Bar;
 pub use count::Count;
 pub use lines::Lines;
+pub use tally::Tally;
 
 /// The rate is an average over this long.
 const RATE_WINDOW: Duration = Duration::from_secs(5);

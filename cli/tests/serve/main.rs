@@ -1,6 +1,7 @@
 //! `gaterail serve` as its clients and its operator meet it: the real program, the demo model, real sockets.
 
 mod bad_input;
+mod bench;
 mod clients;
 mod keys;
 mod lifecycle;
