@@ -4,6 +4,7 @@ mod bad_input;
 mod clients;
 mod keys;
 mod lifecycle;
+mod loading;
 mod overload;
 mod server;
 mod slow;

@@ -3,13 +3,15 @@
 //!
 //! Both loads are measured in turn in one run, so that a machine that others use, too, slows both alike.
 
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::server::Server;
+use crate::server::{Answer, PATIENCE, Server, read_answer, request_bytes};
 
 /// Those who run and those who wait.
 const BATCH: usize = 2;
@@ -35,8 +37,8 @@ struct Seen {
 }
 
 struct Load {
-    server: Server,
-    body: Value,
+    address: SocketAddr,
+    request: Vec<u8>,
     overload: AtomicBool,
     over: AtomicBool,
     seen: Mutex<Seen>,
@@ -46,9 +48,11 @@ struct Load {
 fn ten_times_the_load_takes_nothing_from_those_who_are_served() {
     let flags = ["--max-batch", &BATCH.to_string(), "--max-queue", &QUEUE.to_string(), "--log", "off"];
     let prompt = "Once upon a time there was a small town by the sea. ".repeat(20);
+    let body = json!({"prompt": prompt, "max_tokens": 16, "ignore_eos": true, "temperature": 0}).to_string();
+    let server = Server::start(&flags);
     let load = Arc::new(Load {
-        server: Server::start(&flags),
-        body: json!({"prompt": prompt, "max_tokens": 16, "ignore_eos": true, "temperature": 0}),
+        address: server.address,
+        request: request_bytes("POST", "/v1/completions", &[], body.as_bytes()),
         overload: AtomicBool::new(false),
         over: AtomicBool::new(false),
         seen: Mutex::default(),
@@ -84,7 +88,7 @@ fn ten_times_the_load_takes_nothing_from_those_who_are_served() {
     println!("with overload {:.2} of the answers without", median(&shares));
     assert!(half <= REFUSED_WITHIN, "half of the refusals took longer than {half:?}");
     assert!(median(&shares) >= GOODPUT_SHARE, "{shares:?}");
-    load.server.wait_for_metric("gaterail_kv_pages_used", |pages| pages == 0.0);
+    server.wait_for_metric("gaterail_kv_pages_used", |pages| pages == 0.0);
 }
 
 impl Load {
@@ -96,7 +100,7 @@ impl Load {
                 continue;
             }
             let asked = Instant::now();
-            let answer = self.server.post("/v1/completions", &self.body);
+            let answer = self.ask();
             let took = asked.elapsed();
             let come_again = answer.header("retry-after").and_then(|wait| wait.parse::<u64>().ok());
             let mut seen = self.seen.lock().expect("whole");
@@ -110,6 +114,14 @@ impl Load {
                 _ => seen.wrong.push(format!("{} {}", answer.head, answer.text())),
             }
         }
+    }
+
+    fn ask(&self) -> Answer {
+        let mut stream = TcpStream::connect(self.address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        // A server may refuse before it has read all.
+        let _ = stream.write_all(&self.request);
+        read_answer(&mut stream)
     }
 
     /// Whole answers a second.
