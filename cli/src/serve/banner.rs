@@ -2,22 +2,22 @@
 
 use super::config::ServeConfig;
 use super::load::Loaded;
-use super::run::Ports;
+use super::run::Addresses;
 use crate::progress::bytes_text;
 
-pub fn text(loaded: &Loaded, ports: &Ports, config: &ServeConfig) -> String {
+pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> String {
     let served = &loaded.server.served;
     let (about, plan) = (&served.about, &loaded.plan);
     let shortened = match plan.context < loaded.model_context {
         true => format!(" (the model's own: {})", loaded.model_context),
         false => String::new(),
     };
-    let door = match (loaded.server.gate.is_open(), config.public().next().is_some()) {
+    let door = match (loaded.server.entrance.gate.is_open(), config.public().next().is_some()) {
         (false, _) => "a key is needed",
         (true, false) => "this machine only, no key needed",
         (true, true) => "everybody who can reach it, without a key (--insecure)",
     };
-    let base = format!("http://{}", ports.http);
+    let base = format!("http://{}", addresses.http);
     let mut lines = vec![
         ("model", format!("{}  {}", served.names.join(", "), loaded.architecture)),
         (
@@ -44,12 +44,12 @@ pub fn text(loaded: &Loaded, ports: &Ports, config: &ServeConfig) -> String {
         ),
         ("HTTP", format!("{base}/v1")),
     ];
-    if let Some(grpc) = ports.grpc {
+    if let Some(grpc) = addresses.grpc {
         lines.push(("gRPC", format!("{grpc}  gaterail.v1.Inference")));
     }
     lines.push(("open to", door.to_string()));
     let table: String = lines.iter().map(|(what, how)| format!("  {what:<12}{how}\n")).collect();
-    let key = if loaded.server.gate.is_open() { "" } else { " -H 'Authorization: Bearer KEY'" };
+    let key = if loaded.server.entrance.gate.is_open() { "" } else { " -H 'Authorization: Bearer KEY'" };
     let body = r#"{"messages": [{"role": "user", "content": "What is 27 + 58?"}]}"#;
     format!(
         "{table}\nTry it:\n  curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"

@@ -10,7 +10,7 @@ use gaterail_model::walk::RunnerOptions;
 use gaterail_model::weights::{Precision, account};
 use gaterail_router::auth::{Gate, KeyFile};
 use gaterail_router::openai::ServerDefaults;
-use gaterail_router::serving::{ModelAbout, RequestLog, Served, ServedParts, Server};
+use gaterail_router::serving::{Entrance, ModelAbout, RequestLog, Served, ServedParts, Server};
 use gaterail_router::{Engine, EngineLimits, EngineParts};
 
 use super::config::ServeConfig;
@@ -45,7 +45,7 @@ pub fn gate(config: &ServeConfig) -> Result<Gate, CliError> {
     Ok(gate)
 }
 
-pub fn load(config: &ServeConfig, gate: Gate) -> Result<Loaded, CliError> {
+pub fn load(config: &ServeConfig, entrance: Entrance) -> Result<Loaded, CliError> {
     let started = Instant::now();
     let path = match &config.model {
         Some(model) => source::resolve(model)?,
@@ -104,7 +104,7 @@ pub fn load(config: &ServeConfig, gate: Gate) -> Result<Loaded, CliError> {
         text_jobs_max: TEXT_JOBS_MAX,
     });
     let log = RequestLog::to(config.log, std::io::stderr());
-    let server = Arc::new(Server::new(served, gate, log, config.server.clone()));
+    let server = Arc::new(Server::new(served, entrance, log, config.server.clone()));
     let precision = match precision {
         Precision::AsStored => "as stored",
         Precision::F32 => "f32",

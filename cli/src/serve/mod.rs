@@ -20,10 +20,11 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use gaterail_router::auth::{Gate, KeyLimits, NewKey};
+use gaterail_router::serving::Entrance;
 
 use config::ServeConfig;
-use run::Ports;
 pub use run::Serving;
+use run::{Loading, Ports};
 
 use crate::error::CliError;
 use crate::settings::{self, Settings};
@@ -72,9 +73,14 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let gate = load::gate(&config)?;
     // Before the model: a port that is taken is known at once.
     let ports = Ports::bind(&config)?;
-    let loaded = load::load(&config, gate)?;
-    terminal::note(&banner::text(&loaded, &ports, &config));
-    Serving::start(loaded, ports, &config)?.until_signal(&config)
+    let addresses = ports.addresses;
+    let entrance = Entrance::new(gate, &config.server);
+    let loading = Loading::start(ports, &entrance, &config)?;
+    let loaded = load::load(&config, entrance)?;
+    let banner = banner::text(&loaded, addresses, &config);
+    let serving = loading.serve(loaded);
+    terminal::note(&banner);
+    serving.until_signal(&config)
 }
 
 /// A server for this process alone: on a free port of this machine, behind a key that nobody else knows. Returns it with
@@ -89,8 +95,10 @@ pub fn start_own(model: Option<&str>) -> Result<(Serving, String, String), CliEr
     let gate = Gate::new(None, std::slice::from_ref(&key.text))
         .map_err(|error| CliError::Refused(error.to_string()))?;
     let ports = Ports::bind(&config)?;
-    let url = format!("http://{}/v1", ports.http);
-    let serving = Serving::start(load::load(&config, gate)?, ports, &config)?;
+    let url = format!("http://{}/v1", ports.addresses.http);
+    let entrance = Entrance::new(gate, &config.server);
+    let loading = Loading::start(ports, &entrance, &config)?;
+    let serving = loading.serve(load::load(&config, entrance)?);
     Ok((serving, url, key.text))
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_router::grpc;
-use gaterail_router::http::{self, Listening, Protocol};
-use gaterail_router::serving::Server;
+use gaterail_router::http::{self, Listening, Opening, Protocol, opening};
+use gaterail_router::serving::{Entrance, Server};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,12 +27,18 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// Ended by a second signal, as shells have it for an interrupt.
 const INTERRUPTED: i32 = 130;
 
-/// Sockets that are bound and do not yet answer.
+/// Sockets that are bound.
 pub struct Ports {
-    pub http: SocketAddr,
-    pub grpc: Option<SocketAddr>,
     http_socket: TcpListener,
     grpc_socket: Option<TcpListener>,
+    pub addresses: Addresses,
+}
+
+/// Where clients find the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub http: SocketAddr,
+    pub grpc: Option<SocketAddr>,
 }
 
 impl Ports {
@@ -41,12 +47,9 @@ impl Ports {
         let grpc_socket = config.grpc_listen.map(|address| bind(address, "--grpc-listen")).transpose()?;
         let own =
             |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
-        Ok(Ports {
-            http: own(&http_socket)?,
-            grpc: grpc_socket.as_ref().map(own).transpose()?,
-            http_socket,
-            grpc_socket,
-        })
+        let addresses =
+            Addresses { http: own(&http_socket)?, grpc: grpc_socket.as_ref().map(own).transpose()? };
+        Ok(Ports { http_socket, grpc_socket, addresses })
     }
 }
 
@@ -64,6 +67,59 @@ fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
     Ok(socket)
 }
 
+/// Ports that say that the model is being loaded.
+pub struct Loading {
+    runtime: Runtime,
+    http: Opening,
+    grpc: Option<(Opening, grpc::Health)>,
+    listening: Vec<Listening>,
+}
+
+impl Loading {
+    pub fn start(ports: Ports, entrance: &Entrance, config: &ServeConfig) -> Result<Loading, CliError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(EVENT_THREADS)
+            .max_blocking_threads(TEXT_THREADS_MAX)
+            .thread_name("gaterail-front")
+            .enable_all()
+            .build()
+            .map_err(CliError::io("starting the event loop"))?;
+        let started = runtime.block_on(async {
+            let start = |socket, opening: &Opening, protocol| {
+                let socket = tokio::net::TcpListener::from_std(socket)?;
+                let metrics = entrance.metrics.clone();
+                Listening::start(socket, opening.routes(), protocol, metrics, config.sockets.clone())
+            };
+            let http = Opening::new(opening::before(entrance));
+            let mut listening = vec![start(ports.http_socket, &http, Protocol::Http1)?];
+            let mut grpc = None;
+            if let Some(socket) = ports.grpc_socket {
+                let health = grpc::Health::not_serving().await;
+                let opening = Opening::new(grpc::before(entrance, &health));
+                listening.push(start(socket, &opening, Protocol::Http2)?);
+                grpc = Some((opening, health));
+            }
+            Ok((http, grpc, listening))
+        });
+        let (http, grpc, listening) = started.map_err(CliError::io("listening"))?;
+        Ok(Loading { runtime, http, grpc, listening })
+    }
+
+    /// The model is there.
+    pub fn serve(self, loaded: Loaded) -> Serving {
+        let Loading { runtime, http, grpc, listening } = self;
+        let server = loaded.server;
+        let inside = runtime.enter();
+        http.open(http::routes(server.clone()));
+        if let Some((opening, health)) = grpc {
+            opening.open(grpc::routes(server.clone(), health));
+        }
+        runtime.spawn(watch_keys(server.clone()));
+        drop(inside);
+        Serving { runtime, server, engine: loaded.engine, listening }
+    }
+}
+
 /// A server that answers.
 pub struct Serving {
     runtime: Runtime,
@@ -73,32 +129,6 @@ pub struct Serving {
 }
 
 impl Serving {
-    pub fn start(loaded: Loaded, ports: Ports, config: &ServeConfig) -> Result<Serving, CliError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(EVENT_THREADS)
-            .max_blocking_threads(TEXT_THREADS_MAX)
-            .thread_name("gaterail-front")
-            .enable_all()
-            .build()
-            .map_err(CliError::io("starting the event loop"))?;
-        let server = loaded.server;
-        let listening = runtime.block_on(async {
-            let start = |socket, app, protocol| {
-                let socket = tokio::net::TcpListener::from_std(socket)?;
-                Listening::start(socket, app, protocol, server.clone(), config.sockets.clone())
-            };
-            let mut listening =
-                vec![start(ports.http_socket, http::routes(server.clone()), Protocol::Http1)?];
-            if let Some(socket) = ports.grpc_socket {
-                listening.push(start(socket, grpc::routes(server.clone()), Protocol::Http2)?);
-            }
-            Ok(listening)
-        });
-        let listening = listening.map_err(CliError::io("listening"))?;
-        runtime.spawn(watch_keys(server.clone()));
-        Ok(Serving { runtime, server, engine: loaded.engine, listening })
-    }
-
     /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once.
     pub fn until_signal(self, config: &ServeConfig) -> Result<(), CliError> {
         let signals = self.runtime.block_on(async {
@@ -146,7 +176,7 @@ async fn watch_keys(server: Arc<Server>) {
     let mut last = None;
     loop {
         tokio::time::sleep(KEYS_EVERY).await;
-        let outcome = server.gate.reload().map_err(|error| error.to_string()).err();
+        let outcome = server.entrance.gate.reload().map_err(|error| error.to_string()).err();
         // Once for each new trouble, not every second.
         if let Some(error) = outcome.as_ref().filter(|_| outcome != last) {
             terminal::note(&format!("gaterail: the keys stay as they were: {error}"));

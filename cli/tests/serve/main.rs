@@ -5,6 +5,8 @@ mod bench;
 mod clients;
 mod keys;
 mod lifecycle;
+mod loading;
+mod overload;
 mod server;
 mod slow;
 mod stream;

@@ -84,6 +84,11 @@ impl Engine {
         }
     }
 
+    /// Whether a request with any prompt would be queued now. Asked before a text is read: who is refused costs nothing.
+    pub fn has_room(&self) -> Result<(), Refusal> {
+        self.shared.inbox.has_room(0, &self.shared.limits)
+    }
+
     /// Queues a request, or says why not. Takes time for the prompt's tokens, and none for the model.
     pub fn submit(&self, request: GenerateRequest) -> Result<Ticket, Refusal> {
         let Shared { inbox, card, limits, tokenizer } = &*self.shared;

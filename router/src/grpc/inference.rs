@@ -21,7 +21,7 @@ use crate::api::{Event, FinishReason, Piece, StopCause};
 use crate::auth::Caller;
 use crate::http::VERSION;
 use crate::openai::ApiError;
-use crate::serving::admit::failed;
+use crate::serving::admit::{check_room, failed};
 use crate::serving::scope::Meta;
 use crate::serving::{Answers, Scope, Server, Work, events};
 
@@ -88,6 +88,7 @@ impl Front {
         let prompt = request.prompt.take();
         let generation = read::generation(request, &self.server.options.requests)?;
         served.check_name(generation.model.as_deref())?;
+        check_room(&self.server)?;
         let prompt = read::prompt(served, prompt, &self.server.options.requests).await?;
         let work = Work { prompts: vec![prompt], generation, prompt_logprobs: None, deadline };
         let admission = work.admit(&self.server, scope)?;

@@ -14,22 +14,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use gaterail_proto::grpc::DESCRIPTORS;
 use gaterail_proto::grpc::v1::inference_server::InferenceServer;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::http::guarded;
-use crate::serving::{Readiness, Server};
+use crate::http::{guarded, opening};
+use crate::serving::{Entrance, Readiness, Server};
+use status::status;
 
 const SERVICE: &str = "gaterail.v1.Inference";
 const HEALTH_EVERY: Duration = Duration::from_millis(200);
 
+/// The health service, which is there before the model is: who watches it sees both.
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+    service: HealthServer<HealthService>,
+}
+
+impl Health {
+    /// Not serving, until `routes` says otherwise.
+    pub async fn not_serving() -> Health {
+        let reporter = HealthReporter::new();
+        for name in ["", SERVICE] {
+            reporter.set_service_status(name, ServingStatus::NotServing).await;
+        }
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        Health { reporter, service }
+    }
+}
+
+/// Health before there is a model; all else has to come again. Behind the same door.
+pub fn before(entrance: &Entrance, health: &Health) -> Router {
+    let loading = || async { status(&opening::error()).into_http::<Body>() };
+    let routes = Routes::new(health.service.clone()).into_axum_router().fallback(loading);
+    guarded(routes, entrance)
+}
+
 /// All services with the layers around them. Runs inside the event loop, for a task of its own watches the health.
-pub fn routes(server: Arc<Server>) -> Router {
-    let (reporter, health) = health_reporter();
-    tokio::spawn(watch(reporter, Arc::downgrade(&server)));
+pub fn routes(server: Arc<Server>, health: Health) -> Router {
+    tokio::spawn(watch(health.reporter, Arc::downgrade(&server)));
     let limit = server.options.requests.body_bytes_max;
     let inference = InferenceServer::new(inference::Front { server: server.clone() })
         .max_decoding_message_size(limit)
@@ -41,11 +69,11 @@ pub fn routes(server: Arc<Server>) -> Router {
     };
     const COMPILED: &str = "descriptors that were compiled with the program";
     let routes = Routes::new(inference)
-        .add_service(health)
+        .add_service(health.service)
         .add_service(reflection().build_v1().expect(COMPILED))
         // Older clients ask by its older name.
         .add_service(reflection().build_v1alpha().expect(COMPILED));
-    guarded(routes.into_axum_router(), server)
+    guarded(routes.into_axum_router(), &server.entrance)
 }
 
 /// Tells Check and Watch what `/readyz` says, for the server as a whole, for its service and for the model.

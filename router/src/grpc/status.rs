@@ -17,7 +17,7 @@ pub fn status(error: &ApiError) -> Status {
         ErrorKind::Timeout | ErrorKind::Deadline => Code::DeadlineExceeded,
         ErrorKind::BodyTooLarge | ErrorKind::HeadersTooLarge => Code::OutOfRange,
         ErrorKind::RateLimit | ErrorKind::Overloaded => Code::ResourceExhausted,
-        ErrorKind::Draining => Code::Unavailable,
+        ErrorKind::Draining | ErrorKind::Loading => Code::Unavailable,
         ErrorKind::Internal => Code::Internal,
     };
     let mut metadata = MetadataMap::new();

@@ -18,7 +18,7 @@ use super::sse::{self, Chunks, Script};
 use super::usage::UsageBody;
 use crate::api::{Event, FinishReason};
 use crate::openai::{ApiError, ChatRequest, Streaming};
-use crate::serving::admit::failed;
+use crate::serving::admit::{check_room, failed};
 use crate::serving::{Admission, Scope, Server, Work, events};
 
 pub async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {
@@ -45,6 +45,7 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
     let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
     let model = served.check_name(chat.generation.model.as_deref())?.to_owned();
+    check_room(server)?;
     let input = ChatInput {
         messages: chat.messages,
         add_generation_prompt: chat.add_generation_prompt,

@@ -17,7 +17,7 @@ use super::sse::{self, Chunks, Script};
 use super::usage::UsageBody;
 use crate::api::{Event, Piece, PromptLogprob};
 use crate::openai::{ApiError, CompletionRequest, Prompt, Streaming};
-use crate::serving::admit::failed;
+use crate::serving::admit::{check_room, failed};
 use crate::serving::{Admission, Scope, Server, Work, events};
 
 pub async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {
@@ -44,6 +44,7 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
     let CompletionRequest { generation, prompts, echo, add_special_tokens } = asked;
     let served = &server.served;
     let model = served.check_name(generation.model.as_deref())?.to_owned();
+    check_room(server)?;
     let (mut tokens, mut texts) = (Vec::with_capacity(prompts.len()), Vec::new());
     let several = prompts.len() > 1;
     for (index, prompt) in prompts.into_iter().enumerate() {

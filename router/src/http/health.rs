@@ -67,7 +67,7 @@ pub async fn metrics(State(server): State<Arc<Server>>, RawQuery(query): RawQuer
         ready: server.readiness() == Readiness::Ready,
         aliases: server.options.metric_aliases && !without,
     };
-    let page = server.metrics.page(&server.served.engine.load(), &about);
+    let page = server.entrance.metrics.page(&server.served.engine.load(), &about);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], page).into_response()
 }

@@ -1,6 +1,5 @@
 //! What surrounds every route, from the outside in: request id and account; web pages of other origins; the key.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -14,7 +13,7 @@ use super::routes::route_name;
 use crate::api::RequestId;
 use crate::auth::Caller;
 use crate::openai::{ApiError, ErrorKind};
-use crate::serving::Server;
+use crate::serving::Entrance;
 use crate::serving::scope::Meta;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,11 +25,11 @@ const HEADER_BYTES_MAX: usize = 32 << 10;
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
 /// Puts the door and all that belongs to it in front of `routes`. The same for HTTP and gRPC.
-pub fn guarded(routes: Router, server: Arc<Server>) -> Router {
+pub fn guarded(routes: Router, entrance: &Entrance) -> Router {
     routes
-        .layer(from_fn_with_state(server.clone(), door))
-        .layer(from_fn_with_state(server.clone(), origins))
-        .layer(from_fn_with_state(server, account))
+        .layer(from_fn_with_state(entrance.clone(), door))
+        .layer(from_fn_with_state(entrance.clone(), origins))
+        .layer(from_fn_with_state(entrance.clone(), account))
 }
 
 /// Who asks and what the request is called; the layers have put it there.
@@ -41,7 +40,7 @@ pub fn caller(request: &Request) -> (Caller, Meta) {
     (caller.clone(), meta.clone())
 }
 
-async fn account(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
+async fn account(State(entrance): State<Entrance>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let id = request_id(headers);
     let trace = headers.get(TRACE).and_then(|value| value.to_str().ok()).filter(|trace| is_trace(trace));
@@ -59,19 +58,19 @@ async fn account(State(server): State<Arc<Server>>, mut request: Request, next: 
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    server.metrics.response(route, response.status().as_u16());
+    entrance.metrics.response(route, response.status().as_u16());
     response
 }
 
 /// Answers browsers that ask first, and refuses pages that may not call.
-async fn origins(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+async fn origins(State(entrance): State<Entrance>, request: Request, next: Next) -> Response {
     let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
         if request.method() == Method::OPTIONS {
             return StatusCode::NO_CONTENT.into_response();
         }
         return next.run(request).await;
     };
-    if !is_allowed(&server, origin.to_str().unwrap_or_default()) {
+    if !is_allowed(&entrance, origin.to_str().unwrap_or_default()) {
         let message = "web pages of this origin may not call this server; see --cors-origin";
         return ApiError::new(ErrorKind::Forbidden, message).into_response();
     }
@@ -95,8 +94,8 @@ async fn origins(State(server): State<Arc<Server>>, request: Request, next: Next
 }
 
 /// An open door is for this machine only, so only this machine's pages may use it unless the operator says otherwise.
-fn is_allowed(server: &Server, origin: &str) -> bool {
-    let listed = &server.options.origins;
+fn is_allowed(entrance: &Entrance, origin: &str) -> bool {
+    let listed = &entrance.origins;
     if !listed.is_empty() {
         return listed.iter().any(|allowed| allowed == "*" || allowed == origin);
     }
@@ -105,20 +104,20 @@ fn is_allowed(server: &Server, origin: &str) -> bool {
         Some((address, _)) => address,
         None => host.split(':').next().unwrap_or_default(),
     };
-    !server.gate.is_open() || matches!(name, "localhost" | "127.0.0.1" | "::1")
+    !entrance.gate.is_open() || matches!(name, "localhost" | "127.0.0.1" | "::1")
 }
 
-async fn door(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
+async fn door(State(entrance): State<Entrance>, mut request: Request, next: Next) -> Response {
     let authorization = request.headers().get(header::AUTHORIZATION);
     // Bytes that are no text are no key.
     let authorization = authorization.map(|value| value.to_str().unwrap_or("?"));
-    match server.gate.authenticate(authorization) {
+    match entrance.gate.authenticate(authorization) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(error) => {
-            server.metrics.refusal("invalid_api_key");
+            entrance.metrics.refusal("invalid_api_key");
             match is_grpc(request.headers()) {
                 true => grpc_refusal(&error),
                 false => error.into_response(),

@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
+use crate::metrics::Metrics;
 use crate::openai::{ApiError, ErrorKind};
-use crate::serving::Server;
 
 /// Limits on what a socket may do.
 #[derive(Clone, Debug)]
@@ -80,12 +80,12 @@ impl Listening {
         listener: TcpListener,
         app: Router,
         protocol: Protocol,
-        server: Arc<Server>,
+        metrics: Arc<Metrics>,
         limits: ListenLimits,
     ) -> io::Result<Listening> {
         let address = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let port = Port { app, protocol, server, limits: Arc::new(limits) };
+        let port = Port { app, protocol, metrics, limits: Arc::new(limits) };
         let accepting = tokio::spawn(accept(listener, port, stopped));
         Ok(Listening { address, stop, accepting })
     }
@@ -104,7 +104,7 @@ impl Listening {
 struct Port {
     app: Router,
     protocol: Protocol,
-    server: Arc<Server>,
+    metrics: Arc<Metrics>,
     limits: Arc<ListenLimits>,
 }
 
@@ -123,7 +123,7 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
                     connections.spawn(connection(stream, port.clone(), stopped.clone(), permit));
                 }
                 Err(_) => {
-                    port.server.metrics.connections_refused.fetch_add(1, Relaxed);
+                    port.metrics.connections_refused.fetch_add(1, Relaxed);
                     connections.spawn(turn_away(stream, port.protocol));
                 }
             },
@@ -144,7 +144,7 @@ async fn connection(
     // Tokens are small; none waits for the next.
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
-    port.server.metrics.connections.fetch_add(1, Relaxed);
+    port.metrics.connections.fetch_add(1, Relaxed);
     let limits = &port.limits;
     let io = TokioIo::new(Patient::new(stream, limits.write_stall_max, limits.write_bytes_min));
     let service = TowerToHyperService::new(port.app.clone());
@@ -188,7 +188,7 @@ async fn connection(
             }
         }
     }
-    port.server.metrics.connections.fetch_sub(1, Relaxed);
+    port.metrics.connections.fetch_sub(1, Relaxed);
     drop(permit);
 }
 

@@ -10,6 +10,7 @@
 //! | [`sse`] | the stream's form: events, comments, the end |
 //! | [`logprobs`] | log-probabilities in both shapes |
 //! | [`tokens`], [`models`], [`health`] | the smaller routes |
+//! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
 
 mod answer;
@@ -21,6 +22,7 @@ mod layers;
 pub mod listen;
 mod logprobs;
 mod models;
+pub mod opening;
 mod routes;
 mod sse;
 mod tokens;
@@ -29,4 +31,5 @@ mod usage;
 pub use health::VERSION;
 pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
+pub use opening::Opening;
 pub use routes::routes;

@@ -31,7 +31,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route("/version", get(self::get(health::version)))
         .fallback(no_route)
         .with_state(server.clone());
-    layers::guarded(routes, server)
+    layers::guarded(routes, &server.entrance)
 }
 
 /// What a path is called in logs and metrics: one of few, whatever clients send.

@@ -22,6 +22,7 @@ pub enum ErrorKind {
     RateLimit,
     Overloaded,
     Draining,
+    Loading,
     Internal,
     Deadline,
 }
@@ -38,7 +39,9 @@ impl ErrorKind {
             ErrorKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             ErrorKind::RateLimit => StatusCode::TOO_MANY_REQUESTS,
-            ErrorKind::Overloaded | ErrorKind::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded | ErrorKind::Draining | ErrorKind::Loading => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             ErrorKind::Deadline => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -59,6 +62,7 @@ impl ErrorKind {
             ErrorKind::RateLimit => Some("rate_limit_exceeded"),
             ErrorKind::Overloaded => Some("overloaded"),
             ErrorKind::Draining => Some("draining"),
+            ErrorKind::Loading => Some("loading"),
             ErrorKind::Internal => Some("internal_error"),
             ErrorKind::Deadline => Some("timeout"),
         }
@@ -68,7 +72,7 @@ impl ErrorKind {
     pub fn family(self) -> &'static str {
         match self {
             ErrorKind::RateLimit => "rate_limit_error",
-            ErrorKind::Overloaded | ErrorKind::Draining => "service_unavailable_error",
+            ErrorKind::Overloaded | ErrorKind::Draining | ErrorKind::Loading => "service_unavailable_error",
             ErrorKind::Internal => "server_error",
             ErrorKind::Deadline => "timeout_error",
             _ => "invalid_request_error",

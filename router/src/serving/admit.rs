@@ -35,6 +35,11 @@ pub struct Admission {
     pub prompt_tokens: usize,
 }
 
+/// Refuses before any work on a text what the engine would refuse after it.
+pub fn check_room(server: &Server) -> Result<(), ApiError> {
+    server.served.engine.has_room().map_err(|refusal| of_server(server, refusal))
+}
+
 /// Events of all choices of all prompts: choice c of prompt p is number p · choices + c.
 pub type Answers = BoxStream<'static, (usize, Event)>;
 
@@ -74,11 +79,8 @@ impl Work {
                 )
             };
             // Tickets that were given out already are cancelled when they are dropped here.
-            tickets.push(server.served.engine.submit(request).map_err(|refusal| match refusal {
-                // It has stopped because the server does.
-                Refusal::Stopped if server.is_retired() => draining(),
-                refusal => refused(refusal),
-            })?);
+            let ticket = server.served.engine.submit(request);
+            tickets.push(ticket.map_err(|refusal| of_server(server, refusal))?);
         }
         scope.admitted(choices * tickets.len(), prompt_tokens, charge, permit);
         Ok(Admission { tickets, params, choices, prompt_tokens })
@@ -131,6 +133,14 @@ pub fn events(tickets: Vec<Ticket>, choices: usize) -> Answers {
         .boxed()
     };
     stream::select_all(tickets.into_iter().enumerate().map(of_one)).boxed()
+}
+
+fn of_server(server: &Server, refusal: Refusal) -> ApiError {
+    match refusal {
+        // It has stopped because the server does.
+        Refusal::Stopped if server.is_retired() => draining(),
+        refusal => refused(refusal),
+    }
 }
 
 /// What the engine did not take.

@@ -18,4 +18,4 @@ pub use admit::{Admission, Answers, Work, events};
 pub use log::{LogFormat, RequestLog};
 pub use model::{ModelAbout, Served, ServedParts};
 pub use scope::Scope;
-pub use server::{Readiness, Server, ServerOptions};
+pub use server::{Entrance, Readiness, Server, ServerOptions};

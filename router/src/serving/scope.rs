@@ -84,16 +84,16 @@ impl Scope {
                 self.generated_tokens += 1;
                 if self.first_token.is_none() {
                     self.first_token = Some(now);
-                    Metrics::seconds(&self.server.metrics.first_token, now - self.meta.started);
+                    Metrics::seconds(&self.server.entrance.metrics.first_token, now - self.meta.started);
                 }
                 if let Some(last) = self.last_token.get_mut(choice).and_then(|last| last.replace(now)) {
-                    Metrics::seconds(&self.server.metrics.between_tokens, now - last);
+                    Metrics::seconds(&self.server.entrance.metrics.between_tokens, now - last);
                 }
             }
             Event::Finished { reason, usage, timing, .. } => {
                 self.finished += 1;
-                self.server.metrics.timing(timing, usage.generated_tokens);
-                self.server.metrics.generated_tokens.record(usage.generated_tokens as f64);
+                self.server.entrance.metrics.timing(timing, usage.generated_tokens);
+                self.server.entrance.metrics.generated_tokens.record(usage.generated_tokens as f64);
                 if self.finished == self.choices {
                     let outcome = match reason {
                         FinishReason::Length => Outcome::Length,
@@ -163,7 +163,7 @@ impl Drop for Scope {
         for charge in &mut self.charges {
             charge.settle(used, now);
         }
-        let metrics = &self.server.metrics;
+        let metrics = &self.server.entrance.metrics;
         metrics.outcome(outcome);
         if let Some(error) = &error {
             metrics.refusal(error.kind.code().unwrap_or("invalid"));

@@ -1,5 +1,6 @@
 //! Everything that a request needs, shared by all of them; and the state of the server as a whole.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -44,10 +45,18 @@ impl Default for ServerOptions {
     }
 }
 
+/// What is there before the model is: who may come in, and what is counted.
+#[derive(Clone)]
+pub struct Entrance {
+    pub gate: Arc<Gate>,
+    pub metrics: Arc<Metrics>,
+    /// As `ServerOptions::origins`.
+    pub origins: Arc<[String]>,
+}
+
 pub struct Server {
     pub served: Served,
-    pub gate: Gate,
-    pub metrics: Metrics,
+    pub entrance: Entrance,
     pub log: RequestLog,
     pub options: ServerOptions,
     pub bodies: tokio::sync::Semaphore,
@@ -70,11 +79,20 @@ pub enum Readiness {
 /// Body bytes are counted in pieces of this size.
 pub const BODY_UNIT: usize = 64 << 10;
 
+impl Entrance {
+    pub fn new(gate: Gate, options: &ServerOptions) -> Entrance {
+        Entrance {
+            gate: Arc::new(gate),
+            metrics: Arc::new(Metrics::default()),
+            origins: options.origins.as_slice().into(),
+        }
+    }
+}
+
 impl Server {
-    pub fn new(served: Served, gate: Gate, log: RequestLog, options: ServerOptions) -> Server {
+    pub fn new(served: Served, entrance: Entrance, log: RequestLog, options: ServerOptions) -> Server {
         let bodies = tokio::sync::Semaphore::new((options.bodies_bytes_max / BODY_UNIT).max(1));
-        let metrics = Metrics::default();
-        Server { served, gate, metrics, log, options, bodies, announced: AtomicBool::new(true) }
+        Server { served, entrance, log, options, bodies, announced: AtomicBool::new(true) }
     }
 
     /// Says "not ready" from now on, while requests are still taken.
