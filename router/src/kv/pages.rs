@@ -61,6 +61,8 @@ pub struct Hit {
     pub parent: Parent,
     /// Those that nobody holds at the moment.
     pub idle: usize,
+    /// Those that one sequence alone holds. Whoever holds a page holds what it follows: it is the same one for all.
+    pub held_once: usize,
 }
 
 /// The pages of one lane.
@@ -106,7 +108,7 @@ impl Pages {
 
     /// The full pages with which `tokens` begins, `pages_max` at most.
     pub fn find(&self, salt: &Salt, tokens: &[u32], pages_max: usize) -> Hit {
-        let mut hit = Hit { pages: Vec::new(), parent: Parent::Root(salt.clone()), idle: 0 };
+        let mut hit = Hit { pages: Vec::new(), parent: Parent::Root(salt.clone()), idle: 0, held_once: 0 };
         if !self.keep {
             return hit;
         }
@@ -117,6 +119,7 @@ impl Pages {
             // What is in the index is known.
             let Some(known) = &at.known else { break };
             hit.idle += usize::from(at.holders == 0);
+            hit.held_once += usize::from(at.holders == 1);
             hit.parent = Parent::Page(known.name);
             hit.pages.push(page);
         }
@@ -293,8 +296,10 @@ mod tests {
         let salted = Salt { extra: Some("x".into()), ..salt("a") };
         assert_eq!(pages.find(&salted, &text(&[1]), 9).pages, [0u32; 0]);
         let hit = find(&pages, "a", &[1, 2], 9);
-        assert_eq!(hit.idle, 0);
+        assert_eq!((hit.idle, hit.held_once), (0, 2));
         pages.hold(&hit);
+        let all = find(&pages, "a", &[1, 2, 3], 9);
+        assert_eq!((all.idle, all.held_once), (0, 1));
         pages.release(a.clone());
         assert_eq!((pages.idle(), pages.available()), (1, 6));
         assert_eq!(pages.audit([(&hit.pages[..], 2)].into_iter()), Ok(()));

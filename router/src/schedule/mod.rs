@@ -14,4 +14,4 @@ pub mod view;
 
 pub use fair::{Fair, TenantSlot};
 pub use plan::{Plan, Share, Who, schedule};
-pub use view::{Running, StepLimits, View, Waiting};
+pub use view::{Running, Shared, StepLimits, View, Waiting};

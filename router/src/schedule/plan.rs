@@ -7,7 +7,7 @@
 //!    of the tenant that holds most, but never the oldest of all, which therefore gets to its end.
 //! 3. What is left of the rows goes to prompts, again to the tenant that has had least.
 
-use super::view::{Running, View, Waiting};
+use super::view::{Running, Shared, View, Waiting};
 
 /// What is to be done in a step, in this order. Numbers are places in the view.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,9 @@ enum Fate {
 struct Planner<'a> {
     view: &'a View,
     fates: Vec<Fate>,
+    /// Pages of each that runs, held by it alone until now, which somebody who gets in with this plan has, too. They are
+    /// not free when it goes.
+    shared: Vec<usize>,
     /// Sequences of each tenant that run.
     places: Vec<usize>,
     counters: Vec<u64>,
@@ -69,6 +72,7 @@ impl Planner<'_> {
         Planner {
             view,
             fates: vec![Fate::Open; view.running.len()],
+            shared: vec![0; view.running.len()],
             places,
             counters: view.counters.clone(),
             pages: view.pages,
@@ -97,7 +101,10 @@ impl Planner<'_> {
             if !self.make_pages(waiting) {
                 return;
             }
-            self.pages -= waiting.cost;
+            self.pages -= self.cost(waiting);
+            if let Some(Shared { with, pages }) = waiting.shared {
+                self.shared[with] = self.shared[with].max(pages);
+            }
             self.places[waiting.tenant.0] += 1;
             counters[waiting.tenant.0] += waiting.pending as u64;
             self.plan.admit.push(next);
@@ -117,12 +124,24 @@ impl Planner<'_> {
         loop {
             // Everybody who runs may need a page soon.
             let running: usize = self.places.iter().sum();
-            if self.pages >= waiting.cost + running {
+            if self.pages >= self.cost(waiting) + running {
                 return true;
             }
             let Some(victim) = self.gives_way_to(waiting) else { return false };
             self.preempt(victim);
         }
+    }
+
+    /// Pages that it takes, with those that were shared until their holder lost them. What two share with one is the
+    /// beginning of one text, so that the longer part holds the shorter.
+    fn cost(&self, waiting: Waiting) -> usize {
+        let left = match waiting.shared {
+            Some(Shared { with, pages }) if self.fates[with] == Fate::Preempted => {
+                pages.saturating_sub(self.shared[with])
+            }
+            _ => 0,
+        };
+        waiting.cost + left
     }
 
     /// Who gives up its place or its pages to somebody who waits.
@@ -188,7 +207,7 @@ impl Planner<'_> {
         let Running { tenant, held, .. } = self.view.running[at];
         self.fates[at] = Fate::Preempted;
         self.places[tenant.0] -= 1;
-        self.pages += held;
+        self.pages += held.saturating_sub(self.shared[at]);
         self.plan.preempt.push(at);
     }
 

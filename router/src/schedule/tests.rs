@@ -9,7 +9,7 @@ struct Case {
     counters: &'static [u64],
     /// tenant, pending, short, held, flags: `p` paused, `l` every logit
     running: &'static [(usize, usize, usize, usize, &'static str)],
-    /// tenant, pending, cost, flags
+    /// tenant, pending, cost, flags, or `31 of 1`: so many pages are held by who runs at 1 alone
     waiting: &'static [(usize, usize, usize, &'static str)],
     pages: usize,
     plan: &'static str,
@@ -31,6 +31,9 @@ impl Case {
             pending,
             every_logit: flags.contains('l'),
             cost,
+            shared: flags
+                .split_once(" of ")
+                .map(|(pages, with)| Shared { with: with.parse().unwrap(), pages: pages.parse().unwrap() }),
         });
         View {
             limits: StepLimits { sequences, rows, logits },
@@ -242,6 +245,57 @@ fn nobody_gets_in_without_pages_for_all_of_it() {
 }
 
 #[test]
+fn pages_that_are_shared_with_who_goes_are_counted_once() {
+    check(&[
+        Case {
+            name: "they cost nothing while their holder stays",
+            limits: LIMITS,
+            counters: &[0],
+            running: &[(0, 1, 0, 41, ""), (0, 1, 0, 32, "")],
+            waiting: &[(0, 1408, 22, "31 of 1")],
+            pages: 24,
+            plan: "+0 r0:1 r1:1 w0:30",
+        },
+        Case {
+            name: "who holds them goes for another tenant: who shares them has to wait",
+            limits: LIMITS,
+            counters: &[9, 0],
+            running: &[(0, 1, 0, 41, ""), (0, 1, 0, 32, "")],
+            waiting: &[(0, 1408, 22, "31 of 1"), (1, 890, 14, "")],
+            pages: 13,
+            plan: "-1 +1 r0:1 w1:31",
+        },
+        Case {
+            name: "or has all of them",
+            limits: LIMITS,
+            counters: &[9, 0],
+            running: &[(0, 1, 0, 41, ""), (0, 1, 0, 32, "")],
+            waiting: &[(0, 400, 6, "18 of 1"), (1, 890, 14, "")],
+            pages: 13,
+            plan: "-1 +1 +0 r0:1 w1:31",
+        },
+        Case {
+            name: "who holds them does not read and goes",
+            limits: LIMITS,
+            counters: &[0],
+            running: &[(0, 1, 0, 3, ""), (0, 1, 0, 32, "p")],
+            waiting: &[(0, 1700, 27, "31 of 1")],
+            pages: 25,
+            plan: "-1 r0:1",
+        },
+        Case {
+            name: "two who share them take them once",
+            limits: LIMITS,
+            counters: &[0],
+            running: &[(0, 1, 0, 9, "p")],
+            waiting: &[(0, 90, 3, "8 of 0"), (0, 90, 3, "6 of 0")],
+            pages: 7,
+            plan: "-0 +0 w0:32",
+        },
+    ]);
+}
+
+#[test]
 fn when_pages_run_out_the_newest_of_the_largest_loses_its_own() {
     check(&[
         Case {
@@ -336,6 +390,10 @@ fn plans_keep_to_their_limits() {
             pending: 1 + next(90),
             every_logit: next(4) == 0,
             cost: next(6),
+            shared: (!running.is_empty() && next(2) == 0).then(|| {
+                let with = next(running.len());
+                Shared { with, pages: next(running[with].held + 1) }
+            }),
         });
         let waiting = waiting.collect();
         let counters = (0..tenants).map(|_| next(200) as u64).collect();
@@ -344,6 +402,15 @@ fn plans_keep_to_their_limits() {
         let context = format!("round {round}: {view:?} {plan:?}");
         let freed: usize = plan.preempt.iter().map(|&at| view.running[at].held).sum();
         let mut taken: usize = plan.admit.iter().map(|&at| view.waiting[at].cost).sum();
+        // What those who go shared with those who come is taken once.
+        taken += plan
+            .preempt
+            .iter()
+            .map(|&gone| {
+                let with = |at: &usize| view.waiting[*at].shared.filter(|shared| shared.with == gone);
+                plan.admit.iter().filter_map(with).map(|shared| shared.pages).max().unwrap_or(0)
+            })
+            .sum::<usize>();
         let (mut rows, mut logits) = (0, 0);
         for (at, share) in plan.rows.iter().enumerate() {
             assert!(plan.rows[..at].iter().all(|other| other.who != share.who), "{context}");

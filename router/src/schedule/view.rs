@@ -42,6 +42,15 @@ pub struct Running {
     pub paused: bool,
 }
 
+/// Pages of one who runs that are part of what the cache has for one who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// Place among those who run.
+    pub with: usize,
+    /// Part of what that one holds.
+    pub pages: usize,
+}
+
 /// A sequence without pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -51,4 +60,6 @@ pub struct Waiting {
     pub every_logit: bool,
     /// Pages that starting it takes from those that can be had.
     pub cost: usize,
+    /// Pages that it would share with one who runs and holds them alone. They cost nothing while that one stays.
+    pub shared: Option<Shared>,
 }

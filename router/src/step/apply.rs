@@ -36,7 +36,7 @@ impl<M: Model> Core<M> {
         for &at in &plan.admit {
             let id = seen.waiting[at].0;
             let positions = self.sequences[&id].tokens.len();
-            self.grow(id, positions);
+            self.grow_or_put_back(id, positions);
         }
         self.batch.rows.clear();
         self.batch.logits.clear();
@@ -48,8 +48,9 @@ impl<M: Model> Core<M> {
                 Who::Waiting(at) => seen.waiting[at].0,
             };
             let positions = self.sequences[&id].computed + share.rows;
-            self.grow(id, positions);
-            ran.push(self.add(id, share.rows));
+            if self.running.contains(&id) && self.grow_or_put_back(id, positions) {
+                ran.push(self.add(id, share.rows));
+            }
         }
         ran
     }
@@ -92,10 +93,16 @@ impl<M: Model> Core<M> {
         self.running.insert(id);
     }
 
-    fn grow(&mut self, id: SequenceId, positions: usize) {
+    /// Gives a sequence pages for `positions`. Where the plan counted on pages that are not there the sequence loses its
+    /// own and waits again: a plan is checked, and a wrong one ends nobody.
+    fn grow_or_put_back(&mut self, id: SequenceId, positions: usize) -> bool {
         let sequence = self.sequences.get_mut(&id);
         let grown = sequence.is_some_and(|sequence| sequence.table.grow(positions, &mut self.pages));
-        assert!(grown, "the plan gave {id:?} rows without pages");
+        if !grown {
+            self.counters.short_plans += 1;
+            self.preempt(id);
+        }
+        grown
     }
 
     fn add(&mut self, id: SequenceId, rows: usize) -> Ran {

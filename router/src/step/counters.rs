@@ -14,6 +14,8 @@ pub struct Counters {
     pub prefix_queries: u64,
     pub prefix_hits: u64,
     pub preemptions: u64,
+    /// Sequences that a plan gave rows without pages; each is a fault of the plan.
+    pub short_plans: u64,
     pub steps: u64,
     pub failed_steps: u64,
     pub step_time: Duration,

@@ -19,6 +19,7 @@ use crate::admission::{admit, choice_seed};
 use crate::api::*;
 use crate::engine::EngineParts;
 use crate::model::Model;
+use crate::schedule::{Plan, Share, Who};
 use crate::sequence::events_room;
 
 const VOCAB: usize = 40;
@@ -297,8 +298,23 @@ fn request(dice: &mut Dice, context: usize) -> GenerateRequest {
     request
 }
 
+/// A request of one of two tenants that begins as most others do, for many pages.
+fn alike(dice: &mut Dice, context: usize) -> GenerateRequest {
+    let tenant = TenantId(["a", "b"][dice.roll(2)].into());
+    let shared = (dice.roll(2) + dice.roll(8)) * PAGE_POSITIONS;
+    let own = 1 + dice.roll(6) * dice.roll(PAGE_POSITIONS);
+    let mut prompt: Vec<u32> = (0..shared).map(|at| (at * 7 % 30) as u32 + 2).collect();
+    prompt.extend((0..own).map(|_| dice.roll(30) as u32 + 2));
+    prompt.truncate(context - 1);
+    let most = (context - prompt.len()).min(2 + dice.roll(80));
+    let mut request = GenerateRequest::new(RequestId("r".into()), tenant, prompt, params(dice));
+    request.max_tokens = Some(most);
+    request.n = if dice.one_in(6) { 2 } else { 1 };
+    request
+}
+
 /// One house with random limits, guests who come when they like, leave early, read slowly or not at all for a while.
-fn simulate(seed: u64) -> (u64, u64) {
+fn simulate(seed: u64, request: fn(&mut Dice, usize) -> GenerateRequest) -> (u64, u64) {
     let mut dice = Dice(seed << 32);
     let pages = 4 + dice.roll(24);
     let batch_max = 1 + dice.roll(6);
@@ -335,15 +351,26 @@ fn simulate(seed: u64) -> (u64, u64) {
     for client in (0..house.clients.len()).filter(|client| !left.contains(client)) {
         house.check(client);
     }
+    assert_eq!(house.core.counters.short_plans, 0);
     (house.core.counters.preemptions, house.core.counters.prefix_hits)
 }
 
 #[test]
 fn any_schedule_gives_what_each_gives_alone() {
+    simulate_all(0..300, request);
+}
+
+/// Where most pages are shared, one that loses its pages leaves them to others who wait for the same ones.
+#[test]
+fn pages_that_are_shared_outlive_who_loses_them() {
+    simulate_all(1000..1300, alike);
+}
+
+fn simulate_all(seeds: std::ops::Range<u64>, request: fn(&mut Dice, usize) -> GenerateRequest) {
     let (mut preemptions, mut hits) = (0, 0);
-    for seed in 0..400 {
+    for seed in seeds {
         // The seed of a failure stands in the output.
-        let outcome = std::panic::catch_unwind(|| simulate(seed));
+        let outcome = std::panic::catch_unwind(|| simulate(seed, request));
         let (preempted, hit) = outcome.unwrap_or_else(|panic| {
             eprintln!("seed {seed}");
             std::panic::resume_unwind(panic)
@@ -361,6 +388,75 @@ fn plain(tenant: &str, prompt: usize, max_tokens: usize) -> GenerateRequest {
     let mut request = GenerateRequest::new(RequestId("r".into()), tenant, prompt, params);
     request.max_tokens = Some(max_tokens);
     request
+}
+
+/// `prompt` tokens like those of `of`, and more.
+fn longer(of: &GenerateRequest, more: usize) -> GenerateRequest {
+    let mut request = of.clone();
+    request.prompt.extend((0..more).map(|at| (mix(at as u64, 5) % 30) as u32 + 2));
+    request
+}
+
+/// V's prompt is what X waits for. W of another tenant takes V's pages, and X must not count them as free beside.
+#[test]
+fn pages_of_who_goes_are_not_counted_twice() {
+    let pages = |count: usize| count * PAGE_POSITIONS;
+    let mut house = House::new(86, EngineLimits::default(), 512);
+    house.ask(plain("a", pages(41) - 40, 30));
+    let v = plain("a", pages(31), 30);
+    house.ask(v.clone());
+    while house.core.running.len() < 2 || house.core.sequences.values().any(|of| of.pending() > 1) {
+        house.step();
+    }
+    house.ask(longer(&v, pages(22)));
+    house.step();
+    assert_eq!((house.core.running.len(), house.core.pages.available()), (2, 13));
+    house.ask(plain("b", pages(14) - 40, 10));
+    house.finish();
+    (0..4).for_each(|client| house.check(client));
+    assert_eq!((house.core.counters.preemptions, house.core.counters.short_plans), (1, 0));
+}
+
+/// The same within one tenant: V's client does not read, and X has V's prompt.
+#[test]
+fn pages_of_who_does_not_read_are_not_counted_twice() {
+    let pages = |count: usize| count * PAGE_POSITIONS;
+    let limits = EngineLimits { events_max: 16, ..EngineLimits::default() };
+    let mut house = House::new(60, limits, 512);
+    let reads = house.ask(plain("a", 100, 200));
+    let v = plain("a", pages(31), 30);
+    house.ask(v.clone());
+    for _ in 0..60 {
+        house.step();
+        house.clients[reads].take(usize::MAX);
+    }
+    assert!(house.core.requests[&1].paused.is_some());
+    house.ask(longer(&v, pages(27) - 40));
+    house.finish();
+    (0..3).for_each(|client| house.check(client));
+    assert_eq!(house.core.counters.short_plans, 0);
+}
+
+/// A plan that is wrong costs somebody its pages, and nobody the engine.
+#[test]
+fn a_plan_without_pages_puts_them_back() {
+    let mut house = House::new(16, EngineLimits::default(), 512);
+    house.ask(plain("a", 9 * PAGE_POSITIONS, 70));
+    house.step();
+    house.ask(plain("a", 9 * PAGE_POSITIONS + 1, 70));
+    let seen = house.core.view();
+    let share = |who, rows| Share { who, rows };
+    let plan = Plan {
+        preempt: Vec::new(),
+        admit: vec![0],
+        rows: vec![share(Who::Running(0), 1), share(Who::Waiting(0), 100)],
+    };
+    let ran = house.core.apply(&plan, seen, house.now);
+    house.core.audit().unwrap();
+    assert_eq!((ran.len(), house.core.counters.short_plans, house.core.running.len()), (1, 1, 1));
+    // What the batch says was not run: the sequence still is where it was.
+    house.finish();
+    (0..2).for_each(|client| house.check(client));
 }
 
 #[test]

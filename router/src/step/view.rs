@@ -5,7 +5,7 @@ use gaterail_kernels::ops::PAGE_POSITIONS;
 use super::core::Core;
 use crate::kv::Hit;
 use crate::model::Model;
-use crate::schedule::{Running, View, Waiting};
+use crate::schedule::{Running, Shared, View, Waiting};
 use crate::sequence::{Active, Sequence, SequenceId};
 
 /// A view, and who is meant by its places.
@@ -68,10 +68,20 @@ impl<M: Model> Core<M> {
                     pending: sequence.tokens.len() - cached,
                     every_logit: active.wants_every_logit(sequence),
                     cost: all - hit.pages.len() + hit.idle,
+                    shared: self.shared(&hit, &seen.running),
                 });
                 seen.waiting.push((*id, hit));
             }
         }
+    }
+
+    /// The pages of a hit that one who runs holds alone. They lie between those of several and those of nobody.
+    fn shared(&self, hit: &Hit, running: &[SequenceId]) -> Option<Shared> {
+        let first = hit.pages.len().checked_sub(hit.idle + hit.held_once)?;
+        let page = hit.pages.get(first).filter(|_| hit.held_once > 0)?;
+        let holds = |id: &SequenceId| self.sequences[id].table.pages().get(first) == Some(page);
+        // Whoever has pages runs: `audit` checks it.
+        running.iter().position(holds).map(|with| Shared { with, pages: hit.held_once })
     }
 
     pub(super) fn sequence(&self, id: SequenceId) -> (&Active, &Sequence) {
