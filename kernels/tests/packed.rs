@@ -307,7 +307,7 @@ fn experts_case(streams: &[Stream], seed: u64) -> usize {
     let held = if seed % 4 == 1 { experts.div_ceil(2) } else { experts };
     let mut pieces = Vec::new();
     for (expert, w) in weights.iter().enumerate().take(held) {
-        let cut = if wide && seed % 2 == 0 { f } else { f.min(128) };
+        let cut = if wide && seed.is_multiple_of(2) { f } else { f.min(128) };
         for (start, end) in [(0, cut), (cut, f)].into_iter().filter(|(start, end)| start < end) {
             pieces.push(piece(w, expert as u32, start, end));
         }

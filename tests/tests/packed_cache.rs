@@ -222,7 +222,8 @@ fn a_foreign_file_is_not_used() {
 #[test]
 fn stale_files_are_not_used() {
     let device = device(Isa::detect());
-    let changes: [(&str, &dyn Fn(&Copy)); 5] = [
+    type Change<'a> = &'a dyn Fn(&Copy);
+    let changes: [(&str, Change<'_>); 5] = [
         ("touched", &|copy| {
             let file = File::options().append(true).open(copy.file("model.safetensors")).unwrap();
             file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();

@@ -12,13 +12,16 @@ use crate::view::SharedSlice;
 /// Panels that are restored at a time: 128 rows, the least length of a unit.
 pub const BLOCK_PANELS: usize = 8;
 
+/// Fills a block's panels.
+pub type Fill<'a, E> = dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync + 'a;
+
 /// The packed matrix `[rows, cols]` in a piece of the arena. `fill(block, bytes)` writes the panels from
 /// `block * BLOCK_PANELS` on; it is called once for every block, on any thread, until one fails.
 pub fn restore<E: Send>(
     device: &Device,
     (format, rows, cols): (PackedFormat, usize, usize),
     arena: &mut Arena,
-    fill: &(dyn Fn(usize, &mut [u8]) -> Result<(), E> + Sync),
+    fill: &Fill<'_, E>,
 ) -> Result<Packed, E> {
     let Device::Cpu(cpu) = device else { panic!("weights are packed on the CPU") };
     let panel_bytes = cols.div_ceil(format.group) * format.record();
