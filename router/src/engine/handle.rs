@@ -9,7 +9,7 @@ use gaterail_model::text::Tokenizer;
 use gaterail_model::walk::Runner;
 use tokio::sync::mpsc;
 
-use super::inbox::{Inbox, Submission};
+use super::inbox::{Ended, Inbox, Submission};
 use super::thread;
 use crate::admission::admit;
 use crate::api::{EngineLimits, Event, GenerateRequest, LoadSnapshot, ModelCard, Refusal};
@@ -117,6 +117,12 @@ impl Engine {
     /// How busy it is; takes no part of a step.
     pub fn load(&self) -> LoadSnapshot {
         self.shared.inbox.load(Instant::now())
+    }
+
+    /// Returns when the engine's thread has ended: after `Ended::Panicked` nothing will be answered any more, and whoever
+    /// serves should end with an error. The engine is not built again: its device may be what failed.
+    pub async fn ended(&self) -> Ended {
+        self.shared.inbox.ended().await
     }
 
     /// Accepts nothing more. What runs and waits is finished until `deadline`, then failed; the thread ends when nothing

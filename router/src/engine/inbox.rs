@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::admission::Admitted;
 use crate::api::{EngineLimits, Event, LoadSnapshot, Refusal};
@@ -31,8 +31,18 @@ pub enum Wait {
     UntilSomethingComes,
 }
 
+/// How the thread came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, and nothing is left.
+    Drained,
+    /// It will answer nothing more; what it was is not to be trusted.
+    Panicked,
+}
+
 /// Shared by the handles and the thread.
 pub struct Inbox {
+    ended: watch::Sender<Option<Ended>>,
     state: Mutex<State>,
     wake: Condvar,
     seen: Mutex<Seen>,
@@ -61,7 +71,7 @@ struct Seen {
 impl Inbox {
     pub fn new(now: Instant) -> Inbox {
         let seen = Mutex::new(Seen { gauges: Gauges::default(), at: now });
-        Inbox { state: Mutex::default(), wake: Condvar::new(), seen }
+        Inbox { ended: watch::Sender::new(None), state: Mutex::default(), wake: Condvar::new(), seen }
     }
 
     /// Whether a request with so many tokens would be queued now; counted where it is not.
@@ -135,11 +145,21 @@ impl Inbox {
     }
 
     /// The thread ends; what was left for it is dropped, and its channels are closed.
-    pub fn stop(&self) {
+    pub fn stop(&self, how: Ended) {
         let mut state = lock(&self.state);
         state.stopped = true;
         (state.requests, state.tokens) = (0, 0);
         state.new.clear();
+        drop(state);
+        self.ended.send_replace(Some(how));
+    }
+
+    /// Waits for the thread's end.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.subscribe();
+        let how = ended.wait_for(Option::is_some).await;
+        // The sender lives as long as we do.
+        how.ok().and_then(|how| *how).unwrap_or(Ended::Panicked)
     }
 
     pub fn load(&self, now: Instant) -> LoadSnapshot {

@@ -13,3 +13,4 @@ mod tests;
 mod thread;
 
 pub use handle::{Engine, EngineParts, Ticket};
+pub use inbox::Ended;

@@ -158,6 +158,7 @@ fn draining_finishes_what_it_can_and_fails_the_rest() {
     assert_eq!(read(&mut long).1, Some(Event::Failed(Failure::Draining)));
     thread.join().unwrap();
     assert!(!engine.load().alive);
+    assert_eq!(ended(&engine), Ended::Drained);
     assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::Stopped)));
 }
 
@@ -168,6 +169,11 @@ fn a_panic_fails_the_requests_and_ends_the_engine() {
     assert!(matches!(read(&mut ticket).1, Some(Event::Failed(Failure::Step { .. }))));
     thread.join().unwrap();
     assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::Stopped)));
+    assert_eq!(ended(&engine), Ended::Panicked);
+}
+
+fn ended(engine: &Engine) -> Ended {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(engine.ended())
 }
 
 #[test]

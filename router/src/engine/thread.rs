@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::inbox::{Inbox, Wait};
+use super::inbox::{Ended, Inbox, Wait};
 use crate::api::Failure;
 use crate::model::Model;
 use crate::step::{Core, Outcome};
@@ -13,11 +13,18 @@ use crate::step::{Core, Outcome};
 pub(super) fn run<M: Model>(mut core: Core<M>, inbox: &Arc<Inbox>) {
     let stepped = catch_unwind(AssertUnwindSafe(|| serve(&mut core, inbox)));
     if stepped.is_err() {
-        let detail = "the engine panicked; its message is in the log".to_string();
-        core.fail_all(&Failure::Step { detail });
+        // What the panic left may be half done: a second one must not keep the callers from being told.
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            let detail = "the engine panicked; its message is in the log".to_string();
+            core.fail_all(&Failure::Step { detail });
+            inbox.show(core.gauges(), Instant::now());
+        }));
+        inbox.stop(Ended::Panicked);
+        drop(told);
+        return;
     }
     inbox.show(core.gauges(), Instant::now());
-    inbox.stop();
+    inbox.stop(Ended::Drained);
 }
 
 fn serve<M: Model>(core: &mut Core<M>, inbox: &Inbox) {

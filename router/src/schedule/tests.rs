@@ -289,8 +289,17 @@ fn pages_that_are_shared_with_who_goes_are_counted_once() {
             counters: &[0],
             running: &[(0, 1, 0, 9, "p")],
             waiting: &[(0, 90, 3, "8 of 0"), (0, 90, 3, "6 of 0")],
-            pages: 7,
+            pages: 5,
             plan: "-0 +0 w0:32",
+        },
+        Case {
+            name: "with a page more there is room for both",
+            limits: LIMITS,
+            counters: &[0],
+            running: &[(0, 1, 0, 9, "p")],
+            waiting: &[(0, 90, 3, "8 of 0"), (0, 90, 3, "6 of 0")],
+            pages: 6,
+            plan: "-0 +0 +1 w0:32",
         },
     ]);
 }
