@@ -42,4 +42,4 @@ pub use api::{
     EngineLimits, Event, Failure, FinishReason, GenerateRequest, LoadSnapshot, ModelCard, Piece,
     PromptLogprob, Refusal, RequestId, StopCause, TenantId, Timing, Usage,
 };
-pub use engine::{Engine, EngineParts, Ticket};
+pub use engine::{Ended, Engine, EngineParts, Ticket};

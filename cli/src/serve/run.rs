@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gaterail_router::Ended;
 use gaterail_router::grpc;
 use gaterail_router::http::{self, Listening, Opening, Protocol, opening};
 use gaterail_router::serving::{Entrance, Server};
@@ -129,15 +130,24 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once.
+    /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once, and so does an engine that broke: whoever
+    /// started the server starts another one.
     pub fn until_signal(self, config: &ServeConfig) -> Result<(), CliError> {
+        let broke = self.server.served.engine.ended();
         let signals = self.runtime.block_on(async {
             let (mut end, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-            tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
-            Ok((end, interrupt))
+            tokio::select! {
+                _ = end.recv() => {},
+                _ = interrupt.recv() => {},
+                Ended::Panicked = broke => return Ok(None),
+            };
+            Ok(Some((end, interrupt)))
         });
-        let (mut end, mut interrupt) = signals.map_err(CliError::io("waiting for signals"))?;
+        let Some((mut end, mut interrupt)) = signals.map_err(CliError::io("waiting for signals"))? else {
+            let why = "the engine broke, and nothing will be answered any more; its message is above";
+            return Err(CliError::Refused(why.to_string()));
+        };
         let load = self.server.served.engine.load();
         terminal::note(&format!(
             "gaterail: stopping; {} requests are finished first, for at most {} s. Once more to stop at once",
