@@ -10,7 +10,8 @@ fn main() {
 fn generate() {
     use prost::Message;
 
-    let files = protox::compile(["gaterail/v1/inference.proto"], ["proto"]).expect("proto/ compiles");
+    let files = protox::compile(["gaterail/v1/inference.proto", "gaterail/v1/cluster.proto"], ["proto"])
+        .expect("proto/ compiles");
     let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     // Reflection serves this.
     let descriptors = std::path::Path::new(&out).join("descriptors.bin");

@@ -1,0 +1,13 @@
+//! How rows travel: a `Channel` is one end of a connection between a router and a worker, and carries frames in order.
+//!
+//! The ways to travel differ in speed and reach, never in what arrives. `frame` says what a frame is, `calls` what is in it.
+
+mod calls;
+mod channel;
+mod frame;
+mod local;
+
+pub use calls::{CallRows, body_bytes_max};
+pub use channel::{Channel, ChannelError, Cut, ExchangeKind};
+pub use frame::{FrameBody, FrameError, FrameKind, HEADER_BYTES, Header};
+pub use local::local_pair;
