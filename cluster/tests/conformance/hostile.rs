@@ -116,7 +116,7 @@ fn memory_does_not_shrink() {
 #[test]
 fn counters_that_lie() {
     let mut refused = 0;
-    for seed in 0..3_000 {
+    for seed in 0..1_500 {
         let mut numbers = Numbers(seed);
         let (offer, mut router, mut worker) = ends();
         let memory = memory(&offer);
@@ -135,7 +135,8 @@ fn counters_that_lie() {
                 let at = [512 + 128 * numbers.below(8), anywhere][numbers.below(2) as usize];
                 memory.write_all_at(&number.to_le_bytes(), at).unwrap();
             }
-            let wait = Instant::now() + Duration::from_micros(numbers.below(300));
+            // Few really wait, for a busy machine makes each wait long.
+            let wait = Instant::now() + Duration::from_micros(200 * u64::from(numbers.below(20) == 0));
             match router.receive(&mut body, wait) {
                 Ok(header) => assert_eq!(header.body_bytes, body.bytes().len() as u64, "seed {seed}"),
                 Err(ChannelError::Frame(_)) => refused += 1,
