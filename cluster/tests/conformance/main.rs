@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`suite`] | what every channel must do, with both ends in one process |
 //! | [`frames`] | frames made from numbers, and what an answerer makes of them |
+//! | [`grpc`] | a server and a client on loopback |
 //! | [`processes`] | the far end in another process, which may be killed |
 //! | [`hostile`] | bytes that no honest end would send |
 
 mod frames;
+mod grpc;
 mod hostile;
 mod processes;
 mod suite;
@@ -36,4 +38,8 @@ fn shared_waiting(body_max: u64, waiting: Waiting) -> Ends {
     (Box::new(router), Box::new(worker))
 }
 
-suite::over!(local, shared, shared_asleep);
+fn streams(body_max: u64) -> Ends {
+    grpc::ends(body_max)
+}
+
+suite::over!(local, shared, shared_asleep, streams);

@@ -26,8 +26,8 @@ use tonic::{Request, Status};
 pub use end::StreamEnd;
 use queue::Queue;
 pub use wire::{
-    CONNECT_MAX, KEEP_ALIVE_EVERY, KEEP_ALIVE_TIMEOUT, MESSAGE_BYTES_MAX, PIECE_BYTES_MAX, SESSION, WINDOW_BYTES,
-    endpoint,
+    CONNECT_MAX, KEEP_ALIVE_EVERY, KEEP_ALIVE_TIMEOUT, MESSAGE_BYTES_MAX, PIECE_BYTES_MAX, SESSION,
+    WINDOW_BYTES, endpoint,
 };
 
 /// How long a dropped end waits for the other to hang up, so that what it sent last still arrives.
@@ -45,11 +45,7 @@ pub fn answer(
 }
 
 /// The client's side: calls `Exchange` with the session that the router gave. Runs inside the event loop.
-pub async fn call<T>(
-    client: &mut ClusterClient<T>,
-    session: &str,
-    body_max: u64,
-) -> Result<StreamEnd, Status>
+pub async fn call<T>(client: &mut ClusterClient<T>, session: &str, body_max: u64) -> Result<StreamEnd, Status>
 where
     T: tonic::client::GrpcService<tonic::body::Body>,
     T::Error: Into<StdError>,
@@ -79,10 +75,7 @@ impl Link {
 }
 
 /// From the stream to the thread that receives. When the stream ends nothing can be sent, either.
-async fn take_in(
-    mut incoming: impl Stream<Item = Result<Bytes, Status>> + Send + Unpin,
-    link: Arc<Link>,
-) {
+async fn take_in(mut incoming: impl Stream<Item = Result<Bytes, Status>> + Send + Unpin, link: Arc<Link>) {
     while let Some(Ok(piece)) = incoming.next().await {
         if !link.incoming.push_async(piece.data).await {
             // Nobody receives any more. What is still on its way out has time to leave.
