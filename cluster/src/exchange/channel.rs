@@ -9,6 +9,10 @@ use super::frame::{FrameBody, FrameError, Header};
 
 /// One end of a connection that carries frames in order, both ways. It belongs to one thread.
 ///
+/// What came before the other end went is still received; then, and after a cut, everything fails with `Closed`. After
+/// `Deadline` one may try again, unless it fell in the middle of a frame: then the connection is over, and `Closed` comes
+/// next, as after bytes that are no frame.
+///
 /// At least two frames of the largest size fit into either direction, so that a router may have two calls on their way while
 /// the worker still computes the first.
 pub trait Channel: Send {

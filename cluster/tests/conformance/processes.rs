@@ -89,6 +89,22 @@ fn calls_are_answered() {
     }
 }
 
+/// Who sleeps is woken: it does not merely look again after a while.
+#[test]
+fn sleepers_are_woken() {
+    let (mut router, child) = answering_process(0);
+    let mut round = |call: u64| {
+        let start = Instant::now();
+        send(&mut router, FrameKind::Call, call, 64).unwrap();
+        expect_answer(&mut router, call, 64);
+        start.elapsed()
+    };
+    let mut rounds: Vec<Duration> = (0..200).map(&mut round).collect();
+    rounds.sort();
+    assert!(rounds[100] < Cut::LATENCY_MAX / 2, "half of all rounds take more than {:?}", rounds[100]);
+    drop(child);
+}
+
 /// kill -9: whoever waits learns of it soon.
 #[test]
 fn a_killed_process_is_noticed() {
