@@ -20,9 +20,11 @@ pub fn table(cores: &[usize], layers: usize) {
         "\n{layers} layers; the router's pool on two cores, then a worker on each; microseconds beyond the work"
     );
     println!("{:44}{:>9}{:>9}{:>11}{:>9}", "", "work", "median", "p99", "a layer");
-    let spinning = Waiting { spin: Duration::from_millis(10), yields: Waiting::YIELDS };
+    let spinning = Waiting { spin: Duration::from_millis(10), ..Waiting::default() };
+    let always = Waiting { away: Duration::from_secs(1), ..Waiting::default() };
     for (name, waiting) in [
         ("offering cores", Waiting::default()),
+        ("always offering cores", always),
         ("asleep", Waiting::asleep()),
         ("spinning (wrong here)", spinning),
     ] {
@@ -65,7 +67,8 @@ fn line(
     let mut layer = || {
         let start = Instant::now();
         pool.run(2, &|_| work.microseconds(router_us));
-        for end in &mut ends {
+        // The worker of this core comes last: waking it may cost this thread the core.
+        for end in ends.iter_mut().rev() {
             end.send(&call(BYTES, worker_us), &[&sent], soon()).expect("a call");
         }
         for end in &mut ends {
@@ -73,7 +76,9 @@ fn line(
         }
         start.elapsed().as_secs_f64() * 1e6
     };
-    (0..layers / 10).for_each(|_| drop(layer()));
+    for _ in 0..layers / 10 {
+        layer();
+    }
     let mut times: Vec<f64> = (0..layers).map(|_| layer()).collect();
     times.sort_by(f64::total_cmp);
     let work = router_us + f64::from(worker_us);

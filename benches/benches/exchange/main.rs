@@ -8,7 +8,7 @@ mod grpc;
 mod layer;
 mod sides;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{Channel, FrameBody, Waiting, local_pair};
 
@@ -36,9 +36,11 @@ fn main() {
         on_core(cores[0], move || line(name, &mut router, calls)).join().expect("the router's thread");
         worker.join().expect("the worker's thread");
     }
-    let spinning = Waiting { spin: std::time::Duration::from_millis(10), yields: Waiting::YIELDS };
+    let spinning = Waiting { spin: Duration::from_millis(10), ..Waiting::default() };
+    let always = Waiting { away: Duration::from_secs(1), ..Waiting::default() };
     for (name, core, waiting) in [
         ("shared memory, one core, offering it", cores[0], Waiting::default()),
+        ("shared memory, one core, always offering it", cores[0], always),
         ("shared memory, one core, asleep", cores[0], Waiting::asleep()),
         ("shared memory, two cores, spinning", two, spinning),
         ("shared memory, two cores, offering them", two, Waiting::default()),
@@ -86,14 +88,16 @@ fn hops(router: &mut dyn Channel, bytes: usize, calls: usize) -> Vec<f64> {
         router.receive(&mut came, soon()).expect("an answer");
         start.elapsed().as_secs_f64() * 1e6 / 2.0
     };
-    (0..calls / 10).for_each(|_| drop(once()));
+    for _ in 0..calls / 10 {
+        once();
+    }
     (0..calls).map(|_| once()).collect()
 }
 
 /// Gigabytes a second, with two calls on their way and answers without a body.
 fn throughput(router: &mut dyn Channel) -> f64 {
     let (sent, mut came) = (vec![1; LARGE], FrameBody::default());
-    let mut send = |router: &mut dyn Channel| router.send(&call(0, 0), &[&sent], soon()).expect("a call");
+    let send = |router: &mut dyn Channel| router.send(&call(0, 0), &[&sent], soon()).expect("a call");
     let mut rate = 0f64;
     for _ in 0..3 {
         let start = Instant::now();

@@ -14,7 +14,7 @@ pub const BODY_MAX: u64 = 8 << 20;
 const ASKED: &str = "GATERAIL_BENCH_WORKER";
 
 pub fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+    Instant::now() + Duration::from_secs(300)
 }
 
 /// The cores this process may use.
@@ -121,8 +121,9 @@ pub fn start_worker(task: String) -> Side {
 pub fn over_shared_memory(waiting: Waiting, core: usize, turns_a_microsecond: f64) -> (SharedEnd, Side) {
     let (offer, router) = create_shared(BODY_MAX, 1, waiting).expect("memory to share");
     let SharedOffer { pid, fd, bytes, nonce } = offer;
-    let (spin, yields) = (waiting.spin.as_micros(), waiting.yields.as_micros());
-    let task = format!("shared {core} {spin} {yields} {pid} {fd} {bytes} {nonce} {turns_a_microsecond}");
+    let [spin, yields, away] = [waiting.spin, waiting.yields, waiting.away].map(|wait| wait.as_micros());
+    let task =
+        format!("shared {core} {spin} {yields} {away} {pid} {fd} {bytes} {nonce} {turns_a_microsecond}");
     (router, start_worker(task))
 }
 
@@ -136,12 +137,12 @@ pub fn worker_was_asked() -> bool {
         return true;
     }
     bind(number(1) as usize);
-    let waiting =
-        Waiting { spin: Duration::from_micros(number(2)), yields: Duration::from_micros(number(3)) };
+    let time = |at: usize| Duration::from_micros(number(at));
+    let waiting = Waiting { spin: time(2), yields: time(3), away: time(4) };
     let offer =
-        SharedOffer { pid: number(4) as u32, fd: number(5) as u32, bytes: number(6), nonce: number(7) };
+        SharedOffer { pid: number(5) as u32, fd: number(6) as u32, bytes: number(7), nonce: number(8) };
     let mut end = open_shared(&offer, BODY_MAX, waiting).expect("the router's memory");
-    let work = Work { turns_a_microsecond: words[8].parse().expect("a number") };
+    let work = Work { turns_a_microsecond: words[9].parse().expect("a number") };
     answer_with(&mut end, &work);
     true
 }

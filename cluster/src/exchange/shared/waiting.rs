@@ -11,12 +11,18 @@ use super::super::channel::{ChannelError, Cut};
 ///
 /// Offering the core (`sched_yield`) costs a system call where nobody wants it, and where the other process does want it hands
 /// the core over faster than sleeping would. Only looking (`spin`) takes the core from whoever shares it.
+///
+/// Who offers a core pays for it: Linux (from 6.18 on, at least) takes the rest of its slice, so that beside a process that
+/// computes one comes back milliseconds late, however soon the answer is there. Who sleeps is given the core when it is woken.
+/// So an offer that was taken for longer than `away` is the last one of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// Only looking.
     pub spin: Duration,
     /// Then looking, and offering the core after every look.
     pub yields: Duration,
+    /// An offer that takes longer than this was taken by somebody who computes: from then on, sleep.
+    pub away: Duration,
 }
 
 impl Waiting {
@@ -25,23 +31,26 @@ impl Waiting {
     /// Longer than a neighbour that spins needs for its answer, shorter than anybody notices.
     pub const SPIN: Duration = Duration::from_micros(20);
 
+    /// Longer than a switch to the other process and back, shorter than what is worth a core.
+    pub const AWAY: Duration = Duration::from_micros(30);
+
     /// For `waiting` threads of this host, over all processes, that may wait at once. Where each has a core of its own it
     /// may spin.
     pub fn of(cores: usize, waiting: usize) -> Waiting {
         let spin = if waiting <= cores { Waiting::SPIN } else { Duration::ZERO };
-        Waiting { spin, yields: Waiting::YIELDS }
+        Waiting { spin, ..Waiting::default() }
     }
 
     /// Sleeps at once.
     pub const fn asleep() -> Waiting {
-        Waiting { spin: Duration::ZERO, yields: Duration::ZERO }
+        Waiting { spin: Duration::ZERO, yields: Duration::ZERO, away: Waiting::AWAY }
     }
 }
 
 /// Shares cores: that is never wrong.
 impl Default for Waiting {
     fn default() -> Waiting {
-        Waiting { spin: Duration::ZERO, yields: Waiting::YIELDS }
+        Waiting { spin: Duration::ZERO, yields: Waiting::YIELDS, away: Waiting::AWAY }
     }
 }
 
@@ -67,21 +76,24 @@ impl Waiting {
         let start = Instant::now();
         let mut now = start;
         while now < deadline && now < start + self.spin + self.yields {
+            let spins = now < start + self.spin;
             for _ in 0..LOOKS {
                 if ready()? {
                     return Ok(());
                 }
-                if now < start + self.spin {
-                    std::hint::spin_loop();
-                } else {
+                if !spins {
                     std::thread::yield_now();
                     break;
                 }
+                std::hint::spin_loop();
             }
             if cut.is_cut() {
                 return Err(ChannelError::Closed);
             }
-            now = Instant::now();
+            let before = std::mem::replace(&mut now, Instant::now());
+            if !spins && now - before > self.away {
+                break;
+            }
         }
         loop {
             // In this order: what the other side did before it went is still seen.
