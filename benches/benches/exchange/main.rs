@@ -2,7 +2,8 @@
 //! bodies of 4 MB. Router and worker are two processes (threads, for the local one), on one core or on two. Then what two
 //! workers cost a layer whose processes share both cores.
 //!
-//! A hop is half of what a call and its answer take. `cargo bench -p gaterail-benches --bench exchange -- [calls]`
+//! A hop is half of what a call and its answer take.
+//! `cargo bench -p gaterail-benches --bench exchange -- [calls] [local|shared|gRPC|layer]`
 
 mod grpc;
 mod layer;
@@ -23,14 +24,29 @@ fn main() {
         return;
     }
     // `cargo bench` passes `--bench` as well.
-    let calls = std::env::args().skip(1).find_map(|text| text.parse().ok()).unwrap_or(20_000);
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let calls = args.iter().find_map(|text| text.parse().ok()).unwrap_or(20_000);
+    let only = args.iter().find(|text| text.parse::<usize>().is_err());
+    let wanted = |name: &str| only.is_none_or(|only| name.starts_with(only.as_str()));
+    let cores = sides::cores();
+    if only.is_none_or(|only| only != "layer") {
+        hops_of_all(&cores, calls, wanted);
+    }
+    if wanted("layer") {
+        layer::table(&cores, calls / 10);
+    }
+}
+
+fn hops_of_all(cores: &[usize], calls: usize, wanted: impl Fn(&str) -> bool) {
     println!(
         "{calls} calls; microseconds a hop, median and 99th percentile; GB/s with bodies of 4 MB, one way"
     );
     println!("{:44}{:>9}{:>9}{:>11}{:>9}{:>8}", "", "64 B", "p99", "16 KB", "p99", "GB/s");
-    let cores = sides::cores();
     let two = *cores.get(1).unwrap_or(&cores[0]);
     for (name, core) in [("local, one core", cores[0]), ("local, two cores", two)] {
+        if !wanted(name) {
+            continue;
+        }
         let (mut router, mut worker) = local_pair(BODY_MAX);
         let worker = on_core(core, move || answer(&mut worker));
         on_core(cores[0], move || line(name, &mut router, calls)).join().expect("the router's thread");
@@ -46,16 +62,21 @@ fn main() {
         ("shared memory, two cores, offering them", two, Waiting::default()),
         ("shared memory, two cores, asleep", two, Waiting::asleep()),
     ] {
+        if !wanted(name) {
+            continue;
+        }
         let (router, worker) = over_shared_memory(waiting, core, 0.0);
         both(name, cores[0], Box::new(router), worker, calls);
     }
     for (name, router_core, core) in
         [("gRPC, one core", cores[0], cores[0]), ("gRPC, two cores", cores[0], two)]
     {
+        if !wanted(name) {
+            continue;
+        }
         let (router, worker) = grpc::over_grpc(router_core, core);
         both(name, router_core, Box::new(router), worker, calls / 4);
     }
-    layer::table(&cores, calls / 10);
 }
 
 /// A line of the table, from a thread on the router's core.
