@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use gaterail_kernels::{Device, Isa};
 use gaterail_model::ModelSource;
-use gaterail_model::walk::{CacheOutcome, Runner, RunnerOptions};
+use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::weights::cache::CacheOutcome;
 use gaterail_model::weights::cache::{PackedCache, PendingWrite, clear, list};
 use gaterail_model::weights::{Precision, inventory};
 use gaterail_proto::ShardSpec;

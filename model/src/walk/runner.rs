@@ -18,7 +18,7 @@ use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
 use crate::source::ModelSource;
 use crate::spec::ModelSpec;
-use crate::weights::cache::{CacheKey, PackedCache, PendingWrite, Store};
+use crate::weights::cache::{CacheKey, CacheOutcome, PackedCache, Store};
 use crate::weights::{
     LoadError, Loader, Loading, Precision, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
 };
@@ -38,16 +38,6 @@ pub struct RunnerOptions {
     pub precision: Precision,
     /// What KV stores; `Precision::kv` is the usual choice.
     pub kv: KvForm,
-}
-
-/// What came of the cache of packed weights.
-#[must_use]
-#[derive(Default)]
-pub struct CacheOutcome {
-    /// Lines for a person; none where all went well.
-    pub notes: Vec<String>,
-    /// Weights that are worth keeping and are in no file yet.
-    pub pending: Option<PendingWrite>,
 }
 
 /// A loaded model. Its experts are in this process, or behind another `ExpertLayer`.
@@ -94,29 +84,59 @@ impl Runner {
         cache: Option<&PackedCache>,
         loading: Loading<'_>,
     ) -> Result<(Runner, CacheOutcome), ModelError> {
-        check_tensors(&spec, checkpoint)?;
-        let spec = Arc::new(spec);
-        let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
-        if let Some(cache) = cache {
-            let key = CacheKey::new(&spec, checkpoint, options.precision, &options.shards);
-            key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
-        }
-        let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
         let whole = [ShardSpec::whole(&inventory(&spec, None))];
         let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };
-        check_cover(&inventory(&spec, None), shards).map_err(LoadError::Shards)?;
-        let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
-        let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
-        let pages = options.positions.div_ceil(PAGE_POSITIONS);
-        let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
-        let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
-        let experts = LocalExperts::new(spec.clone(), shards);
-        let runner = Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() };
-        Ok((runner, CacheOutcome { notes, pending }))
+        let experts = |spec: &ModelSpec, loader: &mut Loader<'_>| {
+            check_cover(&inventory(spec, None), shards).map_err(LoadError::Shards)?;
+            let shards = shards.iter().map(|shard| load_shard(spec, shard, loader)).collect();
+            Ok(LocalExperts::new(spec, shards))
+        };
+        load(spec, (checkpoint, cache), device, options, loading, experts)
     }
 }
 
+/// The lane with whatever `experts` makes.
+fn load<E>(
+    spec: ModelSpec,
+    (checkpoint, cache): (&Checkpoint, Option<&PackedCache>),
+    device: &Device,
+    options: &RunnerOptions,
+    loading: Loading<'_>,
+    experts: impl FnOnce(&ModelSpec, &mut Loader<'_>) -> Result<E, ModelError>,
+) -> Result<(Runner<E>, CacheOutcome), ModelError> {
+    check_tensors(&spec, checkpoint)?;
+    let spec = Arc::new(spec);
+    let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
+    if let Some(cache) = cache {
+        let key = CacheKey::new(&spec, checkpoint, options.precision, &options.shards);
+        key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
+    }
+    let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
+    let experts = experts(&spec, &mut loader)?;
+    let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
+    let pages = options.positions.div_ceil(PAGE_POSITIONS);
+    let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
+    let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
+    let runner = Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() };
+    Ok((runner, CacheOutcome { notes, pending }))
+}
+
 impl<E: ExpertLayer> Runner<E> {
+    /// The same without the model's experts, which are where `experts` sends the rows. `options.shards` is not looked at.
+    pub fn with_experts(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        options: &RunnerOptions,
+        cache: Option<&PackedCache>,
+        loading: Loading<'_>,
+        experts: E,
+    ) -> Result<(Runner<E>, CacheOutcome), ModelError> {
+        // One shard that holds nothing: its file in the cache is the lane's alone.
+        let options = RunnerOptions { shards: vec![ShardSpec::default()], ..options.clone() };
+        load(spec, (checkpoint, cache), device, &options, loading, |_, _| Ok(experts))
+    }
+
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }

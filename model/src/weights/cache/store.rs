@@ -51,6 +51,16 @@ pub struct PendingWrite {
     matrices: Vec<(Place, Packed)>,
 }
 
+/// What came of the cache of packed weights.
+#[must_use]
+#[derive(Default)]
+pub struct CacheOutcome {
+    /// Lines for a person; none where all went well.
+    pub notes: Vec<String>,
+    /// Weights that are worth keeping and are in no file yet.
+    pub pending: Option<PendingWrite>,
+}
+
 /// A file that has been written.
 #[derive(Clone, Debug)]
 pub struct Written {
