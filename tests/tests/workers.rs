@@ -34,6 +34,7 @@ fn mixed_isas(count: usize) -> Vec<Isa> {
 fn placement_changes_no_bit() {
     let device = device(Isa::detect());
     let (mut placements, mut cut) = (0, 0);
+    let mut in_halves = false;
     for (index, (folder, precision)) in cases().into_iter().enumerate() {
         let tokens = some_text(&folder);
         let chunks = || [7usize, 1, 1, 30, 1].into_iter().cycle();
@@ -43,6 +44,11 @@ fn placement_changes_no_bit() {
         }
         let alone = bits(&logits_in_chunks(&mut whole, &tokens, chunks()));
         let (mut runner, mut cluster) = Cluster::start(&folder, precision, &mixed_isas(1), &local);
+        // Two micro-batches in flight for every other model.
+        in_halves = !in_halves;
+        if in_halves {
+            runner.overlap_from(2).unwrap();
+        }
         for workers in 1..=4 {
             if workers > 1 {
                 cluster.join(mixed_isas(4)[workers - 1], &local);
@@ -172,6 +178,9 @@ fn a_death_changes_no_bit() {
         let (mut runner, mut cluster) = Cluster::start(&folder, precision, &mixed_isas(4), &local);
         let ids = cluster.ids();
         cluster.activate(any_placement(&cluster.inventory, &ids, seed as u64));
+        if seed % 2 == 1 {
+            runner.overlap_from(2).unwrap();
+        }
         let stats = cluster.stats.clone();
         let finished = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (split, deaths) = std::thread::scope(|scope| {

@@ -11,6 +11,7 @@ mod mlp;
 mod recorded;
 mod runner;
 mod seam;
+mod times;
 mod workspace;
 
 pub use batch::{Batch, Row};
@@ -21,3 +22,4 @@ pub use local::LocalExperts;
 pub use recorded::{Choice, Recorded};
 pub use runner::{Runner, RunnerOptions};
 pub use seam::{ActRows, ExpertLayer, Routing, StepError, walk};
+pub use times::LaneTimes;
