@@ -63,6 +63,8 @@ pub enum FrameError {
     TooLarge { bytes: u64, max: u64 },
     #[error("a frame's body: {0}")]
     Body(String),
+    #[error("a counter of {theirs}, which cannot be where {ours} is known")]
+    Counter { ours: u64, theirs: u64 },
 }
 
 impl Header {
