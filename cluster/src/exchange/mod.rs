@@ -12,4 +12,6 @@ pub use calls::{CallRows, body_bytes_max};
 pub use channel::{Channel, ChannelError, Cut, ExchangeKind};
 pub use frame::{FrameBody, FrameError, FrameKind, HEADER_BYTES, Header};
 pub use local::local_pair;
-pub use shared::{SharedEnd, SharedError, SharedOffer, Waiting, create as create_shared, open as open_shared};
+pub use shared::{
+    SharedEnd, SharedError, SharedOffer, Waiting, create as create_shared, open as open_shared,
+};

@@ -115,10 +115,7 @@ impl Layout {
             reader_sleeps: 1536 + 2 * lane * LINE,
             writer_sleeps: 1536 + (2 * lane + 1) * LINE,
         };
-        Lane {
-            frames: ring(0, data, FRAMES_BYTES),
-            bulk: ring(1, data + FRAMES_BYTES, self.bulk_bytes),
-        }
+        Lane { frames: ring(0, data, FRAMES_BYTES), bulk: ring(1, data + FRAMES_BYTES, self.bulk_bytes) }
     }
 }
 

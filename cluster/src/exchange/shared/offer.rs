@@ -40,15 +40,11 @@ fn system(what: &'static str) -> impl Fn(std::io::Error) -> SharedError {
 }
 
 /// Makes memory for bodies of up to `body_max` bytes: what to tell the worker, and the router's end. `nonce` is random.
-pub fn create(
-    body_max: u64,
-    nonce: u64,
-    waiting: Waiting,
-) -> Result<(SharedOffer, SharedEnd), SharedError> {
+pub fn create(body_max: u64, nonce: u64, waiting: Waiting) -> Result<(SharedOffer, SharedEnd), SharedError> {
     let layout = Layout::new(body_max).ok_or(SharedError::Body(body_max))?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file =
-        memfd_create("gaterail", flags).map_err(|error| system("memory of a name of its own")(error.into()))?;
+    let file = memfd_create("gaterail", flags)
+        .map_err(|error| system("memory of a name of its own")(error.into()))?;
     ftruncate(&file, layout.bytes() as u64).map_err(|error| system("memory to share")(error.into()))?;
     // From now on it has this size: nobody can pull it away from under the other.
     fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
