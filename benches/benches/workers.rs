@@ -48,11 +48,12 @@ fn main() {
     let rounds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(5);
     let workers = args.get(2).and_then(|text| text.parse().ok()).unwrap_or(2);
     let precision = if args.iter().any(|arg| arg == "int4") { Precision::Int4 } else { Precision::AsStored };
-    let device = Device::cpu(CpuOptions { pin: true, ..CpuOptions::default() }).expect("threads");
+    let cores = CpuOptions::default();
+    let device = Device::cpu(CpuOptions { pin: true, ..cores.clone() }).expect("threads");
     let mut local = one_process(Path::new(model), &device, precision);
     let mut modes: Vec<Mode> = ["tp", "ep"]
         .into_iter()
-        .map(|name| Mode::start(name, Path::new(model), &device, precision, workers))
+        .map(|name| Mode::start(name, Path::new(model), (&device, cores.threads), precision, workers))
         .collect();
     println!(
         "{model} on {device}, {workers} worker processes, {rounds} rounds, medians (smallest to largest)\n"
@@ -177,7 +178,7 @@ impl Mode {
     fn start(
         name: &'static str,
         model: &Path,
-        device: &Device,
+        (device, cores): (&Device, usize),
         precision: Precision,
         workers: usize,
     ) -> Mode {
@@ -193,13 +194,15 @@ impl Mode {
         let experts = RemoteExperts::new(math, ROUTER, plans.clone(), stats.clone(), RemoteLimits::default());
         let placement = placement(name, &inventory(&spec, Some(&checkpoint)), workers);
         let mut children = Vec::new();
+        // The worker cannot ask: it inherits the binding of the thread that starts it.
+        let cores = cores as u64;
         for index in 0..workers {
             let (offer, end) =
                 create_shared(body_max, index as u64 + 77, Waiting::default()).expect("shared memory");
             let SharedOffer { pid, fd, bytes, nonce } = offer;
             let precision = if precision == Precision::Int4 { "int4" } else { "stored" };
             let numbers =
-                [u64::from(pid), u64::from(fd), bytes, nonce, body_max, index as u64, workers as u64];
+                [u64::from(pid), u64::from(fd), bytes, nonce, body_max, index as u64, workers as u64, cores];
             let mut child = Command::new(std::env::current_exe().expect("this program"))
                 .args(["worker", name, precision])
                 .arg(model)
@@ -288,10 +291,11 @@ fn placement(name: &str, inventory: &ExpertInventory, workers: usize) -> Placeme
 fn work(args: &[String]) {
     let (mode, precision, model) = (&args[0], &args[1], Path::new(&args[2]));
     let numbers: Vec<u64> = args[3..].iter().map(|text| text.parse().expect("a number")).collect();
-    let [pid, fd, bytes, nonce, body_max, index, workers] = numbers[..] else { panic!("seven numbers") };
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let [pid, fd, bytes, nonce, body_max, index, workers, cores] = numbers[..] else {
+        panic!("eight numbers")
+    };
     let mut core = rustix::thread::CpuSet::new();
-    core.set(index as usize % cores);
+    core.set((index % cores) as usize);
     rustix::thread::sched_setaffinity(None, &core).expect("a core");
     let offer = SharedOffer { pid: pid as u32, fd: fd as u32, bytes, nonce };
     let mut end = open_shared(&offer, body_max, Waiting::default()).expect("the router's memory");
