@@ -192,7 +192,8 @@ impl RemoteExperts {
         let routes = active.routes.layer(parcel.layer);
         routes.shares(&parcel.ids, parcel.top_k, &active.plan.speeds, &mut self.scratch, &mut parcel.shares);
         let own = active.plan.own.as_ref().map(|own| own.index);
-        for worker in 0..parcel.shares.len() {
+        // Backwards: the first worker of this host shares a core with this thread, and takes it over as soon as it has a call.
+        for worker in (0..parcel.shares.len()).rev() {
             if Some(worker) == own || parcel.shares[worker].rows.is_empty() {
                 continue;
             }
