@@ -7,6 +7,8 @@ mod channel;
 mod frame;
 mod local;
 mod shared;
+#[cfg(feature = "grpc")]
+pub mod stream;
 
 pub use calls::{CallRows, body_bytes_max};
 pub use channel::{Channel, ChannelError, Cut, ExchangeKind};
