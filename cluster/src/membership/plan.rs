@@ -7,7 +7,7 @@ use gaterail_proto::{Epoch, Placement};
 
 use super::roster::{Pending, Roster};
 use super::{Action, Note};
-use crate::placement::{Mode, Seat, Wanted, copies, place, without};
+use crate::placement::{Mode, Seat, Wanted, copies, fit, place, without};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -42,6 +42,7 @@ impl Roster {
             replica_bytes: self.policy.replica_bytes,
             popularity: self.popularity.as_ref(),
             current: self.active.as_ref().map(|active| &*active.placement),
+            beside: false,
             smaller: &[],
         }
     }
@@ -52,7 +53,7 @@ impl Roster {
             return;
         }
         let seats = self.seats(false);
-        let Some(placement) = self.best(&seats) else { return };
+        let Some(placement) = self.best(&seats, true) else { return };
         let same = self.active.as_ref().is_some_and(|active| *active.placement == placement);
         if !same || self.dregs {
             self.prepare(placement, "more or fewer workers, or another balance", now);
@@ -83,7 +84,7 @@ impl Roster {
         }
         let why = if self.active.is_some() { "somebody is gone" } else { "the first" };
         let seats = self.seats(false);
-        let found = self.best(&seats).or_else(|| self.any());
+        let found = self.best(&seats, false).or_else(|| self.any());
         match found {
             Some(placement) => self.prepare(placement, why, now),
             None if !std::mem::replace(&mut self.no_plan, true) => {
@@ -105,11 +106,11 @@ impl Roster {
     }
 
     /// As wanted, or with as many copies as there is room for.
-    fn best(&mut self, seats: &[Seat]) -> Option<Placement> {
+    fn best(&mut self, seats: &[Seat], beside: bool) -> Option<Placement> {
         if seats.is_empty() {
             return None;
         }
-        let wanted = self.wanted(seats);
+        let wanted = Wanted { beside, ..self.wanted(seats) };
         let first = match place(&wanted) {
             Ok(placement) => {
                 self.misfit = None;
@@ -117,7 +118,7 @@ impl Roster {
             }
             Err(misfit) => misfit,
         };
-        let fewer = (1..wanted.copies).rev().find_map(|copies| place(&Wanted { copies, ..wanted }).ok());
+        let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
         if self.misfit.as_ref() != Some(&first) {
             self.misfit = Some(first.clone());
             self.note(Note::Misfit(first));
@@ -129,9 +130,9 @@ impl Roster {
     fn any(&self) -> Option<Placement> {
         let seats = self.seats(true);
         let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
-        modes.iter().find_map(|&mode| {
-            place(&Wanted { mode, copies: 1, replica_bytes: 0, ..self.wanted(&seats) }).ok()
-        })
+        modes
+            .iter()
+            .find_map(|&mode| fit(&Wanted { mode, copies: 1, replica_bytes: 0, ..self.wanted(&seats) }).ok())
     }
 
     fn prepare(&mut self, placement: Placement, why: &'static str, now: Instant) {

@@ -1,0 +1,149 @@
+//! Groups of workers that hold an expert together, and who gets how much.
+
+use super::job::Part;
+use super::{Mode, Seat};
+
+/// Workers over which an expert is cut.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Group {
+    pub seats: Vec<usize>,
+    /// Bytes a second of all.
+    pub speed: f64,
+}
+
+impl Group {
+    fn add(&mut self, seat: usize, speeds: &[f64]) {
+        self.seats.push(seat);
+        self.speed += speeds[seat];
+    }
+}
+
+/// Speeds that can be divided by: who has not measured any is taken for as slow as the slowest.
+pub(super) fn speeds(seats: &[Seat]) -> Vec<f64> {
+    let measured = |speed: f64| speed.is_finite() && speed > 0.0;
+    let all = seats.iter().map(|seat| seat.read_bytes_per_second);
+    let slowest = all.clone().filter(|&speed| measured(speed)).fold(f64::INFINITY, f64::min);
+    let slowest = if slowest.is_finite() { slowest } else { 1.0 };
+    all.map(|speed| if measured(speed) { speed } else { slowest }).collect()
+}
+
+/// Who forms a group with whom; those who hold experts together stay together if the mode allows.
+pub(super) fn groups(
+    seats: &[Seat],
+    speeds: &[f64],
+    mode: Mode,
+    copies: usize,
+    now: &[Vec<Vec<Part>>],
+    balance: bool,
+) -> Vec<Group> {
+    let wanted = match mode {
+        Mode::Ep => seats.len(),
+        Mode::Tp => copies,
+        Mode::Mixed { ep, .. } => ep.max(copies),
+    };
+    let wanted = wanted.min(seats.len());
+    let size_max = match mode {
+        // After a death those who are left stay together, whatever they are then.
+        _ if !balance => seats.len(),
+        Mode::Ep => 1,
+        Mode::Tp => seats.len(),
+        Mode::Mixed { tp, .. } => tp.max(seats.len().div_ceil(wanted.max(1))),
+    };
+    let kept = kept(seats.len(), speeds, now, wanted, size_max);
+    kept.filter(|kept| kept.len() >= copies.min(wanted)).unwrap_or_else(|| fresh(seats.len(), speeds, wanted))
+}
+
+/// The groups of now, with those who came: they fill the missing groups first, and then the slowest.
+fn kept(
+    seats: usize,
+    speeds: &[f64],
+    now: &[Vec<Vec<Part>>],
+    wanted: usize,
+    size_max: usize,
+) -> Option<Vec<Group>> {
+    // Each seat's group is the first seat that it holds a copy with.
+    let mut first: Vec<Option<usize>> = vec![None; seats];
+    for parts in now.iter().flatten() {
+        let joined: Vec<usize> = parts.iter().map(|part| part.seat).collect();
+        let lowest = joined.iter().map(|&seat| first[seat].unwrap_or(seat)).min()?;
+        let merged: Vec<usize> = joined.iter().filter_map(|&seat| first[seat]).collect();
+        joined.iter().for_each(|&seat| first[seat] = Some(lowest));
+        for at in &mut first {
+            if at.is_some_and(|at| merged.contains(&at)) {
+                *at = Some(lowest);
+            }
+        }
+    }
+    let mut groups: Vec<(usize, Group)> = Vec::new();
+    for (seat, of) in first.iter().enumerate() {
+        let Some(of) = *of else { continue };
+        let known = groups.iter().position(|(lead, _)| *lead == of);
+        let at = known.unwrap_or(groups.len());
+        if known.is_none() {
+            groups.push((of, Group::default()));
+        }
+        groups[at].1.add(seat, speeds);
+    }
+    let mut groups: Vec<Group> = groups.into_iter().map(|(_, group)| group).collect();
+    if groups.is_empty() || groups.len() > wanted || groups.iter().any(|group| group.seats.len() > size_max) {
+        return None;
+    }
+    for seat in (0..seats).filter(|&seat| first[seat].is_none()) {
+        if groups.len() < wanted {
+            groups.push(Group::default());
+        }
+        let slowest = groups.iter_mut().min_by(|a, b| a.speed.total_cmp(&b.speed))?;
+        slowest.add(seat, speeds);
+    }
+    Some(groups)
+}
+
+/// Groups of even sizes, and of speeds as even as that allows.
+fn fresh(seats: usize, speeds: &[f64], wanted: usize) -> Vec<Group> {
+    let mut groups = vec![Group::default(); wanted];
+    let mut order: Vec<usize> = (0..seats).collect();
+    order.sort_by(|&a, &b| speeds[b].total_cmp(&speeds[a]));
+    for (placed, seat) in order.into_iter().enumerate() {
+        // Nobody gets another one before all have as many.
+        let size = placed / wanted;
+        let open = groups.iter_mut().filter(|group| group.seats.len() == size);
+        let slowest = open.min_by(|a, b| a.speed.total_cmp(&b.speed));
+        slowest.expect("a round has a place for each group").add(seat, speeds);
+    }
+    groups.iter_mut().for_each(|group| group.seats.sort_unstable());
+    groups
+}
+
+/// Splits `sum` in proportion to `weights`, nobody above their cap; `None` if the caps do not allow it.
+pub(super) fn proportional(weights: &[f64], caps: &[f64], sum: f64) -> Option<Vec<f64>> {
+    const SLACK: f64 = 1e-9;
+    let mut parts = vec![0.0; weights.len()];
+    let mut open: Vec<usize> = (0..weights.len()).collect();
+    let mut left = sum;
+    loop {
+        let weight: f64 = open.iter().map(|&at| weights[at]).sum();
+        let fair = |at: usize| left * weights[at] / weight;
+        let (full, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|&&at| fair(at) >= caps[at]);
+        if full.is_empty() {
+            rest.iter().for_each(|&at| parts[at] = fair(at));
+            return (!rest.is_empty() || left <= SLACK * sum).then_some(parts);
+        }
+        full.iter().for_each(|&at| parts[at] = caps[at]);
+        left -= full.iter().map(|&at| caps[at]).sum::<f64>();
+        open = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::proportional;
+
+    #[test]
+    fn shares_follow_weights_below_their_caps() {
+        let none = [f64::INFINITY; 3];
+        assert_eq!(proportional(&[1.0, 2.0, 1.0], &none, 8.0), Some(vec![2.0, 4.0, 2.0]));
+        assert_eq!(proportional(&[1.0, 2.0, 1.0], &[9.0, 1.0, 9.0], 8.0), Some(vec![3.5, 1.0, 3.5]));
+        assert_eq!(proportional(&[1.0, 1.0], &[1.0, 2.0], 3.0), Some(vec![1.0, 2.0]));
+        assert_eq!(proportional(&[1.0, 1.0], &[1.0, 1.5], 3.0), None);
+    }
+}
