@@ -7,7 +7,7 @@ use gaterail_proto::UnitRange;
 
 use super::Misfit;
 use super::groups::proportional;
-use super::job::{Job, Part};
+use super::job::{Balance, Job, Part};
 
 const EPS: f64 = 1e-6;
 /// Workers change units for the sums' sake when those differ by more than so many.
@@ -88,7 +88,7 @@ impl<'a> Cutter<'a> {
             })?;
             self.give(&mut copy, at);
         }
-        if self.job.balance {
+        if self.job.balance != Balance::None {
             while let Some((from, to)) = self.uneven(&copy) {
                 let seat = copy.seats[from];
                 copy.widths[from] -= 1;
@@ -136,7 +136,10 @@ impl<'a> Cutter<'a> {
     fn uneven(&self, copy: &Copy<'_>) -> Option<(usize, usize)> {
         let seats = 0..copy.seats.len();
         let over = |at: usize| f64::from(copy.widths[at]) - self.fair(copy, at);
-        let takers = seats.clone().filter(|&at| self.room[copy.seats[at]] + EPS >= copy.unit_bytes);
+        let takers = seats.clone().filter(|&at| {
+            let seat = copy.seats[at];
+            self.job.may_take(seat) && self.room[seat] + EPS >= copy.unit_bytes
+        });
         let givers = seats.filter(|&at| copy.widths[at] > 0);
         let from = givers.clone().max_by(|&a, &b| over(a).total_cmp(&over(b)))?;
         let to = takers.clone().min_by(|&a, &b| over(a).total_cmp(&over(b)))?;

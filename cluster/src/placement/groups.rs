@@ -27,14 +27,24 @@ pub(super) fn speeds(seats: &[Seat]) -> Vec<f64> {
     all.map(|speed| if measured(speed) { speed } else { slowest }).collect()
 }
 
+/// What groups are made after.
+#[derive(Clone, Copy)]
+pub(super) struct Now<'a> {
+    /// What is held of each copy of each expert.
+    pub copies: &'a [Vec<Vec<Part>>],
+    /// By seat: the same number for those who hold experts together; `None` for who holds nothing.
+    pub together: &'a [Option<usize>],
+    /// Whether anything may move that need not.
+    pub balance: bool,
+}
+
 /// Who forms a group with whom; those who hold experts together stay together if the mode allows.
 pub(super) fn groups(
     seats: &[Seat],
     speeds: &[f64],
     mode: Mode,
     copies: usize,
-    now: &[Vec<Vec<Part>>],
-    balance: bool,
+    Now { copies: now, together: first, balance }: Now<'_>,
 ) -> Vec<Group> {
     let wanted = match mode {
         Mode::Ep => seats.len(),
@@ -49,31 +59,24 @@ pub(super) fn groups(
         Mode::Tp => seats.len(),
         Mode::Mixed { tp, .. } => tp.max(seats.len().div_ceil(wanted.max(1))),
     };
-    let kept = kept(seats.len(), speeds, now, wanted, size_max);
-    kept.filter(|kept| kept.len() >= copies.min(wanted)).unwrap_or_else(|| fresh(seats.len(), speeds, wanted))
+    let fresh = fresh(seats.len(), speeds, wanted);
+    let together =
+        |copy: &Vec<Part>| fresh.iter().any(|group| copy.iter().all(|part| group.seats.contains(&part.seat)));
+    if now.iter().flatten().all(together) {
+        return fresh;
+    }
+    let kept = kept(seats.len(), speeds, first, wanted, size_max);
+    kept.filter(|kept| kept.len() >= copies.min(wanted)).unwrap_or(fresh)
 }
 
 /// The groups of now, with those who came: they fill the missing groups first, and then the slowest.
 fn kept(
     seats: usize,
     speeds: &[f64],
-    now: &[Vec<Vec<Part>>],
+    first: &[Option<usize>],
     wanted: usize,
     size_max: usize,
 ) -> Option<Vec<Group>> {
-    // Each seat's group is the first seat that it holds a copy with.
-    let mut first: Vec<Option<usize>> = vec![None; seats];
-    for parts in now.iter().flatten() {
-        let joined: Vec<usize> = parts.iter().map(|part| part.seat).collect();
-        let lowest = joined.iter().map(|&seat| first[seat].unwrap_or(seat)).min()?;
-        let merged: Vec<usize> = joined.iter().filter_map(|&seat| first[seat]).collect();
-        joined.iter().for_each(|&seat| first[seat] = Some(lowest));
-        for at in &mut first {
-            if at.is_some_and(|at| merged.contains(&at)) {
-                *at = Some(lowest);
-            }
-        }
-    }
     let mut groups: Vec<(usize, Group)> = Vec::new();
     for (seat, of) in first.iter().enumerate() {
         let Some(of) = *of else { continue };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use gaterail_proto::{Placement, UnitRange, WorkerId};
 
-use super::groups::{Group, groups, speeds};
+use super::groups::{Group, Now, groups, speeds};
 use super::{Misfit, Wanted};
 
 /// One expert.
@@ -29,6 +29,16 @@ impl Part {
     }
 }
 
+/// What may move although it need not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Balance {
+    /// Somebody died and nobody came: nothing.
+    None,
+    /// Somebody came: what they take.
+    Newcomers,
+    All,
+}
+
 /// A whole task of placing.
 pub(super) struct Job<'a> {
     pub wanted: &'a Wanted<'a>,
@@ -43,8 +53,9 @@ pub(super) struct Job<'a> {
     pub now: Vec<Vec<Vec<Part>>>,
     /// Whether what is held now and not wanted any more still takes its room.
     pub beside: bool,
-    /// Whether anything may move that need not: not when somebody died and nobody came.
-    pub balance: bool,
+    pub balance: Balance,
+    /// By seat: whether it is new.
+    new: Vec<bool>,
 }
 
 impl<'a> Job<'a> {
@@ -66,12 +77,24 @@ impl<'a> Job<'a> {
         };
         let workers = current.map_or(&[][..], |current| &current.workers);
         let died = workers.iter().any(|worker| !seat_of.contains_key(worker));
-        let came = wanted.seats.iter().any(|seat| !workers.contains(&seat.worker));
-        let balance = came || !died;
+        let new: Vec<bool> = wanted.seats.iter().map(|seat| !workers.contains(&seat.worker)).collect();
+        let balance = match (died, new.contains(&true)) {
+            (true, false) => Balance::None,
+            (_, true) => Balance::Newcomers,
+            (false, false) => Balance::All,
+        };
         let copies = wanted.copies.max(1) as usize;
         let speeds = speeds(wanted.seats);
-        let groups = groups(wanted.seats, &speeds, wanted.mode, copies, &now, balance);
-        Job { wanted, copies, experts, layers, speeds, groups, now, beside, balance }
+        let lead = current.map_or_else(Vec::new, together);
+        let mut together = vec![None; wanted.seats.len()];
+        for (worker, lead) in workers.iter().zip(lead) {
+            if let Some(&seat) = seat_of.get(worker) {
+                together[seat] = lead;
+            }
+        }
+        let made_after = Now { copies: &now, together: &together, balance: balance != Balance::None };
+        let groups = groups(wanted.seats, &speeds, wanted.mode, copies, made_after);
+        Job { wanted, copies, experts, layers, speeds, groups, now, beside, balance, new }
     }
 
     /// Bytes that a copy of an expert takes of a group's room: beside what is held now, or anew.
@@ -97,6 +120,20 @@ impl<'a> Job<'a> {
             }
         }
         room
+    }
+
+    /// Whether a seat may get what somebody else could keep.
+    pub fn may_take(&self, seat: usize) -> bool {
+        match self.balance {
+            Balance::None => false,
+            Balance::Newcomers => self.new[seat],
+            Balance::All => true,
+        }
+    }
+
+    /// As `may_take`, for a group.
+    pub fn group_may_take(&self, group: usize) -> bool {
+        self.groups[group].seats.iter().any(|&seat| self.may_take(seat))
     }
 
     /// Bytes of one copy of everything.
@@ -127,4 +164,22 @@ fn held_now(current: &Placement, seat_of: &HashMap<WorkerId, usize>) -> Vec<Vec<
         at.copies.iter().map(parts).filter(|parts: &Vec<_>| !parts.is_empty()).collect()
     };
     current.experts.iter().map(copies).collect()
+}
+
+/// By worker: the first of those with whom it holds experts, those included that are gone; `None` for who holds nothing.
+fn together(current: &Placement) -> Vec<Option<usize>> {
+    let mut lead: Vec<Option<usize>> = vec![None; current.workers.len()];
+    for copy in current.experts.iter().flat_map(|at| &at.copies) {
+        let workers = || copy.runs.iter().map(|run| run.worker as usize);
+        let Some(first) = workers().map(|worker| lead[worker].unwrap_or(worker)).min() else { continue };
+        if workers().all(|worker| lead[worker] == Some(first)) {
+            continue;
+        }
+        let merged: Vec<usize> = workers().filter_map(|worker| lead[worker]).collect();
+        workers().for_each(|worker| lead[worker] = Some(first));
+        lead.iter_mut()
+            .filter(|at| at.is_some_and(|at| merged.contains(&at)))
+            .for_each(|at| *at = Some(first));
+    }
+    lead
 }

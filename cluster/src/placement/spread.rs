@@ -2,7 +2,7 @@
 
 use super::Misfit;
 use super::groups::proportional;
-use super::job::{Job, Part};
+use super::job::{Balance, Job, Part};
 
 /// Which groups hold each expert.
 pub(super) struct Spread {
@@ -24,7 +24,7 @@ pub(super) fn spread(job: &Job<'_>) -> Result<Spread, Misfit> {
     for layer in 0..job.layers.len() {
         spreader.fill(layer)?;
     }
-    if job.balance {
+    if job.balance != Balance::None {
         spreader.even_out();
     }
     let Spreader { at, room, .. } = spreader;
@@ -197,12 +197,27 @@ impl<'a> Spreader<'a> {
             for from in groups.clone() {
                 let further = |&to: &usize| over(from) - over(to) > 1.0 + EPS;
                 let matters = |&to: &usize| over(from) >= 1.0 - EPS || over(to) <= EPS - 1.0;
-                pairs.extend(groups.clone().filter(further).filter(matters).map(|to| (from, to)));
+                pairs.extend(
+                    groups
+                        .clone()
+                        .filter(|&to| self.job.group_may_take(to))
+                        .filter(further)
+                        .filter(matters)
+                        .map(|to| (from, to)),
+                );
             }
             if !off || pairs.is_empty() {
                 return;
             }
-            pairs.sort_by(|a, b| (over(b.0) - over(b.1)).total_cmp(&(over(a.0) - over(a.1))));
+            // Of equals, those that are furthest apart over all layers.
+            let apart = |&(from, to): &(usize, usize)| {
+                let total = |group: usize| self.planned[group] - self.due[group];
+                (((over(from) - over(to)) / EPS).round(), total(from) - total(to))
+            };
+            pairs.sort_by(|a, b| {
+                let ((here_a, total_a), (here_b, total_b)) = (apart(a), apart(b));
+                here_b.total_cmp(&here_a).then(total_b.total_cmp(&total_a))
+            });
             let moved =
                 pairs.into_iter().find_map(|(from, to)| Some((self.movable(layer, from, to)?, from, to)));
             let Some((expert, from, to)) = moved else { return };
@@ -217,7 +232,7 @@ impl<'a> Spreader<'a> {
         let mut stuck = vec![false; self.room.len()];
         loop {
             let over = |group: usize| self.planned[group] - self.due[group];
-            let needy = (0..self.room.len()).filter(|&group| !stuck[group]);
+            let needy = (0..self.room.len()).filter(|&group| !stuck[group] && self.job.group_may_take(group));
             let Some(to) = needy.min_by(|&a, &b| over(a).total_cmp(&over(b))) else { return };
             let mut donors: Vec<usize> = (0..self.room.len()).filter(|&group| over(group) > EPS).collect();
             donors.sort_by(|&a, &b| over(b).total_cmp(&over(a)));
