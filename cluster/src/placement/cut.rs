@@ -3,6 +3,8 @@
 //! Where units do not divide, workers take turns at the rest from expert to expert, so that load and memory stay even; with
 //! fewer units than workers some get nothing of an expert. What a worker holds stays in the runs it was loaded in.
 
+use std::cmp::Ordering;
+
 use gaterail_proto::UnitRange;
 
 use super::Misfit;
@@ -141,13 +143,19 @@ impl<'a> Cutter<'a> {
             self.job.may_take(seat) && self.room[seat] + EPS >= copy.unit_bytes
         });
         let givers = seats.filter(|&at| copy.widths[at] > 0);
-        let from = givers.clone().max_by(|&a, &b| over(a).total_cmp(&over(b)))?;
-        let to = takers.clone().min_by(|&a, &b| over(a).total_cmp(&over(b)))?;
+        let behind = |at: usize| self.behind(copy, at);
+        // Of equals, who had most of those before, and who had least.
+        let order = |a: usize, b: usize| {
+            let differ = (over(a) - over(b)).abs() > EPS;
+            let by_over = if differ { over(a).total_cmp(&over(b)) } else { Ordering::Equal };
+            by_over.then(behind(b).total_cmp(&behind(a)))
+        };
+        let from = givers.clone().max_by(|&a, &b| order(a, b))?;
+        let to = takers.clone().min_by(|&a, &b| order(a, b))?;
         if over(from) - over(to) > 1.0 + EPS && (over(from) >= 1.0 - EPS || over(to) <= EPS - 1.0) {
             return Some((from, to));
         }
         // Within this copy all is well; over those before it may not be.
-        let behind = |at: usize| self.behind(copy, at);
         let from = givers.filter(|&at| over(at) > EPS).min_by(|&a, &b| behind(a).total_cmp(&behind(b)))?;
         let to = takers.filter(|&at| over(at) < -EPS).max_by(|&a, &b| behind(a).total_cmp(&behind(b)))?;
         (behind(to) - behind(from) > UNITS_OFF_MAX && behind(to) > 1.0 && behind(from) < 0.0)

@@ -87,10 +87,11 @@ fn kept(
         }
         groups[at].1.add(seat, speeds);
     }
-    let mut groups: Vec<Group> = groups.into_iter().map(|(_, group)| group).collect();
-    if groups.is_empty() || groups.len() > wanted || groups.iter().any(|group| group.seats.len() > size_max) {
+    let groups: Vec<Group> = groups.into_iter().map(|(_, group)| group).collect();
+    if groups.is_empty() {
         return None;
     }
+    let mut groups = merged(groups, wanted).filter(|all| all.iter().all(|at| at.seats.len() <= size_max))?;
     for seat in (0..seats).filter(|&seat| first[seat].is_none()) {
         if groups.len() < wanted {
             groups.push(Group::default());
@@ -98,6 +99,23 @@ fn kept(
         let slowest = groups.iter_mut().min_by(|a, b| a.speed.total_cmp(&b.speed))?;
         slowest.add(seat, speeds);
     }
+    Some(groups)
+}
+
+/// At most so many groups: those that hold nothing together may become one.
+fn merged(mut groups: Vec<Group>, wanted: usize) -> Option<Vec<Group>> {
+    groups.sort_by(|a, b| b.seats.len().cmp(&a.seats.len()).then(b.speed.total_cmp(&a.speed)));
+    let rest = groups.split_off(wanted.min(groups.len()));
+    for group in rest {
+        let smaller = |a: &&mut Group, b: &&mut Group| {
+            a.seats.len().cmp(&b.seats.len()).then(a.speed.total_cmp(&b.speed))
+        };
+        let smallest = groups.iter_mut().min_by(smaller)?;
+        smallest.seats.extend(group.seats);
+        smallest.speed += group.speed;
+    }
+    groups.iter_mut().for_each(|group| group.seats.sort_unstable());
+    groups.sort_by_key(|group| group.seats[0]);
     Some(groups)
 }
 

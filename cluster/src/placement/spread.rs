@@ -100,7 +100,8 @@ impl<'a> Spreader<'a> {
         for expert in 0..self.job.experts.len() {
             for copy in &self.job.now[expert] {
                 let Some(group) = group_of(self.job, copy) else { continue };
-                if self.at[expert].len() < self.job.copies && self.takes(expert, group) {
+                let wanted = self.at[expert].len() < self.job.copies && self.lacks(expert, group);
+                if wanted && self.takes(expert, group) {
                     self.put(expert, group);
                 }
             }
