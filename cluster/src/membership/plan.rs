@@ -53,7 +53,8 @@ impl Roster {
             return;
         }
         let seats = self.seats(false);
-        let Some(placement) = self.best(&seats, true) else { return };
+        self.makeshift = false;
+        let Some(placement) = self.best(&seats, true).or_else(|| self.makeshift(&seats)) else { return };
         let same = self.active.as_ref().is_some_and(|active| *active.placement == placement);
         if !same || self.dregs {
             self.prepare(placement, "more or fewer workers, or another balance", now);
@@ -124,6 +125,20 @@ impl Roster {
             self.note(Note::Misfit(first));
         }
         fewer
+    }
+
+    /// Where what is wanted does not fit beside what is there: another mode that takes in who came, as a step on the way.
+    fn makeshift(&mut self, seats: &[Seat]) -> Option<Placement> {
+        let active = self.active.as_ref()?;
+        if seats.iter().all(|seat| active.placement.workers.contains(&seat.worker)) {
+            return None;
+        }
+        let modes = [Mode::Tp, Mode::Ep].into_iter().filter(|&mode| mode != self.policy.mode);
+        let found = modes.into_iter().find_map(|mode| {
+            fit(&Wanted { mode, copies: 1, replica_bytes: 0, beside: true, ..self.wanted(seats) }).ok()
+        });
+        self.makeshift = found.is_some();
+        found
     }
 
     /// Anything that has every expert: in another mode, and with those who would like to leave.

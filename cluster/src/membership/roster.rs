@@ -29,6 +29,8 @@ pub struct Roster {
     pub(super) retry_wait: Duration,
     /// Workers hold pieces of a plan that was given up: only an activation rids them of it.
     pub(super) dregs: bool,
+    /// The pending plan is not in the mode that is wanted.
+    pub(super) makeshift: bool,
     /// What was noted last, so that it is noted once.
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
@@ -70,6 +72,7 @@ impl Roster {
             retry: None,
             retry_wait,
             dregs: false,
+            makeshift: false,
             misfit: None,
             no_plan: false,
             joins: 0,
@@ -168,6 +171,7 @@ impl Roster {
         self.members.insert(worker, Member::new(about, self.joins, now));
         self.first_joined.get_or_insert(now);
         self.changed = true;
+        self.retry = None;
         self.note(Note::Joined { worker, name });
     }
 
@@ -191,7 +195,7 @@ impl Roster {
         let Some(Pending { epoch, placement, .. }) = self.pending.take() else { return };
         self.act(Action::Activate { epoch, placement: placement.clone() });
         // After a death there may be something better than what could be had quickly.
-        self.changed |= !self.whole();
+        self.changed |= !self.whole() || std::mem::take(&mut self.makeshift);
         let retire = Some(now + self.policy.retire_max);
         self.active = Some(Active { epoch, placement, lost: BTreeSet::new(), retire });
         self.dregs = false;
@@ -239,6 +243,7 @@ impl Roster {
             self.give_up(&format!("worker {worker} is gone"));
         }
         self.changed = true;
+        self.retry = None;
         if self.members.is_empty() {
             self.first_joined = None;
         }
@@ -258,6 +263,8 @@ impl Roster {
             mode: policy.mode,
             copies: policy.copies,
             replica_bytes: policy.replica_bytes,
+            // While others are served nobody may need more memory than it has.
+            beside: self.whole(),
             ..self.wanted(&seats)
         };
         match place(&wanted) {

@@ -59,9 +59,13 @@ pub fn shared_finish(bytes: &[f64], alone: &[f64], together: f64) -> Vec<f64> {
         let Some(next) = next else { return finish };
         let passed = left[next] / rate(next);
         now += passed;
-        open.iter().for_each(|&at| left[at] -= rate(at) * passed);
-        left[next] = 0.0;
-        finish[next] = now;
+        for at in open {
+            left[at] -= rate(at) * passed;
+            // What rounding leaves of those who are done at the same time is nothing.
+            if at == next || left[at] <= bytes[at] * 1e-12 {
+                (left[at], finish[at]) = (0.0, now);
+            }
+        }
     }
 }
 
@@ -75,6 +79,7 @@ mod tests {
         assert_eq!(shared_finish(&[30.0, 15.0], &[20.0, 20.0], 30.0), [1.75, 1.0]);
         // Nobody is slowed where there is enough for all.
         assert_eq!(shared_finish(&[30.0, 15.0], &[20.0, 20.0], 40.0), [1.5, 0.75]);
+        assert_eq!(shared_finish(&[30.0, 30.0], &[20.0, 20.0], 30.0), [2.0, 2.0]);
         assert_eq!(shared_finish(&[0.0, 10.0], &[20.0, 20.0], 30.0), [0.0, 0.5]);
         assert_eq!(shared_finish(&[], &[], 30.0), [0.0; 0]);
     }
