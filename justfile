@@ -33,7 +33,7 @@ run-local SHAPE="mini":
     cargo run --release -- synth --shape {{SHAPE}} target/models/{{SHAPE}}
     cargo run --release -- generate target/models/{{SHAPE}} "Hello" -n 40
 
-# Coverage-guided fuzzing of a reader: header, gguf, index, config, tokenizer, template, generation, packed or request.
+# Coverage-guided fuzzing of a reader: header, gguf, index, config, tokenizer, template, generation, packed, request, frame or shared_memory.
 fuzz TARGET SECONDS="60":
     cd tests && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
 

@@ -2,8 +2,13 @@
 //!
 //! A reader may refuse, in bounded time and memory; it may not panic, and what it accepts must hold together.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Instant;
 
+use gaterail_cluster::exchange::{
+    CallRows, Channel, FrameBody, FrameKind, HEADER_BYTES, Header, Waiting, create_shared, open_shared,
+};
 use gaterail_kernels::Bytes;
 use gaterail_model::arch::parse_spec;
 use gaterail_model::checkpoint::{Checkpoint, parse_header, parse_index};
@@ -125,6 +130,55 @@ pub fn request(data: &[u8]) {
     }
     let _ = TokenizeRequest::parse(data, &limits);
     let _ = DetokenizeRequest::parse(data, &limits);
+}
+
+/// A frame from a peer: an accepted header is written as it was read, and a call's rows have the shape it says.
+pub fn frame(data: &[u8]) {
+    let Some((bytes, rest)) = data.split_first_chunk::<HEADER_BYTES>() else { return };
+    let Ok(header) = Header::from_bytes(bytes, 1 << 20) else { return };
+    assert!(header.body_bytes <= 1 << 20 && header.to_bytes() == *bytes, "{header:?}");
+    let mut body = FrameBody::default();
+    let length = rest.len().min(header.body_bytes as usize);
+    body.resize(length).copy_from_slice(&rest[..length]);
+    if let Ok(call) = CallRows::read(&header, body.bytes()) {
+        let (rows, width, top_k) = (header.rows as usize, header.width as usize, header.top_k as usize);
+        assert!(header.kind == FrameKind::Call && call.x.len() == rows * width, "{header:?}");
+        assert!(call.ids.len() == rows * top_k && call.weights.len() == rows * top_k, "{header:?}");
+    }
+}
+
+/// Memory that a hostile peer shares: its bytes come as runs (u16 place in words of 8, u8 length, bytes), some of them onto the
+/// counters and some onto a frame that was sent.
+pub fn shared_memory(data: &[u8]) {
+    const MAX: u64 = 200_000;
+    let (offer, mut router) = create_shared(MAX, 1, Waiting::asleep()).expect("memory");
+    let mut worker = open_shared(&offer, MAX, Waiting::asleep()).expect("the same memory");
+    let path = format!("/proc/{}/fd/{}", offer.pid, offer.fd);
+    let memory = std::fs::OpenOptions::new().write(true).open(path).expect("the memory as a file");
+    let header = Header::from_bytes(&frame_of(0), MAX).expect("a header");
+    let mut body = FrameBody::default();
+    let mut data = data;
+    while let [low, high, length, rest @ ..] = data {
+        let (run, later) = rest.split_at(rest.len().min(usize::from(*length)));
+        data = later;
+        let _ = worker.send(&header, &[run], Instant::now());
+        memory
+            .write_all_at(run, 8 * u64::from(u16::from_le_bytes([*low, *high])))
+            .expect("within the memory");
+        let _ = router.send(&header, &[run], Instant::now());
+        if let Ok(header) = router.receive(&mut body, Instant::now()) {
+            assert!(header.body_bytes == body.bytes().len() as u64 && header.body_bytes <= MAX);
+        }
+        let _ = worker.receive(&mut body, Instant::now());
+    }
+}
+
+/// A header of a call without rows.
+pub fn frame_of(body_bytes: u64) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..5].copy_from_slice(b"GRX1\x01");
+    bytes[48..56].copy_from_slice(&body_bytes.to_le_bytes());
+    bytes
 }
 
 fn within_bounds(generation: Generation, limits: &RequestLimits) {

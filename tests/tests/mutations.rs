@@ -279,3 +279,31 @@ fn mutated_requests_are_refused_or_within_their_bounds() {
     seeds.extend(vec![whole.to_string().into_bytes(); 40]);
     replay(&seeds, 60_000, fuzzing::request);
 }
+
+#[test]
+fn frames() {
+    // A call of two rows of three numbers with one expert each, and an empty one.
+    let mut call = fuzzing::frame_of(40).to_vec();
+    for (at, number) in [(36, 2), (40, 3), (44, 1)] {
+        call[at] = number;
+    }
+    call.extend([0; 40]);
+    let seeds = [call, fuzzing::frame_of(0).to_vec(), fuzzing::frame_of(1 << 20).to_vec()];
+    replay(&seeds, 60_000, fuzzing::frame);
+}
+
+#[test]
+fn shared_memory() {
+    // Runs onto counters, sleepers, states and the beginnings of both directions' frames.
+    let run = |word: u16, bytes: &[u8]| [&word.to_le_bytes()[..], &[bytes.len() as u8], bytes].concat();
+    let counters = (64..192).step_by(16).map(|word| run(word, &64u64.to_le_bytes()));
+    let frames = [512, 520, 528].map(|word| run(word, &fuzzing::frame_of(100)));
+    let states = [16, 32, 192, 208, 224, 240].map(|word| run(word, &[1, 0, 0, 0, 2, 0, 0, 0]));
+    let harmless = (0..40).map(|_| run(1000, &[7; 50]));
+    let seeds: Vec<Vec<u8>> = vec![
+        counters.clone().flatten().collect(),
+        harmless.chain(counters).flatten().collect(),
+        frames.into_iter().chain(states).flatten().collect(),
+    ];
+    replay(&seeds, 4_000, fuzzing::shared_memory);
+}
