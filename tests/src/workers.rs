@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
-use gaterail_cluster::exchange::{Channel, Cut, body_bytes_max, local_pair};
+use gaterail_cluster::exchange::{
+    Channel, Cut, Waiting, body_bytes_max, create_shared, local_pair, open_shared,
+};
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertMath, Runner, RunnerOptions};
@@ -28,6 +30,13 @@ pub type MakePair<'a> = &'a dyn Fn(u64) -> (Box<dyn Channel>, Box<dyn Channel>);
 pub fn local(body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
     let (one, other) = local_pair(body_max);
     (Box::new(one), Box::new(other))
+}
+
+/// Memory that is shared as two processes share it.
+pub fn shared(body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
+    let (offer, router) = create_shared(body_max, hash(body_max), Waiting::default()).expect("memory");
+    let worker = open_shared(&offer, body_max, Waiting::default()).expect("the same memory");
+    (Box::new(router), Box::new(worker))
 }
 
 /// A model whose experts workers hold.

@@ -6,6 +6,7 @@
 //!    └────────────────faults──────────────────┘
 //! ```
 
+mod link;
 mod plans;
 mod remote;
 mod routes;

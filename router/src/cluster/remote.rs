@@ -6,17 +6,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{
-    CallRows, Channel, ChannelError, FrameBody, FrameKind, HEADER_BYTES, Header,
-};
+use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, Header};
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
 use gaterail_proto::{LayerId, RouterId, WorkerId};
 
+use super::link::Link;
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
-use super::stats::{ExchangeStats, LinkStats, add};
+use super::stats::{ExchangeStats, add};
 
 /// How long the engine waits for others.
 #[derive(Clone, Debug)]
@@ -57,15 +56,6 @@ pub struct RemoteExperts {
     own_x: Option<Buffer<f32>>,
 }
 
-/// A worker's channel.
-struct Link {
-    worker: WorkerId,
-    channel: Box<dyn Channel>,
-    stats: Arc<LinkStats>,
-    /// It failed: control was told, and knows better than this.
-    broken: bool,
-}
-
 /// The plan in force.
 struct Active {
     plan: Plan,
@@ -102,6 +92,7 @@ struct Parcel {
 struct Pending {
     /// Index into `Placement::workers`.
     worker: usize,
+    link: WorkerId,
     call: u64,
 }
 
@@ -153,7 +144,7 @@ impl RemoteExperts {
         self.links.retain(|link| !changes.left.contains(&link.worker));
         for (worker, channel) in changes.joined {
             self.links.retain(|link| link.worker != worker);
-            self.links.push(Link { worker, channel, stats: self.stats.link(worker), broken: false });
+            self.links.push(Link::new(worker, channel, self.stats.link(worker)));
         }
         let plan = changes.plan.or_else(|| self.active.take().map(|active| active.plan));
         self.active = plan.map(|plan| {
@@ -184,8 +175,10 @@ impl RemoteExperts {
 
     /// Sends the rows to whom the plan says. What does not reach its worker shows in the parcel.
     fn send(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
+        for Pending { link, call, .. } in parcel.pending.drain(..) {
+            self.links.iter_mut().filter(|at| at.worker == link).for_each(|link| link.close(call));
+        }
         let Some(active) = &self.active else { panic!("rows without a plan") };
-        parcel.pending.clear();
         parcel.failed = None;
         parcel.sums.reset(stream, parcel.rows);
         parcel.sent = Some(active.plan.epoch);
@@ -244,9 +237,10 @@ impl RemoteExperts {
             link.broken = true;
             failed(&error)
         })?;
+        link.sent(self.calls);
         add(&link.stats.rows, share.rows.len() as u64);
         add(&link.stats.bytes_out, (HEADER_BYTES + 4 * (x.len() + 2 * weights.len())) as u64);
-        parcel.pending.push(Pending { worker, call: self.calls });
+        parcel.pending.push(Pending { worker, link: id, call: self.calls });
         Ok(())
     }
 
@@ -291,13 +285,13 @@ impl RemoteExperts {
             return Err(failed);
         }
         let (mut slowest, mut total) = (0, 0);
-        for &Pending { worker, call } in &parcel.pending {
+        for &Pending { worker, call, .. } in &parcel.pending {
             let Some(active) = &self.active else { panic!("rows without a plan") };
             let id = active.plan.placement.workers[worker];
             let Some(link) = active.links[worker] else { panic!("a call without a link") };
             let link = &mut self.links[link];
             let waited = Instant::now();
-            let header = receive(&mut *link.channel, &mut self.reply, call, waited + self.limits.call_max);
+            let header = link.receive(&mut self.reply, call, waited + self.limits.call_max);
             let came = Instant::now();
             add(&self.stats.wait_ns, (came - waited).as_nanos() as u64);
             let failed = |why: String| Failed { worker: id, why };
@@ -375,31 +369,6 @@ fn grown<'a, T: gaterail_kernels::Plain>(
         *buffer = Some(Buffer::zeros(device, len.next_power_of_two())?);
     }
     Ok(buffer.as_mut().unwrap_or_else(|| unreachable!("made above")))
-}
-
-/// The reply to a call.
-fn receive(
-    channel: &mut dyn Channel,
-    body: &mut FrameBody,
-    call: u64,
-    deadline: Instant,
-) -> Result<Header, String> {
-    loop {
-        let header = channel.receive(body, deadline).map_err(|error| match error {
-            ChannelError::Deadline => "it did not answer a call in time".to_string(),
-            error => error.to_string(),
-        })?;
-        if header.call < call {
-            continue;
-        }
-        return match header.kind {
-            _ if header.call > call => Err(format!("it answered call {} before {call}", header.call)),
-            FrameKind::Reply => Ok(header),
-            FrameKind::Aborted => Err("it does not hold the plan's epoch".to_string()),
-            FrameKind::Failed => Err(format!("it failed: {}", String::from_utf8_lossy(body.bytes()))),
-            FrameKind::Call => Err("it sent a call".to_string()),
-        };
-    }
 }
 
 impl ExpertLayer for RemoteExperts {
