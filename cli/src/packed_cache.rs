@@ -5,8 +5,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
-use gaterail_model::walk::CacheOutcome;
-use gaterail_model::weights::cache::{self, CacheError, CachedFile, PackedCache, Written};
+use gaterail_model::weights::cache::{self, CacheError, CacheOutcome, CachedFile, PackedCache, Written};
 
 use crate::error::CliError;
 use crate::progress::bytes_text;

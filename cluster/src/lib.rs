@@ -1,7 +1,10 @@
 //! Who is alive, who holds what, and how rows travel.
 //!
-//! `exchange` carries the rows of a layer to workers and their sums home. It knows frames and neighbours, not what a token
-//! means.
+//! `placement` decides who holds what, `membership` when; both are pure. `predict` says what a placement costs. `exchange`
+//! carries the rows of a layer to workers and their sums home. Nobody here knows what a token means.
 #![deny(unsafe_code)]
 
 pub mod exchange;
+pub mod membership;
+pub mod placement;
+pub mod predict;

@@ -32,6 +32,7 @@ pub mod sequence;
 pub mod step;
 
 pub mod auth;
+pub mod cluster;
 pub mod grpc;
 pub mod http;
 pub mod metrics;

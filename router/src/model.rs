@@ -1,6 +1,6 @@
 //! What the engine needs of a model.
 
-use gaterail_model::walk::{Batch, Runner, StepError};
+use gaterail_model::walk::{Batch, ExpertLayer, Runner, StepError};
 
 /// Computes steps. A runner does; so do the tests' twins, whose logits show at once when a page is not what it ought to be.
 pub trait Model {
@@ -23,7 +23,7 @@ pub trait Model {
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError>;
 }
 
-impl Model for Runner {
+impl<E: ExpertLayer> Model for Runner<E> {
     fn architecture(&self) -> &str {
         &self.spec().architecture
     }

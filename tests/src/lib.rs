@@ -5,6 +5,7 @@ pub mod broken;
 pub mod cuts;
 pub mod fuzzing;
 pub mod gguf;
+pub mod workers;
 
 use std::path::{Path, PathBuf};
 

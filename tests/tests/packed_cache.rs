@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use gaterail_kernels::{Device, Isa};
 use gaterail_model::ModelSource;
-use gaterail_model::walk::{CacheOutcome, Runner, RunnerOptions};
-use gaterail_model::weights::cache::{PackedCache, PendingWrite, clear, list};
-use gaterail_model::weights::{Precision, inventory};
+use gaterail_model::walk::{Runner, RunnerOptions};
+use gaterail_model::weights::cache::{CacheOutcome, PackedCache, PendingWrite, clear, list};
+use gaterail_model::weights::{LoadFrom, Precision, inventory, load_slices};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
@@ -135,6 +135,39 @@ fn shards_read_their_parts() {
         }
     }
     assert!(units >= 2, "no expert was cut");
+}
+
+/// What several places have kept, each for itself, is found by whoever takes over from one of them.
+#[test]
+fn a_shard_is_found_in_the_files_of_others() {
+    let device = device(Isa::detect());
+    for (name, precision) in [("mixtral_b", Precision::Int4), ("gpt_oss_a", Precision::AsStored)] {
+        let model = fixtures_folder().join(name);
+        let source = ModelSource::open(&model).unwrap();
+        let (spec, checkpoint) = (source.spec().unwrap(), source.checkpoint().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache_in(folder.path());
+        let load = |shard: &ShardSpec| {
+            let cache = Some(&cache);
+            let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache };
+            let mut pieces = 0;
+            let outcome = load_slices(from, &shard.slices, &mut |_| {}, &mut |_, _| {
+                pieces += 1;
+                true
+            });
+            (pieces, outcome.expect("slices"))
+        };
+        let inventory = inventory(&spec, None);
+        for shard in by_experts(&inventory, 3) {
+            write(load(&shard).1.pending.expect("nobody has kept these"));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        for shard in by_experts(&inventory, 2).into_iter().chain(by_units(&inventory, 2)) {
+            let (pieces, outcome) = load(&shard);
+            assert_eq!(pieces, shard.slices.len());
+            assert!(outcome.pending.is_none() && outcome.notes.is_empty(), "{name}: {:?}", outcome.notes);
+        }
+    }
 }
 
 /// A file that is broken anywhere is not used, is said to be, and is made again.

@@ -12,3 +12,4 @@ pub(crate) mod pack;
 pub(crate) mod packed;
 pub(crate) mod packed_experts;
 pub(crate) mod rows;
+pub(crate) mod travel;

@@ -122,10 +122,10 @@ pub struct ExpertsArgs<'a> {
 
 /// Fixed-point sums on their way home: `[T, H]` and a flag per row.
 pub struct PartialSums {
-    sums: Buffer<i64>,
-    poison: Buffer<u32>,
-    rows: usize,
-    width: usize,
+    pub(super) sums: Buffer<i64>,
+    pub(super) poison: Buffer<u32>,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 impl PartialSums {

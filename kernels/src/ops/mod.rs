@@ -12,6 +12,7 @@ mod pack;
 mod packed;
 mod restore;
 mod rope;
+mod travel;
 
 pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention};
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
@@ -28,6 +29,8 @@ pub use pack::{Packing, pack};
 pub use packed::{HostRow, PROJECTIONS_MAX, Projection, QuantRows, project, quantize};
 pub use restore::{BLOCK_PANELS, restore};
 pub use rope::{RopeStyle, rope};
+pub(crate) use travel::Seen;
+pub use travel::{SumsBytes, TravelError, add_travelled};
 
 pub use crate::cpu::gate::MAX_GROUPS;
 

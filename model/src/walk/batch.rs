@@ -34,4 +34,16 @@ impl Batch {
             self.rows.push(Row { token, position: (start + index) as u32, sequence });
         }
     }
+
+    /// The same rows in two batches that take turns, the first half ahead of the second in every layer: a row finds in KV
+    /// whatever came before it.
+    pub fn halves(&self) -> [Batch; 2] {
+        let middle = self.rows.len() / 2;
+        let (first, second) = self.rows.split_at(middle);
+        let (before, behind): (Vec<u32>, Vec<u32>) =
+            self.logits.iter().partition(|row| (**row as usize) < middle);
+        let behind = behind.into_iter().map(|row| row - middle as u32).collect();
+        let half = |rows: &[Row], logits| Batch { rows: rows.to_vec(), tables: self.tables.clone(), logits };
+        [half(first, before), half(second, behind)]
+    }
 }

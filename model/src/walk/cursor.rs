@@ -7,6 +7,7 @@ use gaterail_proto::LayerId;
 use super::batch::Batch;
 use super::lane::{Lane, LaneId};
 use super::seam::{ActRows, Routing, StepError};
+use super::times::LaneTimes;
 use super::workspace::Workspace;
 use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
 use crate::weights::MlpWeights;
@@ -62,6 +63,8 @@ impl Cursor {
         if let Some(row) = batch.rows.iter().find(|row| row.token as usize >= spec.vocab) {
             return Err(StepError::Token { token: row.token, vocab: spec.vocab });
         }
+        let times = lane.times().clone();
+        let _clock = LaneTimes::clock(&times.ends_ns);
         (self.rows, self.wanted, self.layer, self.done) = (batch.rows.len(), batch.logits.len(), 0, false);
         if self.work.logits.len() < self.wanted * spec.vocab {
             self.work.logits = Buffer::zeros(lane.stream().device(), self.wanted * spec.vocab)?;
@@ -77,18 +80,27 @@ impl Cursor {
         if self.done {
             return Ok(None);
         }
+        let times = lane.times().clone();
         while self.layer < lane.spec.layers.len() {
+            let clock = LaneTimes::clock(&times.attention_ns);
             self.attention(lane, self.layer);
-            self.post_norm(lane, self.layer);
+            drop(clock);
             match &lane.spec.layers[self.layer].mlp {
-                MlpSpec::Dense { .. } => self.dense(lane, self.layer),
+                MlpSpec::Dense { .. } => {
+                    let _clock = LaneTimes::clock(&times.dense_ns);
+                    self.post_norm(lane, self.layer);
+                    self.dense(lane, self.layer);
+                }
                 MlpSpec::Sparse(_) => {
+                    let _clock = LaneTimes::clock(&times.gate_ns);
+                    self.post_norm(lane, self.layer);
                     self.gate(lane, self.layer);
                     return Ok(Some(LayerId(self.layer as u32)));
                 }
             }
             self.layer += 1;
         }
+        let _clock = LaneTimes::clock(&times.ends_ns);
         self.head(lane);
         self.done = true;
         Ok(None)
@@ -103,6 +115,7 @@ impl Cursor {
 
     /// What the lane does while the rows are with their experts: the shared expert.
     pub fn while_away(&mut self, lane: &Lane) {
+        let _clock = LaneTimes::clock(&lane.times().dense_ns);
         if let MlpWeights::Sparse(weights) = &lane.weights.layers[self.layer].mlp {
             self.shared_expert(lane, weights);
         }
@@ -115,6 +128,7 @@ impl Cursor {
 
     /// Adds what came home; the layer is done.
     pub fn after_combine(&mut self, lane: &Lane) {
+        let _clock = LaneTimes::clock(&lane.times().dense_ns);
         if let MlpWeights::Sparse(weights) = &lane.weights.layers[self.layer].mlp {
             self.add_combined(lane, weights);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use gaterail_kernels::ops::KvForm;
 use gaterail_kernels::{Device, KernelError, Stream};
 
+use super::times::LaneTimes;
 use crate::kv::KvCache;
 use crate::spec::ModelSpec;
 use crate::weights::TrunkWeights;
@@ -19,6 +20,7 @@ pub struct Lane {
     pub(super) weights: Arc<TrunkWeights>,
     pub(super) kv: KvCache,
     stream: Stream,
+    times: Arc<LaneTimes>,
 }
 
 impl Lane {
@@ -31,11 +33,16 @@ impl Lane {
         pages: usize,
     ) -> Result<Lane, KernelError> {
         let kv = KvCache::new(&spec, device, form, pages)?;
-        Ok(Lane { spec, weights, kv, stream: Stream::new(device) })
+        Ok(Lane { spec, weights, kv, stream: Stream::new(device), times: Arc::default() })
     }
 
     pub fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// Where its time goes.
+    pub fn times(&self) -> &Arc<LaneTimes> {
+        &self.times
     }
 
     pub fn kv(&mut self) -> &mut KvCache {

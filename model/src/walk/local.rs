@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use gaterail_kernels::ops::{self, ExpertsArgs, ExpertsScratch, PartialSums, partial_sums};
+use gaterail_kernels::ops::{ExpertsScratch, PartialSums, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_proto::LayerId;
-use std::sync::Arc;
 
+use super::held::{ExpertMath, RoutedRows};
 use super::seam::{ActRows, ExpertLayer, Routing, StepError};
 use crate::spec::ModelSpec;
-use crate::weights::{ExpertShard, unit_length};
+use crate::weights::ExpertShard;
 
 /// Computes shard after shard and adds their partial sums, as if each had come over an exchange.
 pub struct LocalExperts {
-    spec: Arc<ModelSpec>,
+    math: ExpertMath,
     shards: Vec<ExpertShard>,
     /// Sums that no ticket uses.
     spare: Vec<PartialSums>,
@@ -29,13 +29,13 @@ pub struct LocalTicket {
 }
 
 impl LocalExperts {
-    pub fn new(spec: Arc<ModelSpec>, shards: Vec<ExpertShard>) -> LocalExperts {
-        LocalExperts { spec, shards, spare: Vec::new(), scratch: None }
+    pub fn new(spec: &ModelSpec, shards: Vec<ExpertShard>) -> LocalExperts {
+        LocalExperts { math: ExpertMath::of(spec), shards, spare: Vec::new(), scratch: None }
     }
 
     /// Zero sums for `rows` rows, recycled where possible.
     fn sums(&mut self, rows: usize, stream: &Stream) -> Result<PartialSums, StepError> {
-        let width = self.spec.hidden;
+        let width = self.math.hidden;
         let mut sums = match self.spare.iter().position(|sums| sums.fits(rows, width)) {
             Some(index) => self.spare.swap_remove(index),
             None => PartialSums::new(stream.device(), rows, width)?,
@@ -53,25 +53,13 @@ impl LocalExperts {
         stream: &Stream,
         sums: &mut PartialSums,
     ) -> Result<(), StepError> {
-        let at = &self.spec.layers[layer.0 as usize];
-        let sparse = at.mlp.sparse().unwrap_or_else(|| panic!("layer {} has no experts", layer.0));
-        let args = ExpertsArgs {
-            x: View::rows(rows.x, rows.rows, rows.width),
-            ids: routing.ids,
-            weights: routing.weights,
-            top_k: routing.top_k,
-            pieces: self.shards[shard].pieces(layer),
-            activation: sparse.activation,
-            weight_on: sparse.weight_on,
-            unit: unit_length(&self.spec),
-            fraction_bits: self.spec.fraction_bits,
-        };
         let scratch = match &mut self.scratch {
             Some(scratch) => scratch,
             none => none.insert(ExpertsScratch::new(stream.device())?),
         };
-        ops::experts(stream, &args, scratch, sums)?;
-        Ok(())
+        let x = View::rows(rows.x, rows.rows, rows.width);
+        let rows = RoutedRows { x, ids: routing.ids, weights: routing.weights, top_k: routing.top_k };
+        Ok(self.math.add(&self.shards[shard], layer, &rows, stream, scratch, sums)?)
     }
 }
 
@@ -107,8 +95,8 @@ impl ExpertLayer for LocalExperts {
         out: &mut Buffer<f32>,
         stream: &Stream,
     ) -> Result<(), StepError> {
-        let out = ViewMut::rows(out, ticket.rows, self.spec.hidden);
-        partial_sums::finish(stream, &ticket.sums, self.spec.fraction_bits, out);
+        let out = ViewMut::rows(out, ticket.rows, self.math.hidden);
+        partial_sums::finish(stream, &ticket.sums, self.math.fraction_bits, out);
         self.spare.push(ticket.sums);
         Ok(())
     }

@@ -4,18 +4,22 @@
 mod attention;
 mod batch;
 mod cursor;
+mod held;
 mod lane;
 mod local;
 mod mlp;
 mod recorded;
 mod runner;
 mod seam;
+mod times;
 mod workspace;
 
 pub use batch::{Batch, Row};
 pub use cursor::Cursor;
+pub use held::{ExpertMath, LayerMath, RoutedRows};
 pub use lane::{Lane, LaneId};
 pub use local::LocalExperts;
 pub use recorded::{Choice, Recorded};
-pub use runner::{CacheOutcome, Runner, RunnerOptions};
+pub use runner::{Runner, RunnerOptions};
 pub use seam::{ActRows, ExpertLayer, Routing, StepError, walk};
+pub use times::LaneTimes;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use gaterail_kernels::Device;
@@ -13,12 +14,13 @@ use super::cursor::Cursor;
 use super::lane::{Lane, LaneId};
 use super::local::LocalExperts;
 use super::seam::{ExpertLayer, StepError, walk};
+use super::times::LaneTimes;
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::kv::{NoPages, PageTable};
 use crate::source::ModelSource;
 use crate::spec::ModelSpec;
-use crate::weights::cache::{CacheKey, PackedCache, PendingWrite, Store};
+use crate::weights::cache::{CacheKey, CacheOutcome, PackedCache, Store};
 use crate::weights::{
     LoadError, Loader, Loading, Precision, TrunkWeights, check_cover, check_tensors, inventory, load_shard,
 };
@@ -40,24 +42,17 @@ pub struct RunnerOptions {
     pub kv: KvForm,
 }
 
-/// What came of the cache of packed weights.
-#[must_use]
-#[derive(Default)]
-pub struct CacheOutcome {
-    /// Lines for a person; none where all went well.
-    pub notes: Vec<String>,
-    /// Weights that are worth keeping and are in no file yet.
-    pub pending: Option<PendingWrite>,
-}
-
 /// A loaded model. Its experts are in this process, or behind another `ExpertLayer`.
 pub struct Runner<E = LocalExperts> {
     spec: Arc<ModelSpec>,
     lanes: Vec<Lane>,
-    cursor: Cursor,
+    /// One, and one for the second half of batches that are split.
+    cursors: Vec<Cursor>,
     experts: E,
-    /// Logits of a device that the host cannot read in place.
+    /// Logits of a device that the host cannot read in place, or of two micro-batches.
     staging: Vec<f32>,
+    /// Batches of so many rows are split between two cursors.
+    overlap_from: Option<usize>,
 }
 
 impl Runner {
@@ -94,37 +89,74 @@ impl Runner {
         cache: Option<&PackedCache>,
         loading: Loading<'_>,
     ) -> Result<(Runner, CacheOutcome), ModelError> {
-        check_tensors(&spec, checkpoint)?;
-        let spec = Arc::new(spec);
-        let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
-        if let Some(cache) = cache {
-            let key = CacheKey::new(&spec, checkpoint, options.precision, &options.shards);
-            key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
-        }
-        let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
         let whole = [ShardSpec::whole(&inventory(&spec, None))];
         let shards = if options.shards.is_empty() { &whole[..] } else { &options.shards[..] };
-        check_cover(&inventory(&spec, None), shards).map_err(LoadError::Shards)?;
-        let shards = shards.iter().map(|shard| load_shard(&spec, shard, &mut loader)).collect();
-        let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
-        let pages = options.positions.div_ceil(PAGE_POSITIONS);
-        let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
-        let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
-        let experts = LocalExperts::new(spec.clone(), shards);
-        let runner = Runner { spec, lanes: vec![lane], cursor, experts, staging: Vec::new() };
-        Ok((runner, CacheOutcome { notes, pending }))
+        let experts = |spec: &ModelSpec, loader: &mut Loader<'_>| {
+            check_cover(&inventory(spec, None), shards).map_err(LoadError::Shards)?;
+            let shards = shards.iter().map(|shard| load_shard(spec, shard, loader)).collect();
+            Ok(LocalExperts::new(spec, shards))
+        };
+        load(spec, (checkpoint, cache), device, options, loading, experts)
     }
 }
 
+/// The lane with whatever `experts` makes.
+fn load<E>(
+    spec: ModelSpec,
+    (checkpoint, cache): (&Checkpoint, Option<&PackedCache>),
+    device: &Device,
+    options: &RunnerOptions,
+    loading: Loading<'_>,
+    experts: impl FnOnce(&ModelSpec, &mut Loader<'_>) -> Result<E, ModelError>,
+) -> Result<(Runner<E>, CacheOutcome), ModelError> {
+    check_tensors(&spec, checkpoint)?;
+    let spec = Arc::new(spec);
+    let mut loader = Loader::new(&spec, checkpoint, device, options.precision, loading);
+    if let Some(cache) = cache {
+        let key = CacheKey::new(&spec, checkpoint, options.precision, &options.shards);
+        key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
+    }
+    let trunk = Arc::new(TrunkWeights::load(&spec, &mut loader)?);
+    let experts = experts(&spec, &mut loader)?;
+    let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
+    let pages = options.positions.div_ceil(PAGE_POSITIONS);
+    let lane = Lane::new(spec.clone(), trunk, device, options.kv, pages)?;
+    let cursor = Cursor::new(LaneId(0), &lane, options.rows_max)?;
+    let runner = Runner {
+        spec,
+        lanes: vec![lane],
+        cursors: vec![cursor],
+        experts,
+        staging: Vec::new(),
+        overlap_from: None,
+    };
+    Ok((runner, CacheOutcome { notes, pending }))
+}
+
 impl<E: ExpertLayer> Runner<E> {
+    /// The same without the model's experts, which are where `experts` sends the rows. `options.shards` is not looked at.
+    pub fn with_experts(
+        spec: ModelSpec,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        options: &RunnerOptions,
+        cache: Option<&PackedCache>,
+        loading: Loading<'_>,
+        experts: E,
+    ) -> Result<(Runner<E>, CacheOutcome), ModelError> {
+        // One shard that holds nothing: its file in the cache is the lane's alone.
+        let options = RunnerOptions { shards: vec![ShardSpec::default()], ..options.clone() };
+        load(spec, (checkpoint, cache), device, &options, loading, |_, _| Ok(experts))
+    }
+
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
     /// The same model with its experts wrapped, as `Recorded::new` does.
     pub fn wrap_experts<W: ExpertLayer>(self, wrap: impl FnOnce(E) -> W) -> Runner<W> {
-        let Runner { spec, lanes, cursor, experts, staging } = self;
-        Runner { spec, lanes, cursor, experts: wrap(experts), staging }
+        let Runner { spec, lanes, cursors, experts, staging, overlap_from } = self;
+        Runner { spec, lanes, cursors, experts: wrap(experts), staging, overlap_from }
     }
 
     pub fn experts(&mut self) -> &mut E {
@@ -138,7 +170,7 @@ impl<E: ExpertLayer> Runner<E> {
 
     /// Rows of one step.
     pub fn rows_max(&self) -> usize {
-        self.cursor.rows_max()
+        self.cursors[0].rows_max()
     }
 
     /// Gives a sequence pages for `positions` positions.
@@ -157,10 +189,48 @@ impl<E: ExpertLayer> Runner<E> {
 
     /// One step; the logits `[wanted, V]` where they were computed, to be changed at will.
     pub fn step_in_place(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
-        self.cursor.begin(&self.lanes[0], batch)?;
+        let times = self.lanes[0].times().clone();
+        let _clock = LaneTimes::clock(&times.step_ns);
+        times.steps.fetch_add(1, Ordering::Relaxed);
+        times.rows.fetch_add(batch.rows.len() as u64, Ordering::Relaxed);
+        if self.overlap_from.is_some_and(|rows| batch.rows.len() >= rows) {
+            return self.step_in_halves(batch);
+        }
+        let cursors = &mut self.cursors[..1];
+        cursors[0].begin(&self.lanes[0], batch)?;
         let deadline = Instant::now() + STEP_DEADLINE;
-        walk(&mut self.lanes, std::slice::from_mut(&mut self.cursor), &mut self.experts, deadline)?;
-        self.cursor.logits_in_place(self.lanes[0].stream(), self.spec.vocab, &mut self.staging)
+        walk(&mut self.lanes, cursors, &mut self.experts, deadline)?;
+        cursors[0].logits_in_place(self.lanes[0].stream(), self.spec.vocab, &mut self.staging)
+    }
+
+    /// Splits batches of at least `rows_min` rows into two micro-batches that take turns, so that lane and experts compute at the
+    /// same time. It pays where they are different machines or devices; each half reads its experts' weights anew.
+    pub fn overlap_from(&mut self, rows_min: usize) -> Result<(), StepError> {
+        let second = Cursor::new(LaneId(0), &self.lanes[0], self.rows_max().div_ceil(2))?;
+        self.cursors.truncate(1);
+        self.cursors.push(second);
+        self.overlap_from = Some(rows_min.max(2));
+        Ok(())
+    }
+
+    /// Where the lane's time goes.
+    pub fn times(&self) -> Arc<LaneTimes> {
+        self.lanes[0].times().clone()
+    }
+
+    fn step_in_halves(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
+        let lane = &self.lanes[0];
+        for (cursor, half) in self.cursors.iter_mut().zip(batch.halves()) {
+            cursor.begin(lane, &half)?;
+        }
+        let deadline = Instant::now() + STEP_DEADLINE;
+        walk(&mut self.lanes, &mut self.cursors, &mut self.experts, deadline)?;
+        let (stream, vocab) = (self.lanes[0].stream(), self.spec.vocab);
+        self.staging.clear();
+        for cursor in &self.cursors {
+            self.staging.extend(cursor.logits(stream, vocab)?);
+        }
+        Ok(&mut self.staging)
     }
 
     /// One step whose batches are micro-batches that take turns; the logits of each.

@@ -37,6 +37,9 @@ pub enum StepError {
     Kernel(#[from] KernelError),
     #[error("token {token} lies outside the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
+    /// Whoever holds the experts is gone, and nobody came in their place while one may wait.
+    #[error("experts: {0}")]
+    Experts(String),
 }
 
 /// Sends the rows of one layer to their experts, and brings them home.

@@ -4,18 +4,29 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece, ExpertPieces};
-use gaterail_kernels::{FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix, Weight};
+use gaterail_kernels::{Device, FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix, Weight};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
-use super::cache::Place;
+use super::cache::{CacheKey, CacheOutcome, PackedCache, Place, Store};
 use super::expected::{Part, Role, Slot, expected_tensors};
 use super::int4;
-use super::load::{Loader, Stacked};
-use super::precision::Use;
+use super::load::{LoadError, Loader, Loading, Stacked};
+use super::precision::{Precision, Use};
 use crate::arch::ExpertNames;
 use crate::checkpoint::Checkpoint;
 use crate::config::Quantization;
 use crate::spec::{ModelSpec, SparseSpec};
+
+/// Where slices are loaded from, and what becomes of them.
+pub struct LoadFrom<'a> {
+    pub spec: &'a ModelSpec,
+    /// Checked against `spec`.
+    pub checkpoint: &'a Checkpoint,
+    pub device: &'a Device,
+    pub precision: Precision,
+    /// Where packed weights are kept.
+    pub cache: Option<&'a PackedCache>,
+}
 
 /// The experts that one place holds, by layer.
 pub struct ExpertShard {
@@ -24,6 +35,14 @@ pub struct ExpertShard {
 }
 
 impl ExpertShard {
+    /// A shard of pieces that were loaded one by one, for a model of so many layers. A slice of an expert that stands in several
+    /// pieces is computed in all of them.
+    pub fn new(layers: usize, pieces: impl IntoIterator<Item = (LayerId, ExpertPiece)>) -> ExpertShard {
+        let mut of: Vec<Vec<ExpertPiece>> = (0..layers).map(|_| Vec::new()).collect();
+        pieces.into_iter().for_each(|(layer, piece)| of[layer.0 as usize].push(piece));
+        ExpertShard { layers: of.into_iter().map(ExpertPieces::from).collect() }
+    }
+
     /// What is held of a layer.
     pub fn pieces(&self, layer: LayerId) -> &ExpertPieces {
         &self.layers[layer.0 as usize]
@@ -82,18 +101,11 @@ pub(super) fn stored_bytes(checkpoint: &Checkpoint, name: &str) -> u64 {
 pub fn check_cover(inventory: &ExpertInventory, shards: &[ShardSpec]) -> Result<(), String> {
     let units: HashMap<LayerId, &LayerExperts> = inventory.layers.iter().map(|at| (at.layer, at)).collect();
     let mut held: HashMap<(LayerId, u32), Vec<bool>> = HashMap::new();
+    shards.iter().try_for_each(|shard| check_slices(inventory, &shard.slices))?;
     for slice in shards.iter().flat_map(|shard| &shard.slices) {
         let (layer, expert) = (slice.layer.0, slice.expert.0);
-        let at = units.get(&slice.layer).filter(|at| expert < at.experts);
-        let at = at.ok_or_else(|| format!("layer {layer} has no expert {expert}"))?;
-        if slice.units.start >= slice.units.end || slice.units.end > at.units {
-            let UnitRange { start, end } = slice.units;
-            return Err(format!(
-                "units {start}..{end} of expert {expert} of layer {layer}, which has {}",
-                at.units
-            ));
-        }
-        let held = held.entry((slice.layer, expert)).or_insert_with(|| vec![false; at.units as usize]);
+        let units = units[&slice.layer].units as usize;
+        let held = held.entry((slice.layer, expert)).or_insert_with(|| vec![false; units]);
         for unit in slice.units.start..slice.units.end {
             if std::mem::replace(&mut held[unit as usize], true) {
                 return Err(format!("unit {unit} of expert {expert} of layer {layer} is held twice"));
@@ -114,15 +126,61 @@ pub fn check_cover(inventory: &ExpertInventory, shards: &[ShardSpec]) -> Result<
 
 /// Loads what `shard` lists from a checked checkpoint; `check_cover` has seen the shard.
 pub fn load_shard(spec: &ModelSpec, shard: &ShardSpec, loader: &mut Loader<'_>) -> ExpertShard {
-    let mut layers: Vec<Vec<ExpertPiece>> = spec.layers.iter().map(|_| Vec::new()).collect();
     let uses = loader.expert_uses();
-    for slice in &shard.slices {
-        let layer = slice.layer.0 as usize;
-        let sparse =
-            spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
-        layers[layer].push(load_piece(spec, sparse, slice, uses[layer], loader));
+    let pieces: Vec<_> =
+        shard.slices.iter().map(|slice| (slice.layer, load_slice(spec, slice, &uses, loader))).collect();
+    ExpertShard::new(spec.layers.len(), pieces)
+}
+
+/// One slice; `uses` is the loader's `expert_uses`.
+fn load_slice(spec: &ModelSpec, slice: &ExpertSlice, uses: &[Use], loader: &mut Loader<'_>) -> ExpertPiece {
+    let layer = slice.layer.0 as usize;
+    let sparse = spec.layers[layer].mlp.sparse().unwrap_or_else(|| panic!("layer {layer} has no experts"));
+    load_piece(spec, sparse, slice, uses[layer], loader)
+}
+
+/// Loads slices one by one, and hands each over as soon as it is there; `false` ends it. `shard` says which file of the cache
+/// is theirs; every slice lies inside the inventory.
+pub fn load_slices(
+    from: LoadFrom<'_>,
+    slices: &[ExpertSlice],
+    loading: Loading<'_>,
+    each: &mut dyn FnMut(ExpertSlice, ExpertPiece) -> bool,
+) -> Result<CacheOutcome, LoadError> {
+    let LoadFrom { spec, checkpoint, device, precision, cache } = from;
+    check_slices(&inventory(spec, None), slices).map_err(LoadError::Shards)?;
+    let mut loader = Loader::new(spec, checkpoint, device, precision, loading);
+    if let Some(cache) = cache {
+        let shard = ShardSpec { slices: slices.to_vec() };
+        let key = CacheKey::new(spec, checkpoint, precision, std::slice::from_ref(&shard));
+        key.into_iter().for_each(|key| loader.keep_in(Store::open(cache.clone(), key)));
     }
-    ExpertShard { layers: layers.into_iter().map(ExpertPieces::from).collect() }
+    let uses = loader.expert_uses();
+    for slice in slices {
+        let piece = load_slice(spec, slice, &uses, &mut loader);
+        if !each(*slice, piece) {
+            return Ok(CacheOutcome::default());
+        }
+    }
+    let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
+    Ok(CacheOutcome { notes, pending })
+}
+
+/// Whether the slices are runs of units that the inventory has.
+pub fn check_slices(inventory: &ExpertInventory, slices: &[ExpertSlice]) -> Result<(), String> {
+    let units: HashMap<LayerId, &LayerExperts> = inventory.layers.iter().map(|at| (at.layer, at)).collect();
+    for slice in slices {
+        let (layer, expert, UnitRange { start, end }) = (slice.layer.0, slice.expert.0, slice.units);
+        let at = units.get(&slice.layer).filter(|at| expert < at.experts);
+        let at = at.ok_or_else(|| format!("layer {layer} has no expert {expert}"))?;
+        if start >= end || end > at.units {
+            return Err(format!(
+                "units {start}..{end} of expert {expert} of layer {layer}, which has {}",
+                at.units
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn load_piece(

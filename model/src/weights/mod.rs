@@ -13,7 +13,9 @@ mod trunk;
 
 pub use account::{Share, account, resident_by_role, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
-pub use experts::{ExpertShard, check_cover, inventory, load_shard, unit_length};
+pub use experts::{
+    ExpertShard, LoadFrom, check_cover, check_slices, inventory, load_shard, load_slices, unit_length,
+};
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use mixed::mixed_layers;
 pub use precision::{Precision, Use};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::CacheError;
 use super::index::Index;
+use super::key::CacheKey;
 use super::reader::read_head;
 
 const ENDING: &str = "packed";
@@ -36,6 +37,13 @@ pub fn list(folder: &Path) -> io::Result<Vec<CachedFile>> {
     let mut files = with_ending(folder, ENDING)?;
     files.sort_by(|a, b| (a.used, &a.path).cmp(&(b.used, &b.path)));
     Ok(files)
+}
+
+/// The files of a key's checkpoint, configuration and precision, whatever they hold of it, the one that was used last first.
+pub(super) fn of_digest(folder: &Path, key: &CacheKey) -> Vec<PathBuf> {
+    let Ok(files) = list(folder) else { return Vec::new() };
+    let own = |path: &PathBuf| path.file_name().is_some_and(|name| key.names(name));
+    files.into_iter().rev().map(|file| file.path).filter(own).collect()
 }
 
 /// Removes all files; their number and bytes.

@@ -62,6 +62,11 @@ impl CacheKey {
         Some(CacheKey { digest: hex(hash.finalize().as_slice()), held, precision, model, files })
     }
 
+    /// Whether a file is called as one of this digest, whatever it holds.
+    pub fn names(&self, name: &std::ffi::OsStr) -> bool {
+        name.to_str().is_some_and(|name| name.starts_with(&format!("{}-", &self.digest[..2 * NAME_BYTES])))
+    }
+
     /// The file of this key.
     pub fn path(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}-{}.packed", &self.digest[..2 * NAME_BYTES], self.held))

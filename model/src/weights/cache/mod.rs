@@ -14,7 +14,7 @@ mod writer;
 pub use folder::{CachedFile, clear, list};
 pub use index::{Entry, Index, parse_cache};
 pub use key::CacheKey;
-pub use store::{PackedCache, PendingWrite, Written};
+pub use store::{CacheOutcome, PackedCache, PendingWrite, Written};
 
 pub(super) use index::Place;
 pub(crate) use store::Store;

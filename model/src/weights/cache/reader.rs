@@ -20,6 +20,7 @@ pub struct CacheFile {
     head: Head,
     /// Tensor -> its entries.
     entries: HashMap<String, Vec<usize>>,
+    was_read: bool,
 }
 
 impl CacheFile {
@@ -36,11 +37,16 @@ impl CacheFile {
         for (at, entry) in head.index.entries.iter().enumerate() {
             entries.entry(entry.name.clone()).or_default().push(at);
         }
-        Ok(Some(CacheFile { path: path.to_path_buf(), file, head, entries }))
+        Ok(Some(CacheFile { path: path.to_path_buf(), file, head, entries, was_read: false }))
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether something in it was of use.
+    pub fn was_read(&self) -> bool {
+        self.was_read
     }
 
     /// Marks the file as used now, as far as this user may.
@@ -50,7 +56,7 @@ impl CacheFile {
 
     /// The matrix at a place, in a form that `accepts` takes; `None` if no entry holds it.
     pub fn read(
-        &self,
+        &mut self,
         place: &Place,
         accepts: impl Fn(PackedFormat) -> bool,
         device: &Device,
@@ -62,6 +68,7 @@ impl CacheFile {
             Part::of(place, &self.head.index.entries[at], format, self.head.first_sums[at])
         });
         let Some(part) = found.next() else { return Ok(None) };
+        self.was_read = true;
         let shape = (part.format, place.rows, place.cols);
         restore(device, shape, arena, &|block, out| self.fill(&part, block, out)).map(Some)
     }

@@ -31,11 +31,15 @@ impl PackedCache {
     }
 }
 
+/// Files of other shards that are looked into.
+const FILES_MAX: usize = 32;
+
 /// The cache while a model is loaded.
 pub struct Store {
     cache: PackedCache,
     key: CacheKey,
-    file: Option<CacheFile>,
+    /// Looked into in this order.
+    files: Vec<CacheFile>,
     /// Everything that was packed or read, in the order of loading.
     held: Vec<(Place, Packed)>,
     /// How many of them were packed.
@@ -51,6 +55,16 @@ pub struct PendingWrite {
     matrices: Vec<(Place, Packed)>,
 }
 
+/// What came of the cache of packed weights.
+#[must_use]
+#[derive(Default)]
+pub struct CacheOutcome {
+    /// Lines for a person; none where all went well.
+    pub notes: Vec<String>,
+    /// Weights that are worth keeping and are in no file yet.
+    pub pending: Option<PendingWrite>,
+}
+
 /// A file that has been written.
 #[derive(Clone, Debug)]
 pub struct Written {
@@ -59,17 +73,20 @@ pub struct Written {
 }
 
 impl Store {
-    /// Opens this key's file if there is one, or else the one that holds all experts.
+    /// Opens this key's file if there is one, then the one that holds all experts, then those of other shards: what one worker
+    /// has packed another finds when it takes its place.
     pub fn open(cache: PackedCache, key: CacheKey) -> Store {
-        let mut store = Store { cache, key, file: None, held: Vec::new(), packed: 0, notes: Vec::new() };
+        let mut store =
+            Store { cache, key, files: Vec::new(), held: Vec::new(), packed: 0, notes: Vec::new() };
         let folder = &store.cache.folder;
-        for path in [Some(store.key.path(folder)), store.key.whole_path(folder)].into_iter().flatten() {
+        let mut paths = vec![store.key.path(folder)];
+        paths.extend(store.key.whole_path(folder));
+        let others = folder::of_digest(folder, &store.key).into_iter().filter(|path| !paths.contains(path));
+        let others: Vec<PathBuf> = others.take(FILES_MAX).collect();
+        paths.extend(others);
+        for path in paths {
             match CacheFile::open(&path, &store.key) {
-                Ok(None) => {}
-                Ok(file) => {
-                    store.file = file;
-                    break;
-                }
+                Ok(file) => store.files.extend(file),
                 Err(error) => store.notes.push(unusable(&path, &error)),
             }
         }
@@ -84,19 +101,21 @@ impl Store {
         device: &Device,
         arena: &mut Arena,
     ) -> Option<Packed> {
-        let file = self.file.as_ref()?;
-        match file.read(place, accepts, device, arena) {
-            Ok(found) => {
-                let packed = found?;
-                self.held.push((place.clone(), packed.clone()));
-                Some(packed)
-            }
-            Err(error) => {
-                self.notes.push(unusable(file.path(), &error));
-                self.file = None;
-                None
+        let mut at = 0;
+        while let Some(open) = self.files.get_mut(at) {
+            match open.read(place, &accepts, device, arena) {
+                Ok(Some(packed)) => {
+                    self.held.push((place.clone(), packed.clone()));
+                    return Some(packed);
+                }
+                Ok(None) => at += 1,
+                Err(error) => {
+                    self.notes.push(unusable(open.path(), &error));
+                    self.files.remove(at);
+                }
             }
         }
+        None
     }
 
     /// A matrix that had to be packed.
@@ -110,9 +129,7 @@ impl Store {
         // What was read in vain, because its neighbour was not to be had, has been packed too.
         let mut seen = HashSet::new();
         self.held.retain(|(place, _)| seen.insert(place.clone()));
-        if let Some(file) = &self.file {
-            file.touch();
-        }
+        self.files.iter().filter(|file| file.was_read()).for_each(CacheFile::touch);
         let bytes: u64 = self.held.iter().map(|(_, packed)| packed.stored_bytes() as u64).sum();
         let worth_it = self.packed > 0 && bytes >= self.cache.bytes_min;
         let pending = PendingWrite { cache: self.cache, key: self.key, matrices: self.held };

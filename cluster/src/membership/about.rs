@@ -1,0 +1,83 @@
+//! What is known of a worker, and what is wanted of all of them.
+
+use std::time::Duration;
+
+use gaterail_proto::WorkerId;
+use serde::Serialize;
+
+use crate::placement::{Mode, Seat};
+
+/// What a worker runs on, measured when it started.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Machine {
+    /// "cpu (AVX-512, 2 threads)", "cuda:0 (NVIDIA H200)"
+    pub device: String,
+    pub threads: u32,
+    /// What experts may take.
+    pub memory_bytes: u64,
+    pub read_bytes_per_second: f64,
+    pub int8_operations_per_second: f64,
+    pub pid: u32,
+}
+
+/// A worker that joins.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerAbout {
+    pub id: WorkerId,
+    /// For people: "worker-0".
+    pub name: String,
+    pub machine: Machine,
+    /// Those of one host may share memory; empty: with nobody.
+    pub host: String,
+}
+
+impl From<&WorkerAbout> for Seat {
+    fn from(about: &WorkerAbout) -> Seat {
+        Seat {
+            worker: about.id,
+            memory_bytes: about.machine.memory_bytes,
+            read_bytes_per_second: about.machine.read_bytes_per_second,
+        }
+    }
+}
+
+/// What is wanted, and how long anything may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub mode: Mode,
+    /// Copies of every expert; with fewer workers than that, as many as there is room for.
+    pub copies: u32,
+    /// For further copies of hot experts, over all workers together.
+    pub replica_bytes: u64,
+    /// Workers to wait for before the first plan.
+    pub expected: usize,
+    /// So long after the first worker joined, those who are there begin if they suffice.
+    pub join_wait: Duration,
+    /// A worker that is not heard for so long is dead.
+    pub silence_max: Duration,
+    /// A worker that the engine waits for, and that computes nothing for so long, is stuck.
+    pub stuck_max: Duration,
+    /// A worker that prepares, and loads nothing more for so long, has failed.
+    pub prepare_max: Duration,
+    /// After a failure that left a whole plan: so long until the next attempt; twice as long after each.
+    pub retry_wait: Duration,
+    /// What an epoch replaced is kept for so long if nobody says that the engine has switched.
+    pub retire_max: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            mode: Mode::Ep,
+            copies: 1,
+            replica_bytes: 0,
+            expected: 1,
+            join_wait: Duration::from_secs(30),
+            silence_max: Duration::from_millis(600),
+            stuck_max: Duration::from_secs(2),
+            prepare_max: Duration::from_secs(60),
+            retry_wait: Duration::from_secs(2),
+            retire_max: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a roster is told, and what it wants done.
+
+use std::fmt;
+use std::sync::Arc;
+
+use gaterail_proto::{Epoch, Placement, ShardSpec, WorkerId};
+
+use super::WorkerAbout;
+use crate::placement::{Misfit, Mode, Popularity};
+
+/// Something happened.
+///
+/// A worker has one stream at a time. When a worker joins that is there already, its former stream is over, and whoever feeds
+/// the roster tells nothing more of that one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Joined(WorkerAbout),
+    /// A heartbeat: calls computed since the start, and bytes of experts held.
+    Heard {
+        worker: WorkerId,
+        calls: u64,
+        held_bytes: u64,
+    },
+    /// The engine waits for a reply of this worker, or no longer.
+    Waiting {
+        worker: WorkerId,
+        waiting: bool,
+    },
+    /// How far a worker is with what an epoch wants of it.
+    Loading {
+        worker: WorkerId,
+        epoch: Epoch,
+        bytes: u64,
+        total: u64,
+    },
+    Prepared {
+        worker: WorkerId,
+        epoch: Epoch,
+    },
+    PrepareFailed {
+        worker: WorkerId,
+        epoch: Epoch,
+        detail: String,
+    },
+    /// Its stream ended, its channel failed.
+    Lost {
+        worker: WorkerId,
+        why: String,
+    },
+    /// It wants to go, and serves until the others do without it.
+    Leaving {
+        worker: WorkerId,
+    },
+    /// The engine has switched to this epoch, and sends nothing of those before.
+    Switched {
+        epoch: Epoch,
+    },
+    /// How often the experts were hit lately.
+    Popularity(Popularity),
+    /// Something else is wanted from now on; `None` leaves it as it is.
+    Rebalance {
+        mode: Option<Mode>,
+        copies: Option<u32>,
+        replica_bytes: Option<u64>,
+    },
+}
+
+/// Something is to be done, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Tell the worker to load its part of an epoch, beside what it has.
+    Prepare { worker: WorkerId, epoch: Epoch, shard: ShardSpec },
+    /// All have prepared: the engine switches to it between two steps, or in the middle of a layer that failed.
+    Activate { epoch: Epoch, placement: Arc<Placement> },
+    /// Tell all workers that epochs below this one are over.
+    Retire { before: Epoch },
+    /// Say goodbye and close: the roster has forgotten the worker. `again`: joining again may help.
+    Dismiss { worker: WorkerId, why: String, again: bool },
+    /// For the log.
+    Note(Note),
+}
+
+/// What an operator wants to know.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    Joined {
+        worker: WorkerId,
+        name: String,
+    },
+    Lost {
+        worker: WorkerId,
+        name: String,
+        why: String,
+    },
+    /// A plan is being prepared.
+    Planned {
+        epoch: Epoch,
+        workers: usize,
+        copies: u32,
+        why: &'static str,
+    },
+    /// A plan was given up before it was active.
+    GaveUp {
+        epoch: Epoch,
+        why: String,
+    },
+    /// Fewer copies than wanted, or more again.
+    Copies {
+        copies: u32,
+        wanted: u32,
+    },
+    /// There is no plan, and requests wait.
+    NoPlan {
+        why: String,
+    },
+    /// What is wanted does not fit.
+    Misfit(Misfit),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Joined { worker, name } => write!(f, "worker {name} ({worker}) joined"),
+            Note::Lost { worker, name, why } => write!(f, "worker {name} ({worker}) is gone: {why}"),
+            Note::Planned { epoch, workers, copies, why } => {
+                write!(f, "epoch {epoch} on {workers} workers, {copies} copies: {why}")
+            }
+            Note::GaveUp { epoch, why } => write!(f, "epoch {epoch} is given up: {why}"),
+            Note::Copies { copies, wanted } => write!(f, "{copies} of {wanted} copies of every expert"),
+            Note::NoPlan { why } => write!(f, "no plan, requests wait: {why}"),
+            Note::Misfit(misfit) => misfit.fmt(f),
+        }
+    }
+}

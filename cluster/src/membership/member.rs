@@ -1,0 +1,59 @@
+//! A worker that is there.
+
+use std::time::Instant;
+
+use super::{Progress, WorkerAbout};
+
+pub(super) struct Member {
+    pub about: WorkerAbout,
+    /// Its place in the order of joining.
+    pub joined: u64,
+    pub heard: Instant,
+    /// Calls computed since its start.
+    pub calls: u64,
+    pub held_bytes: u64,
+    /// Since when the engine waits for it without seeing it move.
+    pub waiting: Option<Instant>,
+    pub loading: Option<Progress>,
+    /// When its loading last got on.
+    pub moved: Instant,
+    pub leaving: bool,
+}
+
+impl Member {
+    pub fn new(about: WorkerAbout, joined: u64, now: Instant) -> Member {
+        Member {
+            about,
+            joined,
+            heard: now,
+            calls: 0,
+            held_bytes: 0,
+            waiting: None,
+            loading: None,
+            moved: now,
+            leaving: false,
+        }
+    }
+
+    pub fn heard(&mut self, calls: u64, held_bytes: u64, now: Instant) {
+        self.heard = now;
+        self.held_bytes = held_bytes;
+        if calls > self.calls {
+            self.calls = calls;
+            self.waiting = self.waiting.map(|_| now);
+        }
+    }
+
+    pub fn waiting(&mut self, waiting: bool, now: Instant) {
+        self.waiting = waiting.then(|| self.waiting.unwrap_or(now));
+    }
+
+    pub fn loading(&mut self, progress: Progress, now: Instant) {
+        let further =
+            self.loading.is_none_or(|seen| seen.epoch != progress.epoch || seen.bytes < progress.bytes);
+        if further {
+            self.moved = now;
+        }
+        self.loading = Some(progress);
+    }
+}

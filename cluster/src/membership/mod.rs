@@ -1,0 +1,16 @@
+//! Who is alive, and which plan they serve: events and the time go in, actions come out. No socket, no clock, no thread.
+//!
+//! A plan comes to life in three steps: every worker prepares its shard beside what it has, the epoch is activated when all
+//! have, and what came before is retired. A death with copies left is a plan that nobody must load for.
+
+mod about;
+mod event;
+mod member;
+mod plan;
+mod roster;
+mod view;
+
+pub use about::{Machine, Policy, WorkerAbout};
+pub use event::{Action, Event, Note};
+pub use roster::Roster;
+pub use view::{PendingView, Progress, RosterView, WorkerState, WorkerView};

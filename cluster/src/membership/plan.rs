@@ -1,0 +1,186 @@
+//! Which plan comes next: what a roster does when nothing more happens.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use gaterail_proto::{Epoch, Placement};
+
+use super::roster::{Pending, Roster};
+use super::{Action, Note};
+use crate::placement::{Mode, Seat, Wanted, copies, fit, place, without};
+
+impl Roster {
+    /// Begins what is to be begun, and lets go who is not needed.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if self.pending.is_none() {
+            if self.retry.is_some_and(|at| at <= now) {
+                self.retry = None;
+                self.changed = true;
+            }
+            if self.whole() {
+                self.improve(now);
+            } else {
+                self.recover(now);
+            }
+        }
+        self.let_go();
+    }
+
+    /// Those who can be planned with, in the order in which they joined.
+    pub(super) fn seats(&self, leaving: bool) -> Vec<Seat> {
+        let mut members: Vec<_> = self.members.values().filter(|at| leaving || !at.leaving).collect();
+        members.sort_by_key(|member| member.joined);
+        members.iter().map(|member| Seat::from(&member.about)).collect()
+    }
+
+    pub(super) fn wanted<'a>(&'a self, seats: &'a [Seat]) -> Wanted<'a> {
+        Wanted {
+            inventory: &self.inventory,
+            seats,
+            mode: self.policy.mode,
+            copies: self.policy.copies.max(1),
+            replica_bytes: self.policy.replica_bytes,
+            popularity: self.popularity.as_ref(),
+            current: self.active.as_ref().map(|active| &*active.placement),
+            beside: false,
+            smaller: &[],
+        }
+    }
+
+    /// The active plan is whole: is there a better one?
+    fn improve(&mut self, now: Instant) {
+        if self.retry.is_some() || !std::mem::take(&mut self.changed) {
+            return;
+        }
+        let seats = self.seats(false);
+        self.makeshift = false;
+        let Some(placement) = self.best(&seats, true).or_else(|| self.makeshift(&seats)) else { return };
+        let same = self.active.as_ref().is_some_and(|active| *active.placement == placement);
+        if !same || self.dregs {
+            self.prepare(placement, "more or fewer workers, or another balance", now);
+        }
+    }
+
+    /// There is no plan, or somebody of it is gone: what is left is served at once if it has every expert.
+    fn recover(&mut self, now: Instant) {
+        if self.members.is_empty() {
+            if !std::mem::replace(&mut self.no_plan, true) && self.active.is_some() {
+                self.note(Note::NoPlan { why: "all workers are gone".to_string() });
+            }
+            return;
+        }
+        let ready = self.active.is_some() || self.enough(now);
+        if !ready || !self.changed {
+            return;
+        }
+        self.changed = false;
+        let alive = |worker| self.members.contains_key(&worker);
+        let rest = self.active.as_ref().and_then(|active| {
+            let still = |worker| alive(worker) && !active.lost.contains(&worker);
+            without(&active.placement, still)
+        });
+        if let Some(placement) = rest {
+            self.prepare(placement, "copies are left", now);
+            return;
+        }
+        let why = if self.active.is_some() { "somebody is gone" } else { "the first" };
+        let seats = self.seats(false);
+        let found = self.best(&seats, false).or_else(|| self.any());
+        match found {
+            Some(placement) => self.prepare(placement, why, now),
+            None if !std::mem::replace(&mut self.no_plan, true) => {
+                let why = format!("{} workers do not suffice", self.members.len());
+                self.note(Note::NoPlan { why });
+            }
+            None => {}
+        }
+    }
+
+    /// Whether the first plan may be made.
+    fn enough(&mut self, now: Instant) -> bool {
+        let waited = self.first_joined.is_some_and(|at| at + self.policy.join_wait <= now);
+        // Time alone is a change here.
+        if waited && self.first_joined.take().is_some() {
+            self.changed = true;
+        }
+        self.first_joined.is_none() || self.members.len() >= self.policy.expected
+    }
+
+    /// As wanted, or with as many copies as there is room for.
+    fn best(&mut self, seats: &[Seat], beside: bool) -> Option<Placement> {
+        if seats.is_empty() {
+            return None;
+        }
+        let wanted = Wanted { beside, ..self.wanted(seats) };
+        let first = match place(&wanted) {
+            Ok(placement) => {
+                self.misfit = None;
+                return Some(placement);
+            }
+            Err(misfit) => misfit,
+        };
+        let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
+        if self.misfit.as_ref() != Some(&first) {
+            self.misfit = Some(first.clone());
+            self.note(Note::Misfit(first));
+        }
+        fewer
+    }
+
+    /// Where what is wanted does not fit beside what is there: another mode that takes in who came, as a step on the way.
+    fn makeshift(&mut self, seats: &[Seat]) -> Option<Placement> {
+        let active = self.active.as_ref()?;
+        if seats.iter().all(|seat| active.placement.workers.contains(&seat.worker)) {
+            return None;
+        }
+        let modes = [Mode::Tp, Mode::Ep].into_iter().filter(|&mode| mode != self.policy.mode);
+        let found = modes.into_iter().find_map(|mode| {
+            fit(&Wanted { mode, copies: 1, replica_bytes: 0, beside: true, ..self.wanted(seats) }).ok()
+        });
+        self.makeshift = found.is_some();
+        found
+    }
+
+    /// Anything that has every expert: in another mode, and with those who would like to leave.
+    fn any(&self) -> Option<Placement> {
+        let seats = self.seats(true);
+        let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
+        modes
+            .iter()
+            .find_map(|&mode| fit(&Wanted { mode, copies: 1, replica_bytes: 0, ..self.wanted(&seats) }).ok())
+    }
+
+    fn prepare(&mut self, placement: Placement, why: &'static str, now: Instant) {
+        self.epoch = Epoch(self.epoch.0 + 1);
+        let epoch = self.epoch;
+        let workers = placement.workers.len();
+        self.note(Note::Planned { epoch, workers, copies: copies(&placement), why });
+        for (index, worker) in placement.workers.iter().enumerate() {
+            self.act(Action::Prepare { worker: *worker, epoch, shard: placement.shard(index) });
+            if let Some(member) = self.members.get_mut(worker) {
+                member.moved = now;
+                member.loading = None;
+            }
+        }
+        let open = placement.workers.iter().copied().collect();
+        self.pending = Some(Pending { epoch, placement: Arc::new(placement), open });
+    }
+
+    /// Who wants to leave, and is in no plan that counts, may go.
+    fn let_go(&mut self) {
+        let mut needed: Vec<_> = Vec::new();
+        if let Some(active) = &self.active {
+            if active.retire.is_some() {
+                return;
+            }
+            needed.extend(&active.placement.workers);
+        }
+        needed.extend(self.pending.iter().flat_map(|pending| &pending.placement.workers));
+        let free = |worker: &_| !needed.contains(worker);
+        let leaving = self.members.iter().filter(|(worker, member)| member.leaving && free(worker));
+        for worker in leaving.map(|(&worker, _)| worker).collect::<Vec<_>>() {
+            self.members.remove(&worker);
+            self.act(Action::Dismiss { worker, why: "drained".to_string(), again: false });
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The roster: who is there, which plan is active, which is being prepared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
+
+use super::member::Member;
+use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
+use crate::placement::{Misfit, Popularity, Wanted, place};
+
+/// All that is known of the workers of one router.
+pub struct Roster {
+    pub(super) policy: Policy,
+    pub(super) inventory: ExpertInventory,
+    pub(super) members: BTreeMap<WorkerId, Member>,
+    pub(super) popularity: Option<Popularity>,
+    /// The last that was given out.
+    pub(super) epoch: Epoch,
+    pub(super) active: Option<Active>,
+    pub(super) pending: Option<Pending>,
+    /// Since when somebody has been there without a plan ever.
+    pub(super) first_joined: Option<Instant>,
+    /// Whether something happened that may ask for another plan.
+    pub(super) changed: bool,
+    /// When to try again what failed.
+    pub(super) retry: Option<Instant>,
+    pub(super) retry_wait: Duration,
+    /// Workers hold pieces of a plan that was given up: only an activation rids them of it.
+    pub(super) dregs: bool,
+    /// The pending plan is not in the mode that is wanted.
+    pub(super) makeshift: bool,
+    /// What was noted last, so that it is noted once.
+    pub(super) misfit: Option<Misfit>,
+    pub(super) no_plan: bool,
+    joins: u64,
+    out: Vec<Action>,
+}
+
+/// The last plan that was activated.
+pub(super) struct Active {
+    pub epoch: Epoch,
+    pub placement: Arc<Placement>,
+    /// Those of it that are gone: it is not whole any more.
+    pub lost: BTreeSet<WorkerId>,
+    /// When what it replaced is retired in any case; `None`: it is.
+    pub retire: Option<Instant>,
+}
+
+/// A plan that is being prepared.
+pub(super) struct Pending {
+    pub epoch: Epoch,
+    pub placement: Arc<Placement>,
+    /// Those who have not answered.
+    pub open: BTreeSet<WorkerId>,
+}
+
+impl Roster {
+    pub fn new(policy: Policy, inventory: ExpertInventory) -> Roster {
+        let retry_wait = policy.retry_wait;
+        Roster {
+            policy,
+            inventory,
+            members: BTreeMap::new(),
+            popularity: None,
+            epoch: Epoch(0),
+            active: None,
+            pending: None,
+            first_joined: None,
+            changed: false,
+            retry: None,
+            retry_wait,
+            dregs: false,
+            makeshift: false,
+            misfit: None,
+            no_plan: false,
+            joins: 0,
+            out: Vec::new(),
+        }
+    }
+
+    /// Something happened. What concerns an unknown worker or another epoch is passed over.
+    pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::Joined(about) => self.join(about, now),
+            Event::Heard { worker, calls, held_bytes } => {
+                self.member(worker, |member| member.heard(calls, held_bytes, now));
+            }
+            Event::Waiting { worker, waiting } => {
+                self.member(worker, |member| member.waiting(waiting, now));
+            }
+            Event::Loading { worker, epoch, bytes, total } => {
+                if self.pending.as_ref().is_some_and(|pending| pending.epoch == epoch) {
+                    let progress = Progress { epoch, bytes, total };
+                    self.member(worker, |member| member.loading(progress, now));
+                }
+            }
+            Event::Prepared { worker, epoch } => self.prepared(worker, epoch, now),
+            Event::PrepareFailed { worker, epoch, detail } => {
+                if self.awaits(worker, epoch) {
+                    self.failed(worker, &detail, now);
+                }
+            }
+            Event::Lost { worker, why } => self.lose(worker, &why),
+            Event::Leaving { worker } => {
+                self.changed |= self.members.contains_key(&worker);
+                self.member(worker, |member| member.leaving = true);
+            }
+            Event::Switched { epoch } => {
+                if self.active.as_ref().is_some_and(|active| active.epoch <= epoch) {
+                    self.retire();
+                }
+            }
+            Event::Popularity(hits) => {
+                self.popularity = Some(hits);
+                self.changed |= self.policy.replica_bytes > 0;
+            }
+            Event::Rebalance { mode, copies, replica_bytes } => {
+                self.rebalance(Policy {
+                    mode: mode.unwrap_or(self.policy.mode),
+                    copies: copies.unwrap_or(self.policy.copies),
+                    replica_bytes: replica_bytes.unwrap_or(self.policy.replica_bytes),
+                    ..self.policy.clone()
+                });
+            }
+        }
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Time has passed: who is silent, stuck, or prepares for too long, is found here.
+    pub fn tick(&mut self, now: Instant) -> Vec<Action> {
+        for (worker, why) in self.overdue(now) {
+            self.dismiss(worker, why, true);
+        }
+        while let Some(worker) = self.late(now) {
+            let why = format!("no progress in preparing for {:?}", self.policy.prepare_max);
+            self.failed(worker, &why, now);
+        }
+        if self.active.as_ref().is_some_and(|active| active.retire.is_some_and(|at| at <= now)) {
+            self.retire();
+        }
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.out.push(Action::Note(note));
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.out.push(action);
+    }
+
+    /// Whether the active plan has all of its workers.
+    pub(super) fn whole(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.lost.is_empty())
+    }
+
+    fn member(&mut self, worker: WorkerId, change: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            change(member);
+        }
+    }
+
+    fn join(&mut self, about: WorkerAbout, now: Instant) {
+        let (worker, name) = (about.id, about.name.clone());
+        self.lose(worker, "it joined again");
+        self.joins += 1;
+        self.members.insert(worker, Member::new(about, self.joins, now));
+        self.first_joined.get_or_insert(now);
+        self.changed = true;
+        self.retry = None;
+        self.note(Note::Joined { worker, name });
+    }
+
+    fn prepared(&mut self, worker: WorkerId, epoch: Epoch, now: Instant) {
+        if !self.awaits(worker, epoch) {
+            return;
+        }
+        self.member(worker, |member| member.loading = None);
+        let Some(pending) = &mut self.pending else { return };
+        pending.open.remove(&worker);
+        if pending.open.is_empty() {
+            self.activate(now);
+        }
+    }
+
+    fn awaits(&self, worker: WorkerId, epoch: Epoch) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.epoch == epoch && pending.open.contains(&worker))
+    }
+
+    fn activate(&mut self, now: Instant) {
+        let Some(Pending { epoch, placement, .. }) = self.pending.take() else { return };
+        self.act(Action::Activate { epoch, placement: placement.clone() });
+        // After a death there may be something better than what could be had quickly.
+        self.changed |= !self.whole() || std::mem::take(&mut self.makeshift);
+        let retire = Some(now + self.policy.retire_max);
+        self.active = Some(Active { epoch, placement, lost: BTreeSet::new(), retire });
+        self.dregs = false;
+        self.retry = None;
+        self.retry_wait = self.policy.retry_wait;
+        self.no_plan = false;
+    }
+
+    fn retire(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        if active.retire.take().is_some() {
+            let before = active.epoch;
+            self.act(Action::Retire { before });
+        }
+    }
+
+    /// A worker could not prepare. What is active goes on without the plan if it is whole; else without the worker.
+    fn failed(&mut self, worker: WorkerId, why: &str, now: Instant) {
+        let serves = |active: &Active| active.placement.workers.contains(&worker);
+        if self.whole() && self.active.as_ref().is_some_and(serves) {
+            let name =
+                self.members.get(&worker).map_or_else(|| worker.to_string(), |at| at.about.name.clone());
+            self.give_up(&format!("{name}: {why}"));
+            self.retry = Some(now + self.retry_wait);
+            self.retry_wait = (self.retry_wait * 2).min(self.policy.retry_wait * RETRY_GROWTH_MAX);
+        } else {
+            self.dismiss(worker, format!("it could not prepare: {why}"), true);
+        }
+    }
+
+    fn dismiss(&mut self, worker: WorkerId, why: String, again: bool) {
+        self.lose(worker, &why);
+        self.act(Action::Dismiss { worker, why, again });
+    }
+
+    fn lose(&mut self, worker: WorkerId, why: &str) {
+        let Some(member) = self.members.remove(&worker) else { return };
+        self.note(Note::Lost { worker, name: member.about.name, why: why.to_string() });
+        if let Some(active) = &mut self.active
+            && active.placement.workers.contains(&worker)
+        {
+            active.lost.insert(worker);
+        }
+        if self.pending.as_ref().is_some_and(|pending| pending.placement.workers.contains(&worker)) {
+            self.give_up(&format!("worker {worker} is gone"));
+        }
+        self.changed = true;
+        self.retry = None;
+        if self.members.is_empty() {
+            self.first_joined = None;
+        }
+    }
+
+    pub(super) fn give_up(&mut self, why: &str) {
+        let Some(pending) = self.pending.take() else { return };
+        self.dregs = true;
+        self.members.values_mut().for_each(|member| member.loading = None);
+        self.note(Note::GaveUp { epoch: pending.epoch, why: why.to_string() });
+    }
+
+    /// Something else is wanted, unless it cannot be had.
+    fn rebalance(&mut self, policy: Policy) {
+        let seats = self.seats(false);
+        let wanted = Wanted {
+            mode: policy.mode,
+            copies: policy.copies,
+            replica_bytes: policy.replica_bytes,
+            // While others are served nobody may need more memory than it has.
+            beside: self.whole(),
+            ..self.wanted(&seats)
+        };
+        match place(&wanted) {
+            Err(misfit) if !seats.is_empty() => self.note(Note::Misfit(misfit)),
+            _ => {
+                self.policy = policy;
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Who is silent or stuck, and why that is said.
+    fn overdue(&self, now: Instant) -> Vec<(WorkerId, String)> {
+        let Policy { silence_max, stuck_max, .. } = self.policy;
+        let over = |since: Instant, limit: Duration| now.saturating_duration_since(since) > limit;
+        let why = |member: &Member| {
+            if over(member.heard, silence_max) {
+                return Some(format!("nothing heard for {silence_max:?}"));
+            }
+            let stuck = member.waiting.is_some_and(|since| over(since, stuck_max));
+            stuck.then(|| format!("stuck: no call computed for {stuck_max:?}"))
+        };
+        self.members.iter().filter_map(|(&worker, member)| Some((worker, why(member)?))).collect()
+    }
+
+    /// Somebody who has prepared for too long.
+    fn late(&self, now: Instant) -> Option<WorkerId> {
+        let late = |worker: &WorkerId| {
+            let moved = self.members.get(worker).map(|member| member.moved);
+            moved.is_some_and(|at| now.saturating_duration_since(at) > self.policy.prepare_max)
+        };
+        self.pending.as_ref()?.open.iter().copied().find(late)
+    }
+}
+
+/// The wait before another attempt grows to so many times its first length.
+const RETRY_GROWTH_MAX: u32 = 16;

@@ -1,0 +1,119 @@
+//! A roster as others see it.
+
+use gaterail_proto::{Epoch, WorkerId};
+use serde::Serialize;
+
+use super::WorkerAbout;
+use super::member::Member;
+use super::roster::{Active, Roster};
+use crate::placement::{Held, copies, held};
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RosterView {
+    /// As `--parallel` writes it.
+    pub mode: String,
+    /// Copies wanted of every expert.
+    pub copies_wanted: u32,
+    /// Copies that every expert has at least.
+    pub copies: u32,
+    /// The last epoch that was activated.
+    pub epoch: Option<Epoch>,
+    /// Whether that one is whole: all of its workers are there. If not, requests wait.
+    pub serving: bool,
+    pub pending: Option<PendingView>,
+    /// In the order in which they joined.
+    pub workers: Vec<WorkerView>,
+}
+
+/// A plan that is being prepared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PendingView {
+    pub epoch: Epoch,
+    /// Those who have not answered.
+    pub waits_for: Vec<WorkerId>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerView {
+    #[serde(flatten)]
+    pub about: WorkerAbout,
+    pub state: WorkerState,
+    /// Of the active epoch: experts of which it holds something.
+    pub experts: u64,
+    /// Of the active epoch: bytes of those.
+    pub bytes: u64,
+    /// Of the active epoch: its share of the work, from 0 to 1.
+    pub share: f64,
+    /// As the worker says.
+    pub held_bytes: u64,
+    pub calls: u64,
+    pub loading: Option<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// In no plan yet.
+    Joined,
+    /// Loads what a plan wants of it, and serves nothing yet.
+    Preparing,
+    /// In the active plan.
+    Serving,
+    /// Will be dismissed when the others do without it.
+    Leaving,
+}
+
+/// How far a worker is with what an epoch wants of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    pub epoch: Epoch,
+    pub bytes: u64,
+    pub total: u64,
+}
+
+impl Roster {
+    /// For `gaterail status`.
+    pub fn view(&self) -> RosterView {
+        let parts = |active: &Active| held(&self.inventory, &active.placement, self.popularity.as_ref());
+        let parts = self.active.as_ref().map(parts).unwrap_or_default();
+        let mut members: Vec<&Member> = self.members.values().collect();
+        members.sort_by_key(|member| member.joined);
+        RosterView {
+            mode: self.policy.mode.to_string(),
+            copies_wanted: self.policy.copies,
+            copies: self.active.as_ref().map_or(0, |active| copies(&active.placement)),
+            epoch: self.active.as_ref().map(|active| active.epoch),
+            serving: self.whole(),
+            pending: self.pending.as_ref().map(|pending| PendingView {
+                epoch: pending.epoch,
+                waits_for: pending.open.iter().copied().collect(),
+            }),
+            workers: members.iter().map(|member| self.worker(member, &parts)).collect(),
+        }
+    }
+
+    fn worker(&self, member: &Member, parts: &[Held]) -> WorkerView {
+        let id = member.about.id;
+        let active = self.active.as_ref().filter(|active| !active.lost.contains(&id));
+        let place = active.and_then(|active| active.placement.workers.iter().position(|&at| at == id));
+        let pending = self.pending.as_ref().is_some_and(|pending| pending.placement.workers.contains(&id));
+        let part = place.map(|place| parts[place]).unwrap_or_default();
+        WorkerView {
+            about: member.about.clone(),
+            state: match place {
+                _ if member.leaving => WorkerState::Leaving,
+                Some(_) => WorkerState::Serving,
+                None if pending => WorkerState::Preparing,
+                None => WorkerState::Joined,
+            },
+            experts: part.experts,
+            bytes: part.bytes,
+            share: part.share,
+            held_bytes: member.held_bytes,
+            calls: member.calls,
+            loading: member.loading,
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What a step costs, before anything is loaded: from a model's shape, the rates of the machines, and a placement.
+//!
+//! A layer: the trunk, the gate, rows out, the experts on every worker until the slowest is done, sums home. Which experts a
+//! step hits is drawn from a seed, since the slowest of several is not what the mean says. All times are in seconds.
+
+mod choose;
+mod rates;
+mod routing;
+mod shape;
+mod step;
+
+pub use choose::{Verdict, choose, compare};
+pub use rates::{Compute, Hop, Rates, WorkerRate, shared_finish};
+pub use routing::{Routing, expected_distinct};
+pub use shape::{LayerShape, Shape, Step};
+pub use step::{Prediction, Term, Terms, Where, predict};

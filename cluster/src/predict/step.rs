@@ -1,0 +1,365 @@
+//! The time of one step, by term.
+
+use gaterail_proto::{Placement, WorkerId};
+use serde::Serialize;
+
+use super::rates::{Rates, WorkerRate, shared_finish};
+use super::routing::Routing;
+use super::shape::{LayerShape, Shape, Step};
+use crate::exchange::HEADER_BYTES;
+use crate::placement::Popularity;
+
+/// Where the experts are.
+#[derive(Clone, Copy, Debug)]
+pub enum Where<'a> {
+    /// In the router's process.
+    Local,
+    On(&'a Placement),
+}
+
+/// Parts of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Term {
+    /// Attention, dense layers, head.
+    Trunk,
+    Gate,
+    /// Rows on their way to the workers.
+    Dispatch,
+    /// The experts, on the mean of the workers.
+    Experts,
+    /// What the slowest worker takes beyond that.
+    Wait,
+    /// Sums on their way home.
+    Combine,
+}
+
+/// Seconds of each part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Terms {
+    pub trunk: f64,
+    pub gate: f64,
+    pub dispatch: f64,
+    pub experts: f64,
+    pub wait: f64,
+    pub combine: f64,
+}
+
+/// What a step costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    pub step: Step,
+    pub terms: Terms,
+    /// Bytes of frames, both ways, a row.
+    pub bytes_per_row: f64,
+    /// Frames, both ways, a step.
+    pub hops: f64,
+    /// The slowest worker's time in its experts over the mean: 1 is even.
+    pub imbalance: f64,
+    /// Bytes of experts that each worker holds.
+    pub memory: Vec<(WorkerId, f64)>,
+}
+
+impl Terms {
+    pub fn total(&self) -> f64 {
+        self.all().iter().map(|(_, seconds)| seconds).sum()
+    }
+
+    pub fn all(&self) -> [(Term, f64); 6] {
+        [
+            (Term::Trunk, self.trunk),
+            (Term::Gate, self.gate),
+            (Term::Dispatch, self.dispatch),
+            (Term::Experts, self.experts),
+            (Term::Wait, self.wait),
+            (Term::Combine, self.combine),
+        ]
+    }
+}
+
+impl Prediction {
+    /// Rows a second, if one step follows another.
+    pub fn rows_per_second(&self) -> f64 {
+        f64::from(self.step.rows) / self.terms.total()
+    }
+}
+
+/// Routings drawn for each layer: fewer where many rows even out.
+const DRAWS_MAX: u32 = 96;
+const DRAWS_MIN: u32 = 4;
+const ROWS_DRAWN: u32 = 8192;
+const SEED: u64 = 0x6761_7465_7261_696c;
+
+/// What a step costs. `placement` is one of this model's and of workers that `rates` has; others panic.
+pub fn predict(
+    shape: &Shape,
+    rates: &Rates,
+    at: Where<'_>,
+    step: Step,
+    hits: Option<&Popularity>,
+) -> Prediction {
+    let router = &rates.router;
+    let (rows, read) = (f64::from(step.rows), router.read_bytes_per_second);
+    let trunk =
+        (shape.trunk_bytes / read).max(shape.trunk_operations_per_row * rows / router.operations_per_second);
+    let kv = f64::from(step.sequences) * f64::from(step.context) * shape.kv_bytes_per_position / read;
+    let gates = shape.layers.iter().map(|layer| {
+        let operations = 2.0 * f64::from(layer.hidden) * f64::from(layer.experts) * rows;
+        (layer.gate_bytes / read).max(operations / router.operations_per_second)
+    });
+    let mut terms = Terms { trunk: trunk + kv, gate: gates.sum(), ..Terms::default() };
+    let mut travel = Travel::default();
+    let mut memory = Vec::new();
+    let mut routing = Routing::new(SEED);
+    match at {
+        Where::Local => terms.experts = local(shape, rates, step, hits, &mut routing),
+        Where::On(placement) => {
+            let cluster = Cluster::new(shape, rates, placement);
+            for (layer, held) in cluster.layers.iter().enumerate() {
+                let sample = cluster.layer(&shape.layers[layer], held, step.rows, hits, &mut routing);
+                terms.dispatch += sample.dispatch;
+                terms.experts += sample.experts;
+                terms.wait += sample.wait;
+                terms.combine += sample.combine;
+                travel.bytes += sample.travel.bytes;
+                travel.frames += sample.travel.frames;
+            }
+            memory = cluster.memory(shape);
+        }
+    }
+    Prediction {
+        step,
+        terms,
+        bytes_per_row: travel.bytes / rows,
+        hops: travel.frames,
+        imbalance: if terms.experts > 0.0 { (terms.experts + terms.wait) / terms.experts } else { 1.0 },
+        memory,
+    }
+}
+
+fn draws(rows: u32) -> u32 {
+    (ROWS_DRAWN / rows.max(1)).clamp(DRAWS_MIN, DRAWS_MAX)
+}
+
+/// Hits of the experts of the layer whose first expert has this number.
+fn layer_hits(hits: Option<&Popularity>, first: usize, experts: u32) -> Option<&[f64]> {
+    hits.and_then(|hits| hits.0.get(first..first + experts as usize))
+}
+
+fn local(shape: &Shape, rates: &Rates, step: Step, hits: Option<&Popularity>, routing: &mut Routing) -> f64 {
+    let (mut seconds, mut first) = (0.0, 0);
+    for layer in &shape.layers {
+        let hits = layer_hits(hits, first, layer.experts);
+        first += layer.experts as usize;
+        let count = draws(step.rows);
+        let mut distinct = 0;
+        for _ in 0..count {
+            let hit = Hit::draw(layer, step.rows, hits, routing);
+            distinct += hit.rows.iter().filter(|&&rows| rows > 0).count();
+        }
+        let bytes = distinct as f64 / f64::from(count) * layer.expert_bytes;
+        let operations = layer.expert_operations() * f64::from(step.rows * layer.top_k);
+        let router = &rates.router;
+        let busy = (bytes / router.read_bytes_per_second).max(operations / router.operations_per_second);
+        seconds += busy + router.call_seconds;
+    }
+    seconds
+}
+
+/// One drawn step of a layer.
+struct Hit {
+    /// By row: its experts.
+    chosen: Vec<Vec<u32>>,
+    /// By expert: how many rows it has.
+    rows: Vec<u32>,
+}
+
+impl Hit {
+    fn draw(layer: &LayerShape, rows: u32, hits: Option<&[f64]>, routing: &mut Routing) -> Hit {
+        let mut hit = Hit { chosen: Vec::new(), rows: vec![0; layer.experts as usize] };
+        for _ in 0..rows {
+            let mut row = Vec::new();
+            routing.row(layer.experts, layer.top_k, hits, &mut row);
+            row.iter().for_each(|&expert| hit.rows[expert as usize] += 1);
+            hit.chosen.push(row);
+        }
+        hit
+    }
+}
+
+/// Copies of an expert: worker, and its part from 0 to 1.
+type Copies = Vec<Vec<(usize, f64)>>;
+
+struct Cluster<'a> {
+    workers: Vec<&'a WorkerRate>,
+    hosts: &'a [f64],
+    /// By layer: the number of its first expert, and each one's copies.
+    layers: Vec<(usize, Vec<Copies>)>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Travel {
+    bytes: f64,
+    frames: f64,
+}
+
+/// A layer's mean over all draws.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    dispatch: f64,
+    experts: f64,
+    wait: f64,
+    combine: f64,
+    travel: Travel,
+}
+
+impl<'a> Cluster<'a> {
+    fn new(shape: &Shape, rates: &'a Rates, placement: &Placement) -> Cluster<'a> {
+        let rate = |id: &WorkerId| {
+            let found = rates.workers.iter().find(|rate| rate.worker == *id);
+            found.unwrap_or_else(|| panic!("no rates of worker {id}"))
+        };
+        let mut places = placement.experts.iter();
+        let mut first = 0;
+        let layers = shape.layers.iter().map(|layer| {
+            let places = places.by_ref().take(layer.experts as usize);
+            let copies = places.map(|place| {
+                let copy = |copy: &gaterail_proto::ExpertCopy| {
+                    let part = |run: &gaterail_proto::UnitRun| {
+                        let units = run.units.end - run.units.start;
+                        (run.worker as usize, f64::from(units) / f64::from(layer.units))
+                    };
+                    copy.runs.iter().map(part).collect()
+                };
+                place.copies.iter().map(copy).collect()
+            });
+            let copies: Vec<Copies> = copies.collect();
+            assert_eq!(copies.len(), layer.experts as usize, "the placement is of another model");
+            first += layer.experts as usize;
+            (first - layer.experts as usize, copies)
+        });
+        let layers = layers.collect();
+        Cluster { workers: placement.workers.iter().map(rate).collect(), hosts: &rates.hosts, layers }
+    }
+
+    fn memory(&self, shape: &Shape) -> Vec<(WorkerId, f64)> {
+        let mut bytes = vec![0.0; self.workers.len()];
+        for (layer, (_, experts)) in shape.layers.iter().zip(&self.layers) {
+            for (worker, part) in experts.iter().flatten().flatten() {
+                bytes[*worker] += part * layer.expert_bytes;
+            }
+        }
+        self.workers.iter().zip(bytes).map(|(rate, bytes)| (rate.worker, bytes)).collect()
+    }
+
+    fn layer(
+        &self,
+        layer: &LayerShape,
+        (first, experts): &(usize, Vec<Copies>),
+        rows: u32,
+        hits: Option<&Popularity>,
+        routing: &mut Routing,
+    ) -> Sample {
+        let hits = layer_hits(hits, *first, layer.experts);
+        let count = draws(rows);
+        let mut sum = Sample::default();
+        for _ in 0..count {
+            let hit = Hit::draw(layer, rows, hits, routing);
+            let one = self.drawn(layer, experts, &hit);
+            sum.dispatch += one.dispatch;
+            sum.experts += one.experts;
+            sum.wait += one.wait;
+            sum.combine += one.combine;
+            sum.travel.bytes += one.travel.bytes;
+            sum.travel.frames += one.travel.frames;
+        }
+        let mean = 1.0 / f64::from(count);
+        Sample {
+            dispatch: sum.dispatch * mean,
+            experts: sum.experts * mean,
+            wait: sum.wait * mean,
+            combine: sum.combine * mean,
+            travel: Travel { bytes: sum.travel.bytes * mean, frames: sum.travel.frames * mean },
+        }
+    }
+
+    fn drawn(&self, layer: &LayerShape, experts: &[Copies], hit: &Hit) -> Sample {
+        let workers = self.workers.len();
+        let (mut bytes, mut operations) = (vec![0.0; workers], vec![0.0; workers]);
+        // The copy whose busiest worker has least to do so far.
+        let mut of: Vec<usize> = vec![0; experts.len()];
+        for (expert, copies) in experts.iter().enumerate().filter(|(expert, _)| hit.rows[*expert] > 0) {
+            let busy = |copy: usize| {
+                let times = copies[copy].iter().map(|&(worker, part)| {
+                    (bytes[worker] + part * layer.expert_bytes)
+                        / self.workers[worker].compute.read_bytes_per_second
+                });
+                times.fold(0.0, f64::max)
+            };
+            of[expert] = (0..copies.len()).min_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(0);
+            for &(worker, part) in &copies[of[expert]] {
+                bytes[worker] += part * layer.expert_bytes;
+                operations[worker] += part * layer.expert_operations() * f64::from(hit.rows[expert]);
+            }
+        }
+        let mut rows = vec![0u32; workers];
+        let mut needed = vec![usize::MAX; workers];
+        for (row, chosen) in hit.chosen.iter().enumerate() {
+            for &expert in chosen {
+                for &(worker, _) in &experts[expert as usize][of[expert as usize]] {
+                    if needed[worker] != row {
+                        needed[worker] = row;
+                        rows[worker] += 1;
+                    }
+                }
+            }
+        }
+        self.timed(layer, &bytes, &operations, &rows)
+    }
+
+    fn timed(&self, layer: &LayerShape, bytes: &[f64], operations: &[f64], rows: &[u32]) -> Sample {
+        let mut sample = Sample::default();
+        let reads = self.finish(bytes);
+        let asked: Vec<usize> = (0..rows.len()).filter(|&worker| rows[worker] > 0).collect();
+        let (mut slowest, mut sum) = (0.0f64, 0.0);
+        let (mut latency_out, mut latency_home) = (0.0f64, 0.0f64);
+        for &worker in &asked {
+            let WorkerRate { compute, hop, .. } = self.workers[worker];
+            let busy =
+                reads[worker].max(operations[worker] / compute.operations_per_second) + compute.call_seconds;
+            slowest = slowest.max(busy);
+            sum += busy;
+            let (hidden, top_k, rows) =
+                (f64::from(layer.hidden), f64::from(layer.top_k), f64::from(rows[worker]));
+            // Sums travel in 4 bytes: those that need 8 are rare.
+            let out = HEADER_BYTES as f64 + rows * 4.0 * (hidden + 2.0 * top_k);
+            let home = HEADER_BYTES as f64 + rows * 4.0 * hidden;
+            // The router writes one frame after another, and reads them so.
+            sample.dispatch += out / hop.bytes_per_second;
+            sample.combine += home / hop.bytes_per_second;
+            latency_out = latency_out.max(hop.seconds);
+            latency_home = latency_home.max(hop.seconds);
+            sample.travel.bytes += out + home;
+            sample.travel.frames += 2.0;
+        }
+        sample.dispatch += latency_out;
+        sample.combine += latency_home;
+        // Over all workers: who has nothing to do counts, for its memory is paid for.
+        sample.experts = sum / self.workers.len().max(1) as f64;
+        sample.wait = slowest - sample.experts;
+        sample
+    }
+
+    /// When each worker has read its part.
+    fn finish(&self, bytes: &[f64]) -> Vec<f64> {
+        let mut finish = vec![0.0; bytes.len()];
+        for (host, &together) in self.hosts.iter().enumerate() {
+            let here: Vec<usize> = (0..bytes.len()).filter(|&at| self.workers[at].host == host).collect();
+            let of = |values: &dyn Fn(usize) -> f64| here.iter().map(|&at| values(at)).collect::<Vec<f64>>();
+            let alone = of(&|at| self.workers[at].compute.read_bytes_per_second);
+            let done = shared_finish(&of(&|at| bytes[at]), &alone, together);
+            here.iter().zip(done).for_each(|(&at, done)| finish[at] = done);
+        }
+        finish
+    }
+}

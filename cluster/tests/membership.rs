@@ -1,0 +1,306 @@
+//! A roster's answers to what happens, case by case.
+
+use std::time::{Duration, Instant};
+
+use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, WorkerAbout};
+use gaterail_cluster::placement::Mode;
+use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
+
+fn inventory() -> ExpertInventory {
+    let layer = |layer| LayerExperts { layer: LayerId(layer), experts: 8, units: 4, expert_bytes: 1000 };
+    ExpertInventory { layers: (1..4).map(layer).collect() }
+}
+
+fn about(id: u64) -> WorkerAbout {
+    let machine = Machine {
+        device: "cpu".to_string(),
+        threads: 1,
+        memory_bytes: 1 << 20,
+        read_bytes_per_second: 1e10,
+        int8_operations_per_second: 1e11,
+        pid: id as u32,
+    };
+    WorkerAbout { id: WorkerId(id), name: format!("worker-{id}"), machine, host: String::new() }
+}
+
+/// A roster, the time, and workers that prepare at once unless they are told not to.
+struct Bench {
+    roster: Roster,
+    now: Instant,
+    answering: bool,
+}
+
+impl Bench {
+    fn new(policy: Policy) -> Bench {
+        Bench { roster: Roster::new(policy, inventory()), now: Instant::now(), answering: true }
+    }
+
+    /// With so many workers, and all of them in the active plan.
+    fn serving(workers: u64, copies: u32) -> Bench {
+        let mut bench = Bench::new(Policy { expected: workers as usize, copies, ..Policy::default() });
+        let done: Vec<Action> = (1..=workers).flat_map(|id| bench.on(Event::Joined(about(id)))).collect();
+        assert_eq!(activated(&done), [(1, workers as usize)]);
+        bench.on(Event::Switched { epoch: Epoch(1) });
+        bench
+    }
+
+    /// What is done, without notes.
+    fn on(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.roster.on(event, self.now);
+        self.answered(actions)
+    }
+
+    /// Time passes in which all but some are heard.
+    fn pass(&mut self, duration: Duration, silent: &[u64]) -> Vec<Action> {
+        let (mut done, end) = (Vec::new(), self.now + duration);
+        while self.now < end {
+            self.now += Duration::from_millis(100);
+            for worker in self.roster.view().workers.iter().map(|worker| worker.about.id) {
+                if !silent.contains(&worker.0) {
+                    done.extend(self.on(Event::Heard { worker, calls: 0, held_bytes: 0 }));
+                }
+            }
+            let actions = self.roster.tick(self.now);
+            done.extend(self.answered(actions));
+        }
+        done
+    }
+
+    fn answered(&mut self, actions: Vec<Action>) -> Vec<Action> {
+        let (mut done, mut answers) = (Vec::new(), Vec::new());
+        for action in actions {
+            if let Action::Prepare { worker, epoch, .. } = action {
+                answers.push(Event::Prepared { worker, epoch });
+            }
+            if !matches!(action, Action::Note(_)) {
+                done.push(action);
+            }
+        }
+        if self.answering {
+            answers.into_iter().for_each(|answer| done.extend(self.on(answer)));
+        }
+        done
+    }
+}
+
+fn lost(worker: u64) -> Event {
+    Event::Lost { worker: WorkerId(worker), why: "killed".to_string() }
+}
+
+fn prepares(actions: &[Action]) -> Vec<(u64, u64, usize)> {
+    let prepares = actions.iter().filter_map(|action| match action {
+        Action::Prepare { worker, epoch, shard } => Some((worker.0, epoch.0, shard.slices.len())),
+        _ => None,
+    });
+    prepares.collect()
+}
+
+fn dismissed(actions: &[Action]) -> Vec<(u64, bool)> {
+    let dismissals = actions.iter().filter_map(|action| match action {
+        Action::Dismiss { worker, again, .. } => Some((worker.0, *again)),
+        _ => None,
+    });
+    dismissals.collect()
+}
+
+fn activated(actions: &[Action]) -> Vec<(u64, usize)> {
+    let activations = actions.iter().filter_map(|action| match action {
+        Action::Activate { epoch, placement } => {
+            placement.check(&inventory()).unwrap();
+            Some((epoch.0, placement.workers.len()))
+        }
+        _ => None,
+    });
+    activations.collect()
+}
+
+#[test]
+fn the_first_plan_waits_for_those_who_are_expected() {
+    let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });
+    assert_eq!(bench.on(Event::Joined(about(1))), []);
+    let done = bench.on(Event::Joined(about(2)));
+    assert_eq!(activated(&done), [(1, 2)]);
+    assert!(bench.roster.view().serving);
+    assert_eq!(bench.on(Event::Switched { epoch: Epoch(1) }), [Action::Retire { before: Epoch(1) }]);
+}
+
+#[test]
+fn those_who_are_there_begin_when_the_wait_is_over() {
+    let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });
+    bench.on(Event::Joined(about(1)));
+    bench.now += Duration::from_secs(31);
+    let heard = Event::Heard { worker: WorkerId(1), calls: 0, held_bytes: 0 };
+    assert_eq!(activated(&bench.on(heard)), [(1, 1)]);
+}
+
+#[test]
+fn a_death_with_copies_left_loads_nothing_and_then_restores_them() {
+    let mut bench = Bench::serving(3, 2);
+    let done = bench.on(lost(2));
+    // First what is left: 24 experts have 48 copies on three, 16 each; the survivors keep their 16.
+    assert_eq!(prepares(&done)[..2], [(1, 2, 16), (3, 2, 16)]);
+    // Then two copies of all again, on both.
+    assert_eq!(prepares(&done)[2..], [(1, 3, 24), (3, 3, 24)]);
+    assert_eq!(activated(&done), [(2, 2), (3, 2)]);
+    assert_eq!(bench.roster.view().copies, 2);
+}
+
+#[test]
+fn a_death_without_copies_loads_what_is_missing() {
+    let mut bench = Bench::serving(3, 1);
+    let done = bench.on(lost(1));
+    assert_eq!(prepares(&done), [(2, 2, 12), (3, 2, 12)]);
+    assert_eq!(activated(&done), [(2, 2)]);
+}
+
+#[test]
+fn fewer_workers_than_copies_are_not_none() {
+    let mut bench = Bench::serving(2, 2);
+    assert_eq!(activated(&bench.on(lost(2))), [(2, 1)]);
+    let view = bench.roster.view();
+    assert_eq!((view.serving, view.copies, view.copies_wanted), (true, 1, 2));
+    bench.on(Event::Joined(about(3)));
+    assert_eq!(bench.roster.view().copies, 2);
+}
+
+#[test]
+fn a_newcomer_is_planned_in_without_a_stall() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    let asked = prepares(&bench.on(Event::Joined(about(3))));
+    assert_eq!(asked, [(1, 2, 8), (2, 2, 8), (3, 2, 8)]);
+    for (worker, epoch, _) in asked {
+        assert!(bench.roster.view().serving, "while others prepare");
+        assert_eq!(bench.roster.view().epoch, Some(Epoch(1)));
+        // An answer to another epoch is none.
+        bench.on(Event::Prepared { worker: WorkerId(worker), epoch: Epoch(epoch + 1) });
+        assert_eq!(bench.roster.view().epoch, Some(Epoch(1)));
+        bench.on(Event::Prepared { worker: WorkerId(worker), epoch: Epoch(epoch) });
+    }
+    assert_eq!(bench.roster.view().epoch, Some(Epoch(2)));
+    assert_eq!(bench.on(Event::Switched { epoch: Epoch(1) }), []);
+    assert_eq!(bench.on(Event::Switched { epoch: Epoch(2) }), [Action::Retire { before: Epoch(2) }]);
+}
+
+#[test]
+fn nobody_says_that_the_engine_switched() {
+    let mut bench = Bench::serving(2, 1);
+    bench.on(Event::Joined(about(3)));
+    let done = bench.pass(Duration::from_secs(3), &[]);
+    assert_eq!(done, [Action::Retire { before: Epoch(2) }]);
+}
+
+#[test]
+fn a_newcomer_that_cannot_prepare_is_sent_away() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    bench.on(Event::Joined(about(3)));
+    let (worker, epoch) = (WorkerId(3), Epoch(2));
+    let done = bench.on(Event::PrepareFailed { worker, epoch, detail: "no such file".to_string() });
+    assert_eq!(dismissed(&done), [(3, true)]);
+    // What the others loaded for it goes with the next epoch, which changes nothing else.
+    assert_eq!(prepares(&done), [(1, 3, 12), (2, 3, 12)]);
+    assert!(bench.roster.view().serving);
+}
+
+#[test]
+fn a_worker_that_serves_and_cannot_prepare_goes_on_serving() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    bench.on(Event::Joined(about(3)));
+    let (worker, epoch) = (WorkerId(1), Epoch(2));
+    let done = bench.on(Event::PrepareFailed { worker, epoch, detail: "busy".to_string() });
+    assert_eq!(done, []);
+    bench.answering = true;
+    let done = bench.pass(Duration::from_secs(1), &[]);
+    assert_eq!(done, [], "not at once");
+    assert_eq!(activated(&bench.pass(Duration::from_secs(2), &[])), [(3, 3)]);
+}
+
+#[test]
+fn who_prepares_without_getting_on_has_failed() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    bench.on(Event::Joined(about(3)));
+    let (one, two, epoch) = (WorkerId(1), WorkerId(2), Epoch(2));
+    bench.on(Event::Prepared { worker: one, epoch });
+    bench.on(Event::Prepared { worker: two, epoch });
+    for bytes in 0..3 {
+        assert_eq!(bench.pass(Duration::from_secs(50), &[]), []);
+        bench.on(Event::Loading { worker: WorkerId(3), epoch, bytes, total: 9 });
+    }
+    assert_eq!(dismissed(&bench.pass(Duration::from_secs(61), &[])), [(3, true)]);
+}
+
+#[test]
+fn silence_is_death() {
+    let mut bench = Bench::serving(2, 1);
+    assert_eq!(bench.pass(Duration::from_millis(600), &[2]), []);
+    let done = bench.pass(Duration::from_millis(100), &[2]);
+    assert_eq!((dismissed(&done), activated(&done)), (vec![(2, true)], vec![(2, 1)]));
+}
+
+#[test]
+fn who_is_waited_for_and_does_not_move_is_stuck() {
+    let mut bench = Bench::serving(2, 1);
+    let worker = WorkerId(2);
+    let waiting = |waiting| Event::Waiting { worker, waiting };
+    bench.on(waiting(true));
+    bench.pass(Duration::from_millis(1900), &[]);
+    // A call is done: the wait begins anew.
+    bench.on(Event::Heard { worker, calls: 1, held_bytes: 0 });
+    assert_eq!(bench.pass(Duration::from_millis(1900), &[]), []);
+    bench.on(waiting(false));
+    assert_eq!(bench.pass(Duration::from_secs(5), &[]), []);
+    bench.on(waiting(true));
+    let done = bench.pass(Duration::from_millis(2100), &[]);
+    assert_eq!(dismissed(&done), [(2, true)]);
+    assert_eq!(activated(&done), [(2, 1)]);
+}
+
+#[test]
+fn all_are_gone_and_one_comes_back() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    bench.on(lost(1));
+    assert_eq!(bench.on(lost(2)), []);
+    let view = bench.roster.view();
+    assert_eq!((view.serving, view.epoch), (false, Some(Epoch(1))));
+    bench.answering = true;
+    assert_eq!(activated(&bench.on(Event::Joined(about(3)))), [(3, 1)]);
+}
+
+#[test]
+fn a_death_while_others_prepare_begins_anew() {
+    let mut bench = Bench::serving(3, 1);
+    bench.answering = false;
+    assert_eq!(prepares(&bench.on(lost(1))), [(2, 2, 12), (3, 2, 12)]);
+    bench.on(Event::Prepared { worker: WorkerId(2), epoch: Epoch(2) });
+    assert_eq!(prepares(&bench.on(lost(3))), [(2, 3, 24)]);
+    assert_eq!(bench.on(Event::Prepared { worker: WorkerId(3), epoch: Epoch(2) }), []);
+    let done = bench.on(Event::Prepared { worker: WorkerId(2), epoch: Epoch(3) });
+    assert_eq!(activated(&done), [(3, 1)]);
+}
+
+#[test]
+fn who_wants_to_leave_serves_until_the_others_do_without() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    let asked = bench.on(Event::Leaving { worker: WorkerId(1) });
+    assert_eq!(prepares(&asked), [(2, 2, 24)]);
+    let done = bench.on(Event::Prepared { worker: WorkerId(2), epoch: Epoch(2) });
+    assert_eq!((activated(&done), dismissed(&done)), (vec![(2, 1)], vec![]));
+    let done = bench.on(Event::Switched { epoch: Epoch(2) });
+    assert_eq!(dismissed(&done), [(1, false)]);
+}
+
+#[test]
+fn another_mode_is_prepared_beside_and_refused_if_it_does_not_fit() {
+    let mut bench = Bench::serving(2, 1);
+    let rebalance = |mode, copies| Event::Rebalance { mode, copies, replica_bytes: None };
+    let done = bench.on(rebalance(Some(Mode::Tp), None));
+    assert_eq!(prepares(&done), [(1, 2, 24), (2, 2, 24)]);
+    assert_eq!(activated(&done), [(2, 2)]);
+    assert_eq!(bench.on(rebalance(None, Some(3))), []);
+    assert_eq!(bench.roster.view().copies_wanted, 1);
+}

@@ -1,0 +1,348 @@
+//! A roster against workers that come, die, fall silent, fail and come back, all drawn from one seed.
+//!
+//! What must hold whatever happens is checked at every action; a failure names its seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, WorkerAbout, WorkerState};
+use gaterail_cluster::placement::{Mode, Popularity};
+use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, ShardSpec, WorkerId};
+
+/// A generator of numbers from a seed (splitmix64).
+struct Draw(u64);
+
+impl Draw {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From `low` to `high`, both possible.
+    fn within(&mut self, low: u64, high: u64) -> u64 {
+        low + self.next() % (high - low + 1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.within(1, n) == 1
+    }
+}
+
+/// A worker's process, as the simulation knows it.
+struct Process {
+    about: WorkerAbout,
+    /// It hears and says nothing.
+    stopped: bool,
+    calls: u64,
+    waited_for: bool,
+    /// What it was asked to prepare, and when it will have.
+    asked: Vec<(Epoch, Instant)>,
+}
+
+struct World {
+    draw: Draw,
+    now: Instant,
+    policy: Policy,
+    roster: Roster,
+    inventory: ExpertInventory,
+    /// Alive; `members` are those of them that the roster knows.
+    processes: BTreeMap<WorkerId, Process>,
+    members: BTreeSet<WorkerId>,
+    next_id: u64,
+    asked: BTreeMap<(WorkerId, Epoch), ShardSpec>,
+    answered: BTreeSet<(WorkerId, Epoch)>,
+    activated: Epoch,
+    planned: Epoch,
+    activations: usize,
+    lines: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut draw = Draw(seed);
+        let units = draw.within(1, 4) as u32;
+        let experts = draw.within(2, 8) as u32;
+        let layer = |layer| LayerExperts { layer: LayerId(layer), experts, units, expert_bytes: 1200 };
+        let inventory = ExpertInventory { layers: (0..2).map(layer).collect() };
+        let mode = match draw.within(0, 2) {
+            0 => Mode::Ep,
+            1 => Mode::Tp,
+            _ => Mode::Mixed { ep: 2, tp: draw.within(1, 3) as usize },
+        };
+        let policy = Policy {
+            mode,
+            copies: draw.within(1, 3) as u32,
+            replica_bytes: draw.within(0, 1) * 3000,
+            expected: draw.within(1, 3) as usize,
+            join_wait: Duration::from_secs(3),
+            ..Policy::default()
+        };
+        World {
+            draw,
+            now: Instant::now(),
+            roster: Roster::new(policy.clone(), inventory.clone()),
+            policy,
+            inventory,
+            processes: BTreeMap::new(),
+            members: BTreeSet::new(),
+            next_id: 1,
+            asked: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            activated: Epoch(0),
+            planned: Epoch(0),
+            activations: 0,
+            lines: Vec::new(),
+        }
+    }
+
+    fn experts_bytes(&self) -> u64 {
+        self.inventory.layers.iter().map(|at| u64::from(at.experts) * at.expert_bytes).sum()
+    }
+
+    fn spawn(&mut self, memory_bytes: u64) {
+        let id = WorkerId(self.draw.next() | 1);
+        let machine = Machine {
+            device: "cpu".to_string(),
+            threads: 1,
+            memory_bytes,
+            read_bytes_per_second: self.draw.within(1, 3) as f64 * 1e10,
+            int8_operations_per_second: 1e11,
+            pid: self.next_id as u32,
+        };
+        let about =
+            WorkerAbout { id, name: format!("worker-{}", self.next_id), machine, host: String::new() };
+        self.next_id += 1;
+        let process = Process { about, stopped: false, calls: 0, waited_for: false, asked: Vec::new() };
+        self.processes.insert(id, process);
+        self.join(id);
+    }
+
+    fn join(&mut self, id: WorkerId) {
+        let process = self.processes.get_mut(&id).unwrap();
+        process.asked.clear();
+        process.waited_for = false;
+        let about = process.about.clone();
+        self.members.insert(id);
+        self.tell(Event::Joined(about));
+    }
+
+    fn some(&mut self) -> Option<WorkerId> {
+        let count = self.processes.len() as u64;
+        let nth = if count == 0 { return None } else { self.draw.within(0, count - 1) };
+        self.processes.keys().nth(nth as usize).copied()
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.lines.push(format!("> {event:?}"));
+        if let Event::Lost { worker, .. } = &event {
+            self.members.remove(worker);
+        }
+        if let Event::Prepared { worker, epoch } = event
+            && self.members.contains(&worker)
+        {
+            self.answered.insert((worker, epoch));
+        }
+        let actions = self.roster.on(event, self.now);
+        self.obey(actions);
+    }
+
+    fn tick(&mut self) {
+        let actions = self.roster.tick(self.now);
+        self.obey(actions);
+    }
+
+    fn obey(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match &action {
+                Action::Note(note) => self.lines.push(format!("  # {note}")),
+                action => self.lines.push(format!("  {action:.400?}")),
+            }
+            match action {
+                Action::Prepare { worker, epoch, shard } => self.asked_to_prepare(worker, epoch, shard),
+                Action::Activate { epoch, placement } => {
+                    assert!(epoch > self.activated, "epochs only grow");
+                    placement.check(&self.inventory).expect("a whole placement");
+                    for (index, &worker) in placement.workers.iter().enumerate() {
+                        assert!(self.members.contains(&worker), "{worker} is not there");
+                        assert!(self.answered.contains(&(worker, epoch)), "{worker} has not prepared");
+                        let shard = placement.shard(index);
+                        assert_eq!(self.asked.get(&(worker, epoch)), Some(&shard), "as it was asked");
+                        let bytes = |slice: &gaterail_proto::ExpertSlice| {
+                            let at = &self.inventory.layers[slice.layer.0 as usize];
+                            at.expert_bytes * u64::from(slice.units.end - slice.units.start)
+                                / u64::from(at.units)
+                        };
+                        let held: u64 = shard.slices.iter().map(bytes).sum();
+                        assert!(held <= self.processes[&worker].about.machine.memory_bytes, "memory");
+                    }
+                    self.activated = epoch;
+                    self.activations += 1;
+                }
+                Action::Retire { before } => assert_eq!(before, self.activated, "the active one stays"),
+                Action::Dismiss { worker, .. } => {
+                    assert!(self.members.remove(&worker), "{worker} was not there");
+                    // A stopped one finds out when it goes on; others leave, or join anew some time.
+                    if !self.processes[&worker].stopped && self.draw.one_in(2) {
+                        self.processes.remove(&worker);
+                    }
+                }
+                Action::Note(_) => {}
+            }
+        }
+    }
+
+    fn asked_to_prepare(&mut self, worker: WorkerId, epoch: Epoch, shard: ShardSpec) {
+        assert!(self.members.contains(&worker), "{worker} is not there");
+        assert!(epoch >= self.planned && epoch > self.activated, "epochs only grow");
+        self.planned = epoch;
+        let before = self.asked.insert((worker, epoch), shard);
+        assert!(before.is_none(), "{worker} is asked twice for epoch {epoch}");
+        let takes = Duration::from_millis(self.draw.within(0, 1500));
+        self.processes.get_mut(&worker).unwrap().asked.push((epoch, self.now + takes));
+    }
+
+    /// Time passes: heartbeats, answers, and the roster's own look at the clock.
+    fn pass(&mut self, duration: Duration, failing: bool) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.now += Duration::from_millis(100);
+            let ids: Vec<WorkerId> = self.processes.keys().copied().collect();
+            for id in ids {
+                let Some(process) = self.processes.get_mut(&id) else { continue };
+                if process.stopped || !self.members.contains(&id) {
+                    continue;
+                }
+                process.calls += 1;
+                let heard = Event::Heard { worker: id, calls: process.calls, held_bytes: 0 };
+                let ready = |&(_, at): &(Epoch, Instant)| at <= self.now;
+                let done: Vec<Epoch> = process.asked.iter().filter(|at| ready(at)).map(|at| at.0).collect();
+                process.asked.retain(|at| !ready(at));
+                self.tell(heard);
+                for epoch in done {
+                    if !self.members.contains(&id) {
+                        break;
+                    }
+                    let event = match failing && self.draw.one_in(6) {
+                        true => Event::PrepareFailed { worker: id, epoch, detail: "no file".to_string() },
+                        false => Event::Prepared { worker: id, epoch },
+                    };
+                    self.tell(event);
+                }
+            }
+            self.tick();
+        }
+    }
+
+    fn something(&mut self) {
+        let bytes = self.experts_bytes();
+        match self.draw.within(0, 15) {
+            0..=3 if self.processes.len() < 7 => {
+                let memory = self.draw.within(bytes / 3, bytes * 3);
+                self.spawn(memory);
+            }
+            4 | 5 => {
+                let Some(worker) = self.some() else { return };
+                self.processes.remove(&worker);
+                self.tell(Event::Lost { worker, why: "killed".to_string() });
+            }
+            6 => {
+                let Some(worker) = self.some() else { return };
+                self.processes.get_mut(&worker).unwrap().stopped ^= true;
+            }
+            7 => self.come_back(),
+            8 => {
+                let worker = self.some().unwrap_or(WorkerId(7));
+                let epoch = Epoch(self.draw.within(0, self.planned.0 + 3));
+                // Only who was asked answers; others are stale or strangers.
+                if !self.asked.contains_key(&(worker, epoch)) {
+                    let answer = match self.draw.one_in(2) {
+                        true => Event::Prepared { worker: WorkerId(7), epoch },
+                        false => Event::PrepareFailed { worker, epoch, detail: "stale".to_string() },
+                    };
+                    self.tell(answer);
+                }
+            }
+            9 => {
+                let Some(worker) = self.some() else { return };
+                let waiting = self.draw.one_in(2);
+                self.tell(Event::Waiting { worker, waiting });
+            }
+            10 => {
+                let Some(worker) = self.some() else { return };
+                let epoch = self.planned;
+                self.tell(Event::Loading { worker, epoch, bytes: self.draw.0 % 100, total: 100 });
+            }
+            11 => {
+                let hits = self.inventory.slices().map(|_| self.draw.within(0, 9) as f64).collect();
+                self.tell(Event::Popularity(Popularity(hits)));
+            }
+            12 => {
+                let mode = [Mode::Ep, Mode::Tp][self.draw.within(0, 1) as usize];
+                let copies = self.draw.one_in(2).then(|| self.draw.within(1, 3) as u32);
+                self.tell(Event::Rebalance { mode: Some(mode), copies, replica_bytes: None });
+            }
+            13 => {
+                let Some(worker) = self.some() else { return };
+                if self.draw.one_in(3) {
+                    self.tell(Event::Leaving { worker });
+                }
+            }
+            _ => self.tell(Event::Switched { epoch: self.activated }),
+        }
+    }
+
+    /// Who was stopped goes on; who was dismissed meanwhile joins again, with all that it had.
+    fn come_back(&mut self) {
+        let ids: Vec<WorkerId> = self.processes.keys().copied().collect();
+        for id in ids {
+            self.processes.get_mut(&id).unwrap().stopped = false;
+            if !self.members.contains(&id) {
+                self.join(id);
+            }
+        }
+    }
+
+    /// Nothing more happens, and enough workers are there: a plan gets active, and everybody is in it.
+    fn calm_down(&mut self) {
+        self.come_back();
+        self.tell(Event::Rebalance { mode: Some(Mode::Ep), copies: Some(1), replica_bytes: None });
+        let memory = self.experts_bytes() * 4;
+        self.spawn(memory);
+        self.spawn(memory);
+        self.pass(Duration::from_secs(90), false);
+        let view = self.roster.view();
+        assert!(view.serving && view.pending.is_none(), "no plan: {view:?}");
+        assert_eq!(view.epoch, Some(self.activated));
+        for worker in &view.workers {
+            assert_eq!(worker.state, WorkerState::Serving, "{}", worker.about.name);
+        }
+        assert!(view.copies >= 1, "{view:?}");
+    }
+}
+
+fn run(seed: u64) -> usize {
+    let mut world = World::new(seed);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for _ in 0..world.draw.within(10, 80) {
+            world.something();
+            let pause = Duration::from_millis(world.draw.within(0, 900));
+            world.pass(pause, true);
+        }
+        world.calm_down();
+    }));
+    if let Err(panic) = outcome {
+        let tail = &world.lines[world.lines.len().saturating_sub(60)..];
+        eprintln!("{}\nseed {seed}, {:?}", tail.join("\n"), world.policy);
+        std::panic::resume_unwind(panic);
+    }
+    world.activations
+}
+
+#[test]
+fn thousands_of_lives() {
+    let activations: usize = (0..4000).map(run).sum();
+    assert!(activations > 40_000, "{activations} activations are too few to show anything");
+}

@@ -1,0 +1,422 @@
+//! `RemoteExperts`: the seam's other side, for experts that workers hold. It runs on the engine's thread.
+//!
+//! The rows of a layer are kept until they are combined. Where a worker fails in between, the layer is computed again under the
+//! next plan, whole: experts are pure, so that nobody notices.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, Header};
+use gaterail_kernels::ops::{ExpertsScratch, PartialSums, add_travelled, partial_sums};
+use gaterail_kernels::{Buffer, Stream, View, ViewMut};
+use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
+use gaterail_proto::{LayerId, RouterId, WorkerId};
+
+use super::link::Link;
+use super::plans::{Fault, Plan, Plans};
+use super::routes::{Routes, Scratch, Share};
+use super::stats::{ExchangeStats, add};
+
+/// How long the engine waits for others.
+#[derive(Clone, Debug)]
+pub struct RemoteLimits {
+    /// A worker that has not answered a call by then has failed.
+    pub call_max: Duration,
+    /// A step fails when no plan that can be computed came by then.
+    pub plan_max: Duration,
+}
+
+impl Default for RemoteLimits {
+    fn default() -> RemoteLimits {
+        RemoteLimits { call_max: Duration::from_secs(30), plan_max: Duration::from_secs(120) }
+    }
+}
+
+/// Experts behind channels.
+pub struct RemoteExperts {
+    math: ExpertMath,
+    router: RouterId,
+    plans: Arc<Plans>,
+    limits: RemoteLimits,
+    stats: Arc<ExchangeStats>,
+    links: Vec<Link>,
+    active: Option<Active>,
+    /// `Plans::changes` when it was looked at last.
+    seen: u64,
+    /// Calls so far.
+    calls: u64,
+    spare: Vec<Parcel>,
+    scratch: Scratch,
+    gathered: Vec<f32>,
+    gathered_weights: Vec<f32>,
+    reply: FrameBody,
+    experts: Option<ExpertsScratch>,
+    own_ids: Option<Buffer<u32>>,
+    own_weights: Option<Buffer<f32>>,
+    own_x: Option<Buffer<f32>>,
+}
+
+/// The plan in force.
+struct Active {
+    plan: Plan,
+    routes: Routes,
+    /// Index into `links` by worker of the placement; `None` for the router itself.
+    links: Vec<Option<usize>>,
+}
+
+/// Rows that are with their experts.
+#[must_use]
+pub struct RemoteTicket(Parcel);
+
+/// The rows of one layer, kept until they are combined.
+struct Parcel {
+    layer: LayerId,
+    rows: usize,
+    top_k: usize,
+    /// `[T, H]`, `[T, K]`, `[T, K]`
+    x: Vec<f32>,
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+    /// What each worker of the plan got.
+    shares: Vec<Share>,
+    /// Calls that are not answered.
+    pending: Vec<Pending>,
+    /// The router's own part, and whatever came home.
+    sums: PartialSums,
+    sent: Option<gaterail_proto::Epoch>,
+    /// A worker that its rows did not reach.
+    failed: Option<Failed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    /// Index into `Placement::workers`.
+    worker: usize,
+    link: WorkerId,
+    call: u64,
+}
+
+/// Who failed and how.
+#[derive(Debug)]
+struct Failed {
+    worker: WorkerId,
+    why: String,
+}
+
+impl RemoteExperts {
+    pub fn new(
+        math: ExpertMath,
+        router: RouterId,
+        plans: Arc<Plans>,
+        stats: Arc<ExchangeStats>,
+        limits: RemoteLimits,
+    ) -> RemoteExperts {
+        RemoteExperts {
+            math,
+            router,
+            plans,
+            limits,
+            stats,
+            links: Vec::new(),
+            active: None,
+            seen: 0,
+            calls: 0,
+            spare: Vec::new(),
+            scratch: Scratch::default(),
+            gathered: Vec::new(),
+            gathered_weights: Vec::new(),
+            reply: FrameBody::default(),
+            experts: None,
+            own_ids: None,
+            own_weights: None,
+            own_x: None,
+        }
+    }
+
+    /// Takes over what control has changed.
+    fn adopt(&mut self) {
+        let seen = self.plans.changes();
+        if seen == self.seen {
+            return;
+        }
+        self.seen = seen;
+        let changes = self.plans.take();
+        self.links.retain(|link| !changes.left.contains(&link.worker));
+        for (worker, channel) in changes.joined {
+            self.links.retain(|link| link.worker != worker);
+            self.links.push(Link::new(worker, channel, self.stats.link(worker)));
+        }
+        let plan = changes.plan.or_else(|| self.active.take().map(|active| active.plan));
+        self.active = plan.map(|plan| {
+            let link = |worker: &WorkerId| self.links.iter().position(|link| link.worker == *worker);
+            Active {
+                routes: Routes::new(&plan.placement),
+                links: plan.placement.workers.iter().map(link).collect(),
+                plan,
+            }
+        });
+    }
+
+    /// Waits for a plan above the one at hand, or for the first.
+    fn next_plan(
+        &mut self,
+        beyond: Option<gaterail_proto::Epoch>,
+        deadline: Instant,
+    ) -> Result<(), StepError> {
+        if !self.plans.wait_beyond(beyond, deadline) {
+            return Err(StepError::Experts(format!(
+                "no workers that hold all of them for {} s",
+                self.limits.plan_max.as_secs()
+            )));
+        }
+        self.adopt();
+        Ok(())
+    }
+
+    /// Sends the rows to whom the plan says. What does not reach its worker shows in the parcel.
+    fn send(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
+        for Pending { link, call, .. } in parcel.pending.drain(..) {
+            self.links.iter_mut().filter(|at| at.worker == link).for_each(|link| link.close(call));
+        }
+        let Some(active) = &self.active else { panic!("rows without a plan") };
+        parcel.failed = None;
+        parcel.sums.reset(stream, parcel.rows);
+        parcel.sent = Some(active.plan.epoch);
+        let routes = active.routes.layer(parcel.layer);
+        routes.shares(&parcel.ids, parcel.top_k, &active.plan.speeds, &mut self.scratch, &mut parcel.shares);
+        let own = active.plan.own.as_ref().map(|own| own.index);
+        // Backwards: the first worker of this host shares a core with this thread, and takes it over as soon as it has a call.
+        for worker in (0..parcel.shares.len()).rev() {
+            if Some(worker) == own || parcel.shares[worker].rows.is_empty() {
+                continue;
+            }
+            if let Err(failed) = self.send_to(worker, parcel) {
+                parcel.failed = Some(failed);
+                return Ok(());
+            }
+        }
+        self.compute_own(parcel, stream)
+    }
+
+    fn send_to(&mut self, worker: usize, parcel: &mut Parcel) -> Result<(), Failed> {
+        let Some(active) = &self.active else { panic!("rows without a plan") };
+        let id = active.plan.placement.workers[worker];
+        let failed = |why: &dyn std::fmt::Display| Failed { worker: id, why: why.to_string() };
+        let link = active.links[worker].map(|link| &mut self.links[link]);
+        let link = link.filter(|link| !link.broken).ok_or_else(|| failed(&"there is no connection to it"))?;
+        let share = &parcel.shares[worker];
+        let (width, top_k) = (self.math.hidden, parcel.top_k);
+        let (x, weights) = if share.rows.len() == parcel.rows {
+            (&parcel.x[..], &parcel.weights[..])
+        } else {
+            self.gathered.clear();
+            self.gathered_weights.clear();
+            for &row in &share.rows {
+                let row = row as usize;
+                self.gathered.extend_from_slice(&parcel.x[row * width..(row + 1) * width]);
+                self.gathered_weights.extend_from_slice(&parcel.weights[row * top_k..(row + 1) * top_k]);
+            }
+            (&self.gathered[..], &self.gathered_weights[..])
+        };
+        self.calls += 1;
+        let header = Header {
+            kind: FrameKind::Call,
+            router: self.router,
+            epoch: active.plan.epoch,
+            call: self.calls,
+            layer: parcel.layer,
+            rows: share.rows.len() as u32,
+            width: width as u32,
+            top_k: top_k as u32,
+            body_bytes: 0,
+            computed_ns: 0,
+        };
+        let rows = CallRows { x, ids: &share.ids, weights };
+        let sent = rows.send(&mut *link.channel, &header, Instant::now() + self.limits.call_max);
+        sent.map_err(|error| {
+            link.broken = true;
+            failed(&error)
+        })?;
+        link.sent(self.calls);
+        add(&link.stats.rows, share.rows.len() as u64);
+        add(&link.stats.bytes_out, (HEADER_BYTES + 4 * (x.len() + 2 * weights.len())) as u64);
+        parcel.pending.push(Pending { worker, link: id, call: self.calls });
+        Ok(())
+    }
+
+    /// The router's own share, while the workers compute theirs.
+    fn compute_own(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
+        let Some(own) = self.active.as_ref().and_then(|active| active.plan.own.clone()) else {
+            return Ok(());
+        };
+        // All rows, those of others too: their ids are passed over, and sums go to their places at once.
+        let share = &parcel.shares[own.index];
+        if share.rows.is_empty() {
+            return Ok(());
+        }
+        let mut ids: Vec<u32> =
+            (0..parcel.ids.len()).map(|at| u32::MAX - (at % parcel.top_k) as u32).collect();
+        for (row, own) in share.rows.iter().zip(share.ids.chunks_exact(parcel.top_k)) {
+            ids[*row as usize * parcel.top_k..][..parcel.top_k].copy_from_slice(own);
+        }
+        let device = stream.device();
+        let x = grown(&mut self.own_x, device, parcel.x.len())?;
+        stream.upload(&parcel.x, x)?;
+        let ids_there = grown(&mut self.own_ids, device, ids.len())?;
+        stream.upload(&ids, ids_there)?;
+        let weights = grown(&mut self.own_weights, device, parcel.weights.len())?;
+        stream.upload(&parcel.weights, weights)?;
+        let scratch = match &mut self.experts {
+            Some(scratch) => scratch,
+            none => none.insert(ExpertsScratch::new(device)?),
+        };
+        let rows = RoutedRows {
+            x: View::rows(x, parcel.rows, self.math.hidden),
+            ids: ids_there,
+            weights,
+            top_k: parcel.top_k,
+        };
+        Ok(self.math.add(&own.shard, parcel.layer, &rows, stream, scratch, &mut parcel.sums)?)
+    }
+
+    /// Adds what the workers computed. Replies to calls of abandoned steps are passed over.
+    fn collect(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), Failed> {
+        if let Some(failed) = parcel.failed.take() {
+            return Err(failed);
+        }
+        let (mut slowest, mut total) = (0, 0);
+        for &Pending { worker, call, .. } in &parcel.pending {
+            let Some(active) = &self.active else { panic!("rows without a plan") };
+            let id = active.plan.placement.workers[worker];
+            let Some(link) = active.links[worker] else { panic!("a call without a link") };
+            let link = &mut self.links[link];
+            let waited = Instant::now();
+            let header = link.receive(&mut self.reply, call, waited + self.limits.call_max);
+            let came = Instant::now();
+            add(&self.stats.wait_ns, (came - waited).as_nanos() as u64);
+            let failed = |why: String| Failed { worker: id, why };
+            let header = header.map_err(|why| {
+                link.broken = true;
+                failed(why)
+            })?;
+            let share = &parcel.shares[worker];
+            let places = (share.rows.len() < parcel.rows).then_some(&share.rows[..]);
+            let bytes = self.reply.bytes();
+            add_travelled(stream, bytes, share.rows.len(), places, &mut parcel.sums)
+                .map_err(|error| failed(error.to_string()))?;
+            add(&link.stats.calls, 1);
+            add(&link.stats.bytes_in, (HEADER_BYTES + bytes.len()) as u64);
+            add(&link.stats.computed_ns, header.computed_ns);
+            add(&self.stats.combine_ns, came.elapsed().as_nanos() as u64);
+            slowest = header.computed_ns.max(slowest);
+            total += header.computed_ns;
+        }
+        add(&self.stats.slowest_ns, slowest);
+        add(&self.stats.mean_ns, total / parcel.pending.len().max(1) as u64);
+        Ok(())
+    }
+
+    /// The parcel's sums under whichever plan gets them together.
+    fn bring_home(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
+        let deadline = Instant::now() + self.limits.plan_max;
+        loop {
+            let epoch = self.active.as_ref().map(|active| active.plan.epoch);
+            if parcel.sent == epoch {
+                match self.collect(parcel, stream) {
+                    Ok(()) => return Ok(()),
+                    Err(Failed { worker, why }) => {
+                        if let Some(epoch) = epoch {
+                            self.plans.report(Fault { worker, epoch, why });
+                        }
+                        self.next_plan(epoch, deadline)?;
+                    }
+                }
+            }
+            add(&self.stats.again, 1);
+            self.send(parcel, stream)?;
+        }
+    }
+
+    fn parcel(&mut self, rows: usize, stream: &Stream) -> Result<Parcel, StepError> {
+        let width = self.math.hidden;
+        let fitting = self.spare.iter().position(|parcel| parcel.sums.fits(rows, width));
+        if let Some(index) = fitting {
+            return Ok(self.spare.swap_remove(index));
+        }
+        Ok(Parcel {
+            layer: LayerId(0),
+            rows: 0,
+            top_k: 0,
+            x: Vec::new(),
+            ids: Vec::new(),
+            weights: Vec::new(),
+            shares: Vec::new(),
+            pending: Vec::new(),
+            sums: PartialSums::new(stream.device(), rows, width)?,
+            sent: None,
+            failed: None,
+        })
+    }
+}
+
+/// A buffer with room for `len` elements.
+fn grown<'a, T: gaterail_kernels::Plain>(
+    buffer: &'a mut Option<Buffer<T>>,
+    device: &gaterail_kernels::Device,
+    len: usize,
+) -> Result<&'a mut Buffer<T>, StepError> {
+    if buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
+        *buffer = Some(Buffer::zeros(device, len.next_power_of_two())?);
+    }
+    Ok(buffer.as_mut().unwrap_or_else(|| unreachable!("made above")))
+}
+
+impl ExpertLayer for RemoteExperts {
+    type Ticket = RemoteTicket;
+
+    fn dispatch(
+        &mut self,
+        layer: LayerId,
+        rows: &ActRows<'_>,
+        routing: &Routing<'_>,
+        stream: &Stream,
+    ) -> Result<RemoteTicket, StepError> {
+        let started = Instant::now();
+        self.adopt();
+        if self.active.is_none() {
+            self.next_plan(None, started + self.limits.plan_max)?;
+        }
+        let mut parcel = self.parcel(rows.rows, stream)?;
+        (parcel.layer, parcel.rows, parcel.top_k) = (layer, rows.rows, routing.top_k);
+        parcel.x.resize(rows.rows * rows.width, 0.0);
+        parcel.ids.resize(rows.rows * routing.top_k, 0);
+        parcel.weights.resize(rows.rows * routing.top_k, 0.0);
+        stream.download(rows.x, 0, &mut parcel.x)?;
+        stream.download(routing.ids, 0, &mut parcel.ids)?;
+        stream.download(routing.weights, 0, &mut parcel.weights)?;
+        self.send(&mut parcel, stream)?;
+        add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);
+        Ok(RemoteTicket(parcel))
+    }
+
+    fn combine(
+        &mut self,
+        ticket: RemoteTicket,
+        out: &mut Buffer<f32>,
+        stream: &Stream,
+    ) -> Result<(), StepError> {
+        let RemoteTicket(mut parcel) = ticket;
+        self.bring_home(&mut parcel, stream)?;
+        let started = Instant::now();
+        let out = ViewMut::rows(out, parcel.rows, self.math.hidden);
+        partial_sums::finish(stream, &parcel.sums, self.math.fraction_bits, out);
+        add(&self.stats.combine_ns, started.elapsed().as_nanos() as u64);
+        add(&self.stats.layers, 1);
+        self.spare.push(parcel);
+        Ok(())
+    }
+
+    fn finish(&mut self, _deadline: Instant) -> Result<(), StepError> {
+        Ok(())
+    }
+}

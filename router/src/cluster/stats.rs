@@ -1,0 +1,61 @@
+//! What the exchange costs, always measured: a few clocks per layer and per call.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use gaterail_proto::WorkerId;
+
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub struct ExchangeStats {
+    /// Layers that were combined.
+    pub layers: AtomicU64,
+    /// Layers that were computed again after a fault.
+    pub again: AtomicU64,
+    /// Nanoseconds: handing rows out, the router's own share of experts included.
+    pub dispatch_ns: AtomicU64,
+    /// Nanoseconds: waiting for replies, computing them included.
+    pub wait_ns: AtomicU64,
+    /// Nanoseconds: adding the sums and turning them to f32.
+    pub combine_ns: AtomicU64,
+    /// Nanoseconds that the slowest worker of a layer computed, summed up over layers.
+    pub slowest_ns: AtomicU64,
+    /// The same for the mean over the workers of a layer: what is between them is waiting for the slowest.
+    pub mean_ns: AtomicU64,
+    links: Mutex<BTreeMap<WorkerId, Arc<LinkStats>>>,
+}
+
+/// Totals of one worker.
+#[derive(Debug, Default)]
+pub struct LinkStats {
+    pub calls: AtomicU64,
+    /// Rows of all calls.
+    pub rows: AtomicU64,
+    pub computed_ns: AtomicU64,
+    pub bytes_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+}
+
+impl ExchangeStats {
+    /// A worker's totals, from zero if it is new.
+    pub fn link(&self, worker: WorkerId) -> Arc<LinkStats> {
+        self.lock().entry(worker).or_default().clone()
+    }
+
+    pub fn links(&self) -> BTreeMap<WorkerId, Arc<LinkStats>> {
+        self.lock().clone()
+    }
+
+    pub fn forget(&self, worker: WorkerId) {
+        self.lock().remove(&worker);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<WorkerId, Arc<LinkStats>>> {
+        self.links.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+pub(super) fn add(to: &AtomicU64, value: u64) {
+    to.fetch_add(value, Ordering::Relaxed);
+}
