@@ -241,6 +241,18 @@ fn silence_is_death() {
 }
 
 #[test]
+fn a_router_that_slept_blames_nobody() {
+    let mut bench = Bench::serving(2, 1);
+    bench.pass(Duration::from_millis(500), &[]);
+    bench.now += Duration::from_secs(20);
+    let actions = bench.roster.tick(bench.now);
+    assert_eq!(bench.answered(actions), []);
+    // Silence counts from now on.
+    assert_eq!(bench.pass(Duration::from_millis(600), &[1]), []);
+    assert_eq!(dismissed(&bench.pass(Duration::from_millis(200), &[1])), [(1, true)]);
+}
+
+#[test]
 fn who_is_waited_for_and_does_not_move_is_stuck() {
     let mut bench = Bench::serving(2, 1);
     let worker = WorkerId(2);

@@ -276,7 +276,12 @@ fn a_newcomer_gets_its_share() {
             let (before, after) = (seats(workers), seats(workers + 1));
             let first = place(&wanted(&inventory, &before, mode)).unwrap();
             let then = Wanted { current: Some(&first), ..wanted(&inventory, &after, mode) };
-            let parts = held(&inventory, &place(&then).unwrap(), None);
+            let joined = place(&then).unwrap();
+            for row in by_layer(&joined).values().filter(|_| mode == Mode::Ep) {
+                let spread = row.iter().max().unwrap() - row.iter().min().unwrap();
+                assert!(spread <= 8, "{workers} workers and one more: {row:?} units of a layer");
+            }
+            let parts = held(&inventory, &joined, None);
             let fair = 1.0 / (workers + 1) as f64;
             let worst = parts.iter().map(|part| (part.share / fair - 1.0).abs()).fold(0.0, f64::max);
             assert!(worst < 0.08, "{mode}, {workers} workers and one more: {parts:?}");

@@ -343,6 +343,6 @@ fn run(seed: u64) -> usize {
 
 #[test]
 fn thousands_of_lives() {
-    let activations: usize = (0..4000).map(run).sum();
-    assert!(activations > 40_000, "{activations} activations are too few to show anything");
+    let activations: usize = (0..2500).map(run).sum();
+    assert!(activations > 15_000, "{activations} activations are too few to show anything");
 }

@@ -1,6 +1,6 @@
 //! A worker that is there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Progress, WorkerAbout};
 
@@ -42,6 +42,13 @@ impl Member {
             self.calls = calls;
             self.waiting = self.waiting.map(|_| now);
         }
+    }
+
+    /// So much time does not count.
+    pub fn excuse(&mut self, gap: Duration) {
+        self.heard += gap;
+        self.moved += gap;
+        self.waiting = self.waiting.map(|since| since + gap);
     }
 
     pub fn waiting(&mut self, waiting: bool, now: Instant) {

@@ -35,6 +35,8 @@ pub struct Roster {
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
     joins: u64,
+    /// When it was last told anything.
+    told: Option<Instant>,
     out: Vec<Action>,
 }
 
@@ -76,12 +78,14 @@ impl Roster {
             misfit: None,
             no_plan: false,
             joins: 0,
+            told: None,
             out: Vec::new(),
         }
     }
 
     /// Something happened. What concerns an unknown worker or another epoch is passed over.
     pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        self.excuse(now);
         match event {
             Event::Joined(about) => self.join(about, now),
             Event::Heard { worker, calls, held_bytes } => {
@@ -129,8 +133,10 @@ impl Roster {
         std::mem::take(&mut self.out)
     }
 
-    /// Time has passed: who is silent, stuck, or prepares for too long, is found here.
+    /// Time has passed: who is silent, stuck, or prepares for too long, is found here. Wants to be called several times in
+    /// `silence_max`.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
+        self.excuse(now);
         for (worker, why) in self.overdue(now) {
             self.dismiss(worker, why, true);
         }
@@ -143,6 +149,15 @@ impl Roster {
         }
         self.settle(now);
         std::mem::take(&mut self.out)
+    }
+
+    /// Whoever feeds the roster was late itself: what workers said meanwhile is still to come, so that nobody is silent for it.
+    fn excuse(&mut self, now: Instant) {
+        let gap = self.told.map_or(Duration::ZERO, |told| now.saturating_duration_since(told));
+        self.told = Some(now);
+        if gap > self.policy.silence_max / 2 {
+            self.members.values_mut().for_each(|member| member.excuse(gap));
+        }
     }
 
     pub(super) fn note(&mut self, note: Note) {
