@@ -276,7 +276,8 @@ mod tests {
         assert_eq!(few[0].ids, [0, u32::MAX - 1]);
         assert_eq!(few[1].ids, [0, 1]);
         // A slow worker gets what nobody else can do.
-        let slow = routes(2, &[&[&[0], &[1]]; 4].map(|copies| &copies[..]));
+        let both: &[&[u32]] = &[&[0], &[1]];
+        let slow = routes(2, &[both; 4]);
         let by_speed = shares(&slow, &[0, 1, 2, 3], 4, &[3.0, 1.0]);
         let taken = |share: &Share| share.ids.iter().filter(|id| **id < 4).count();
         assert_eq!((taken(&by_speed[0]), taken(&by_speed[1])), (3, 1));
