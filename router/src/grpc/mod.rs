@@ -2,10 +2,12 @@
 //!
 //! | file | |
 //! |---|---|
+//! | [`entry`] | what is decided before a message is read |
 //! | [`inference`] | Generate, Tokenize, ModelInfo |
 //! | [`read`] | messages to checked requests |
 //! | [`status`] | errors in gRPC's codes; the client's deadline |
 
+mod entry;
 mod inference;
 mod read;
 mod status;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::from_fn_with_state;
 use gaterail_proto::grpc::DESCRIPTORS;
 use gaterail_proto::grpc::v1::inference_server::InferenceServer;
 use tonic::service::Routes;
@@ -73,7 +76,8 @@ pub fn routes(server: Arc<Server>, health: Health) -> Router {
         .add_service(reflection().build_v1().expect(COMPILED))
         // Older clients ask by its older name.
         .add_service(reflection().build_v1alpha().expect(COMPILED));
-    guarded(routes.into_axum_router(), &server.entrance)
+    let routes = routes.into_axum_router().layer(from_fn_with_state(server.clone(), entry::enter));
+    guarded(routes, &server.entrance)
 }
 
 /// Tells Check and Watch what `/readyz` says, for the server as a whole, for its service and for the model.

@@ -1,5 +1,7 @@
 //! A body, whole in memory: within its size, its time, and what all bodies together may take.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header;
@@ -18,6 +20,32 @@ const PARSED_AT_ONCE_BYTES: usize = 64 << 10;
 struct Read<'a> {
     bytes: Bytes,
     _room: Vec<SemaphorePermit<'a>>,
+}
+
+/// What is left of the body of a request that was refused without it: a client that is at sending reads the answer only if
+/// somebody takes so much.
+const LEFT_BYTES_MAX: usize = 64 << 10;
+const LEFT_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// The request, unless it is refused by what was known before its body.
+pub fn unless(request: Request, known: Result<(), ApiError>) -> Result<Request, ApiError> {
+    match known {
+        Ok(()) => Ok(request),
+        Err(error) => {
+            tokio::spawn(tokio::time::timeout(LEFT_TIME_MAX, leave(request.into_body())));
+            Err(error)
+        }
+    }
+}
+
+async fn leave(mut body: Body) {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > LEFT_BYTES_MAX {
+            return;
+        }
+    }
 }
 
 /// Reads a body and makes a request of it.
@@ -68,7 +96,7 @@ async fn collect(server: &Server, mut body: Body, max: usize) -> Result<Option<R
         while room.len() * BODY_UNIT < bytes.len() {
             let full = |_| {
                 let message = "too many large requests are being read";
-                ApiError::new(ErrorKind::Overloaded, message).retry_after(std::time::Duration::from_secs(1))
+                ApiError::new(ErrorKind::Overloaded, message).retry_after(Duration::from_secs(1))
             };
             room.push(server.bodies.try_acquire().map_err(full)?);
         }

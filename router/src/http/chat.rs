@@ -42,6 +42,7 @@ struct Accepted {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
+    let request = body::unless(request, scope.enter())?;
     let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
     let model = served.check_name(chat.generation.model.as_deref())?.to_owned();

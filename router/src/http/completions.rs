@@ -40,6 +40,7 @@ struct Accepted {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
+    let request = body::unless(request, scope.enter())?;
     let asked = body::parsed(server, request, CompletionRequest::parse).await?;
     let CompletionRequest { generation, prompts, echo, add_special_tokens } = asked;
     let served = &server.served;

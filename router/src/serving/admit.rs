@@ -44,12 +44,10 @@ pub fn check_room(server: &Server) -> Result<(), ApiError> {
 pub type Answers = BoxStream<'static, (usize, Event)>;
 
 impl Work {
-    /// Asks the engine. All prompts are taken, or none.
+    /// Asks the engine, for a request that has entered. All prompts are taken, or none.
     pub fn admit(self, server: &Server, scope: &mut Scope) -> Result<Admission, ApiError> {
         let now = Instant::now();
         self.check_logprobs(&server.options.requests)?;
-        scope.caller.count_request(now)?;
-        let permit = scope.caller.open_stream()?;
         let generation = self.generation;
         let choices = generation.choices as usize;
         let prompt_tokens: usize = self.prompts.iter().map(Vec::len).sum();
@@ -82,7 +80,7 @@ impl Work {
             let ticket = server.served.engine.submit(request);
             tickets.push(ticket.map_err(|refusal| of_server(server, refusal))?);
         }
-        scope.admitted(choices * tickets.len(), prompt_tokens, charge, permit);
+        scope.admitted(choices * tickets.len(), prompt_tokens, charge);
         Ok(Admission { tickets, params, choices, prompt_tokens })
     }
 }

@@ -9,10 +9,14 @@
 //! | [`log`] | one line for every request |
 
 pub mod admit;
+#[cfg(test)]
+pub mod house;
 pub mod log;
 pub mod model;
 pub mod scope;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use admit::{Admission, Answers, Work, events};
 pub use log::{LogFormat, RequestLog};
