@@ -114,14 +114,14 @@ pub static TABLE: [Setting; 37] = [
         name: "max-queue",
         value: "N",
         default: "256",
-        help: "Requests that may wait; the next is refused with a time to come again",
+        help: "Requests that may wait; the next is refused with a time to come again. Where several tenants have keys, each may have as many waiting as it leaves free",
         ..ONE
     },
     Setting {
         name: "max-queue-tokens",
         value: "TOKENS",
         default: "1048576",
-        help: "Prompt tokens of the requests that may wait",
+        help: "Prompt tokens of the requests that may wait, shared in the same way",
         ..ONE
     },
     Setting {

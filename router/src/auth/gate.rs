@@ -43,6 +43,8 @@ struct Usage {
 #[derive(Clone)]
 pub struct Caller {
     pub tenant: TenantId,
+    /// Other tenants have keys, too.
+    pub shares_queue: bool,
     /// `None` where the door is open.
     key: Option<Arc<ActiveKey>>,
 }
@@ -95,7 +97,7 @@ impl Gate {
     /// Who holds this `Authorization` header.
     pub fn authenticate(&self, authorization: Option<&str>) -> Result<Caller, ApiError> {
         if self.is_open() {
-            return Ok(Caller { tenant: TenantId::anonymous(), key: None });
+            return Ok(Caller { tenant: TenantId::anonymous(), shares_queue: false, key: None });
         }
         let refuse = |message: &str| Err(ApiError::new(ErrorKind::BadKey, message));
         let Some(authorization) = authorization else {
@@ -108,9 +110,17 @@ impl Gate {
             return refuse("the Authorization header has to be: Bearer KEY");
         }
         match self.find(&KeyHash::of(key.trim())) {
-            Some(key) => Ok(Caller { tenant: TenantId(key.record.tenant.as_str().into()), key: Some(key) }),
+            Some(key) => Ok(self.caller(key)),
             None => refuse("the API key is not valid"),
         }
+    }
+
+    fn caller(&self, key: Arc<ActiveKey>) -> Caller {
+        let tenant = TenantId(key.record.tenant.as_str().into());
+        let state = self.read();
+        let shares_queue =
+            self.fixed.iter().chain(&state.keys).any(|other| other.record.tenant != key.record.tenant);
+        Caller { tenant, shares_queue, key: Some(key) }
     }
 
     /// Every key is looked at, whichever fits: how long it takes says nothing.

@@ -116,6 +116,19 @@ fn what_was_used_outlives_a_change_of_other_keys() {
 }
 
 #[test]
+fn who_is_alone_shares_with_nobody() {
+    let house = House::new();
+    let (first, _) = (house.add("alice"), house.add("alice"));
+    let gate = house.gate();
+    let shares = || gate.authenticate(Some(&format!("Bearer {first}"))).expect("a key").shares_queue;
+    assert!(!shares(), "two keys of one tenant");
+    house.add("bob");
+    assert!(gate.reload().expect("readable"));
+    assert!(shares());
+    assert!(!Gate::new(None, &[]).expect("a door").authenticate(None).expect("open").shares_queue);
+}
+
+#[test]
 fn empty_keys_open_nothing() {
     let blank = Gate::new(None, &[String::new(), " ".into()]).expect("a door");
     assert!(blank.is_open(), "a door with empty keys only is one without keys, and says so");

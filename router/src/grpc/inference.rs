@@ -78,7 +78,7 @@ impl Front {
         let prompt = request.prompt.take();
         let generation = read::generation(request, &self.server.options.requests)?;
         served.check_name(generation.model.as_deref())?;
-        check_room(&self.server)?;
+        check_room(&self.server, &scope.caller)?;
         let prompt = read::prompt(served, prompt, &self.server.options.requests).await?;
         let work = Work { prompts: vec![prompt], generation, prompt_logprobs: None, deadline };
         let admission = work.admit(&self.server, scope)?;

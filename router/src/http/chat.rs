@@ -46,7 +46,7 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
     let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
     let model = served.check_name(chat.generation.model.as_deref())?.to_owned();
-    check_room(server)?;
+    check_room(server, &scope.caller)?;
     let input = ChatInput {
         messages: chat.messages,
         add_generation_prompt: chat.add_generation_prompt,

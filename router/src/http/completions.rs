@@ -45,7 +45,7 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
     let CompletionRequest { generation, prompts, echo, add_special_tokens } = asked;
     let served = &server.served;
     let model = served.check_name(generation.model.as_deref())?.to_owned();
-    check_room(server)?;
+    check_room(server, &scope.caller)?;
     let (mut tokens, mut texts) = (Vec::with_capacity(prompts.len()), Vec::new());
     let several = prompts.len() > 1;
     for (index, prompt) in prompts.into_iter().enumerate() {

@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use super::scope::Scope;
 use super::server::Server;
 use crate::api::{Event, Failure, GenerateRequest, Refusal};
+use crate::auth::Caller;
 use crate::engine::Ticket;
 use crate::openai::{ApiError, ErrorKind, Generation, RequestLimits};
 use gaterail_model::sampler::{SamplerError, SamplingParams};
@@ -36,8 +37,9 @@ pub struct Admission {
 }
 
 /// Refuses before any work on a text what the engine would refuse after it.
-pub fn check_room(server: &Server) -> Result<(), ApiError> {
-    server.served.engine.has_room().map_err(|refusal| of_server(server, refusal))
+pub fn check_room(server: &Server, caller: &Caller) -> Result<(), ApiError> {
+    let room = server.served.engine.has_room(&caller.tenant, caller.shares_queue);
+    room.map_err(|refusal| of_server(server, refusal))
 }
 
 /// Events of all choices of all prompts: choice c of prompt p is number p · choices + c.
@@ -61,6 +63,7 @@ impl Work {
         let mut tickets = Vec::with_capacity(self.prompts.len());
         for prompt in self.prompts {
             let request = GenerateRequest {
+                shares_queue: scope.caller.shares_queue,
                 n: generation.choices,
                 max_tokens: generation.max_tokens,
                 prompt_logprobs: self.prompt_logprobs,
@@ -147,6 +150,10 @@ pub fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { retry_after, .. } => {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(retry_after.max(RETRY_AFTER))
+        }
+        // Its own doing, so that it is told what whoever asks too often is told.
+        Refusal::TenantQueueFull { retry_after, .. } => {
+            ApiError::new(ErrorKind::RateLimit, message).retry_after(retry_after.max(RETRY_AFTER))
         }
         Refusal::TooLong { prompt, max } => too_long(format!(
             "the model's context is {max} tokens, but the prompt has {prompt}, which leaves no room for an answer"

@@ -66,7 +66,7 @@ impl Scope {
     pub fn enter(&mut self) -> Result<(), ApiError> {
         self.caller.count_request(Instant::now())?;
         self.permit = Some(self.caller.open_stream()?);
-        check_room(&self.server)
+        check_room(&self.server, &self.caller)
     }
 
     /// The request was accepted.

@@ -81,9 +81,8 @@ impl<M: Model> Core<M> {
             active.started = Some(now);
             active.cached_tokens = cached;
             active.send(Event::Started { cached_tokens: cached });
-            let prompt = active.prompt_tokens;
-            self.dequeued.0 += 1;
-            self.dequeued.1 += prompt;
+            let left = (active.salt.tenant.clone(), active.prompt_tokens);
+            self.dequeued.push(left);
         }
         if is_first {
             self.counters.prefix_queries += looked_up as u64;
