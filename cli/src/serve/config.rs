@@ -81,6 +81,7 @@ impl ServeConfig {
         let engine = EngineLimits::default();
         let mut requests = plain.requests.clone();
         requests.body_bytes_max = settings.parsed_by("max-body", parse_bytes)?.unwrap_or(32 << 20) as usize;
+        let bodies = settings.parsed_by("max-bodies", parse_bytes)?;
         Ok(ServeConfig {
             model: settings.text("model").map(str::to_owned),
             names: settings.list("served-model-name").to_vec(),
@@ -129,6 +130,7 @@ impl ServeConfig {
             },
             server: ServerOptions {
                 requests,
+                bodies_bytes_max: bodies.map_or(plain.bodies_bytes_max, |bytes| bytes as usize),
                 body_time_max: seconds("body-seconds", plain.body_time_max)?,
                 request_time_max: seconds("request-seconds", plain.request_time_max)?,
                 keep_alive: seconds("keep-alive-seconds", plain.keep_alive)?,

@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 1] = ["api-key"];
 
-pub static TABLE: [Setting; 37] = [
+pub static TABLE: [Setting; 38] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -144,6 +144,13 @@ pub static TABLE: [Setting; 37] = [
         ..MANY
     },
     Setting { name: "max-body", value: "BYTES", default: "32MiB", help: "Bytes of a request's body", ..ONE },
+    Setting {
+        name: "max-bodies",
+        value: "BYTES",
+        default: "256MiB",
+        help: "Bytes of all bodies that are being read; a client may have as much of them as it leaves free",
+        ..ONE
+    },
     Setting { name: "max-connections", value: "N", default: "4096", help: "Connections at once", ..ONE },
     Setting {
         name: "header-seconds",

@@ -1,5 +1,6 @@
 //! The decision at the door: which key, whose, and whether there is still room for this request.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -11,6 +12,7 @@ use super::file::{KeyFile, KeyFileError, Stamp};
 use super::key::{KeyHash, KeyLimits, KeyRecord};
 use crate::api::TenantId;
 use crate::openai::{ApiError, ErrorKind};
+use crate::serving::room::Sender;
 
 /// The door of a server. Closed to all without a key, unless there never was one.
 pub struct Gate {
@@ -176,6 +178,14 @@ impl ActiveKey {
 }
 
 impl Caller {
+    /// Whose room a body takes: the tenant's, or where nobody says who it is the address's.
+    pub fn sender(&self, address: Option<IpAddr>) -> Sender {
+        match address.filter(|_| self.key.is_none()) {
+            Some(address) => Sender::at(address),
+            None => Sender::Tenant(self.tenant.clone()),
+        }
+    }
+
     /// What the key is called in logs.
     pub fn key_id(&self) -> Option<&str> {
         self.key.as_ref().map(|key| key.record.id.as_str())

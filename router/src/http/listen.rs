@@ -3,7 +3,7 @@
 //! A client that closes its sending half is taken for one that went away, as hyper does it: the two look alike.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -67,6 +68,10 @@ pub enum Protocol {
     Http2,
 }
 
+/// Who is at the other end of the connection that a request came on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
 /// A port that is served.
 pub struct Listening {
     pub address: SocketAddr,
@@ -118,9 +123,10 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((stream, _)) => match room.clone().try_acquire_owned() {
+            Ok((stream, peer)) => match room.clone().try_acquire_owned() {
                 Ok(permit) => {
-                    connections.spawn(connection(stream, port.clone(), stopped.clone(), permit));
+                    let peer = Peer(peer.ip());
+                    connections.spawn(connection(stream, peer, port.clone(), stopped.clone(), permit));
                 }
                 Err(_) => {
                     port.metrics.connections_refused.fetch_add(1, Relaxed);
@@ -137,6 +143,7 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
 
 async fn connection(
     stream: TcpStream,
+    peer: Peer,
     port: Port,
     stopped: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
@@ -147,7 +154,11 @@ async fn connection(
     port.metrics.connections.fetch_add(1, Relaxed);
     let limits = &port.limits;
     let io = TokioIo::new(Patient::new(stream, limits.write_stall_max, limits.write_bytes_min));
-    let service = TowerToHyperService::new(port.app.clone());
+    let routes = TowerToHyperService::new(port.app.clone());
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.call(request)
+    });
     // How a connection ends, well or badly, is its client's business.
     match port.protocol {
         Protocol::Http1 => {

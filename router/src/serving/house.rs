@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header;
 use axum::response::Response;
+use futures_util::stream::{self, StreamExt};
 use gaterail_model::text::{ChatTemplate, Tokenizer};
 use gaterail_model::walk::{Batch, StepError};
 use http_body_util::BodyExt;
@@ -20,6 +21,7 @@ use crate::api::EngineLimits;
 use crate::auth::Gate;
 use crate::engine::{Engine, EngineParts};
 use crate::grpc;
+use crate::http::listen::Peer;
 use crate::model::Model;
 use crate::openai::ServerDefaults;
 
@@ -153,5 +155,26 @@ pub async fn ask(routes: &Router, request: Request) -> Response {
 
 /// A body of which nothing comes; whoever waits for it waits for ever.
 pub fn silent() -> Body {
-    Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>())
+    Body::from_stream(stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>())
+}
+
+/// A body of which so many bytes come, and then nothing more.
+pub fn stuck(bytes: usize) -> Body {
+    let begin = bytes::Bytes::from(vec![b' '; bytes]);
+    let begin = stream::once(std::future::ready(Ok::<_, std::convert::Infallible>(begin)));
+    Body::from_stream(begin.chain(stream::pending()))
+}
+
+/// A body that comes byte by byte.
+pub fn trickling(every: Duration) -> Body {
+    Body::from_stream(stream::unfold((), move |()| async move {
+        tokio::time::sleep(every).await;
+        Some((Ok::<_, std::convert::Infallible>(bytes::Bytes::from_static(b" ")), ()))
+    }))
+}
+
+/// The request as it comes from an address.
+pub fn from(address: &str, mut request: Request) -> Request {
+    request.extensions_mut().insert(Peer(address.parse().expect("an address")));
+    request
 }

@@ -1,8 +1,11 @@
 //! What a request meets before the engine.
 
+use std::time::Duration;
+
+use axum::body::Body;
 use axum::http::header;
 
-use super::house::{House, ask, post, silent};
+use super::house::{self, House, ask, post, silent};
 use super::*;
 use crate::auth::{Gate, KeyFile, KeyLimits, NewKey};
 
@@ -43,7 +46,7 @@ async fn a_limit_of_streams_is_kept_before_the_body_comes() {
     let (house, key) = limited(&folder, limits).await;
     let (routes, first) = (house.http.clone(), post(PATHS[0], Some(&key), silent()));
     let held = tokio::spawn(async move { ask(&routes, first).await });
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     for path in &PATHS[..2] {
         assert_eq!(ask(&house.http, post(path, Some(&key), silent())).await.status(), 429, "{path}");
     }
@@ -59,4 +62,56 @@ fn call(path: &str, key: &str) -> axum::extract::Request {
     let mut call = post(path, Some(key), silent());
     call.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse().expect("a header"));
     call
+}
+
+/// Small bodies that have to keep coming.
+fn small_room() -> ServerOptions {
+    let mut options = ServerOptions {
+        bodies_bytes_max: 8 << 20,
+        body_stall_max: Duration::from_secs(1),
+        ..ServerOptions::default()
+    };
+    options.requests.body_bytes_max = 1 << 20;
+    options
+}
+
+fn ordinary() -> Body {
+    Body::from(r#"{"prompt": "a", "max_tokens": 1}"#)
+}
+
+#[tokio::test]
+async fn bodies_that_stop_halfway_keep_nobody_out() {
+    let house = House::new(Gate::new(None, &[]).expect("a door"), small_room()).await;
+    let routes = house.http.clone();
+    let slow = move || {
+        let request = post(PATHS[1], None, house::stuck((1 << 20) - 1));
+        let routes = routes.clone();
+        tokio::spawn(async move { ask(&routes, house::from("10.0.0.1", request)).await.status().as_u16() })
+    };
+    let held: Vec<_> = (0..16).map(|_| slow()).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A large one of somebody else, and a small one of whoever has all those.
+    let spaces = [vec![b' '; 900 << 10], br#"{"prompt": "a", "max_tokens": 1}"#.to_vec()].concat();
+    for (address, body) in [("10.0.0.2", Body::from(spaces)), ("10.0.0.1", ordinary())] {
+        let request = house::from(address, post(PATHS[1], None, body));
+        assert_eq!(ask(&house.http, request).await.status(), 200, "{address}");
+    }
+    // None of them stays: too many are refused, and the others come too slowly.
+    let mut statuses = Vec::new();
+    for slow in held {
+        statuses.push(slow.await.expect("an answer"));
+    }
+    statuses.sort_unstable();
+    let waited = statuses.iter().filter(|status| **status == 408).count();
+    assert!((3..=4).contains(&waited), "{statuses:?}");
+    assert!(statuses[waited..].iter().all(|status| *status == 503), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_not_waited_for() {
+    let house = House::new(Gate::new(None, &[]).expect("a door"), small_room()).await;
+    let began = tokio::time::Instant::now();
+    let body = house::trickling(Duration::from_millis(50));
+    assert_eq!(ask(&house.http, post(PATHS[1], None, body)).await.status(), 408);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
