@@ -1,4 +1,4 @@
-//! What is decided about a call before its message is read: whether it may come in at all.
+//! What is decided about a call before its method: whether it may come in at all, and whether there is room for its message.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,10 +10,11 @@ use axum::response::Response;
 use tonic::{Extensions, Status};
 
 use super::status::status;
-use crate::http::caller;
+use crate::http::{caller, read};
 use crate::openai::ApiError;
 use crate::serving::{Scope, Server};
 
+const OURS: &str = "/gaterail.v1.Inference/";
 const GENERATE: &str = "/gaterail.v1.Inference/Generate";
 const TOKENIZE: &str = "/gaterail.v1.Inference/Tokenize";
 
@@ -22,6 +23,10 @@ const TOKENIZE: &str = "/gaterail.v1.Inference/Tokenize";
 struct Opened(Arc<Mutex<Option<Scope>>>);
 
 impl Opened {
+    fn put(&self, scope: Scope) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(scope);
+    }
+
     fn take(&self) -> Option<Scope> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -32,26 +37,46 @@ pub async fn enter(State(server): State<Arc<Server>>, mut request: Request, next
     let (caller, meta) = caller(&request);
     match request.uri().path() {
         GENERATE => {
-            let mut scope = Scope::open(server, meta, caller);
-            if let Err(error) = scope.enter() {
-                scope.fail(&error);
-                return refused(&error);
-            }
-            let opened = Opened(Arc::new(Mutex::new(Some(scope))));
+            let mut scope = Scope::open(server.clone(), meta, caller);
+            let opened = Opened(Arc::default());
             request.extensions_mut().insert(opened.clone());
-            let response = next.run(request).await;
-            // Nobody asked for it: there was no message that could be read.
+            let response = match scope.enter() {
+                Ok(()) => {
+                    opened.put(scope);
+                    pass(&server, request, next).await
+                }
+                Err(error) => {
+                    scope.fail(&error);
+                    return refused(&error);
+                }
+            };
+            let (response, error) = match response {
+                Ok(response) => (response, ApiError::invalid("", "the message could not be read")),
+                Err(error) => (refused(&error), error),
+            };
+            // Nobody has asked for it: there was no message that could be read.
             if let Some(mut scope) = opened.take() {
-                scope.fail(&ApiError::invalid("", "the message could not be read"));
+                scope.fail(&error);
             }
             response
         }
         TOKENIZE => match caller.count_request(Instant::now()) {
-            Ok(()) => next.run(request).await,
+            Ok(()) => pass(&server, request, next).await.unwrap_or_else(|error| refused(&error)),
             Err(error) => refused(&error),
         },
+        path if path.starts_with(OURS) => {
+            pass(&server, request, next).await.unwrap_or_else(|error| refused(&error))
+        }
         _ => next.run(request).await,
     }
+}
+
+/// Hands a call on with its message read: within the same limits and out of the same room as bodies of HTTP. The room is
+/// taken until the message is a request.
+async fn pass(server: &Server, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let read = read(server, &mut request).await?;
+    *request.body_mut() = Body::from(read.bytes.clone());
+    Ok(next.run(request).await)
 }
 
 /// The account that was opened for a call.

@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | [`entry`] | what is decided before a message is read |
+//! | [`entry`] | what is decided before the method: who may come in, room for the message |
 //! | [`inference`] | Generate, Tokenize, ModelInfo |
 //! | [`read`] | messages to checked requests |
 //! | [`status`] | errors in gRPC's codes; the client's deadline |
@@ -30,6 +30,8 @@ use crate::serving::{Entrance, Readiness, Server};
 use status::status;
 
 const SERVICE: &str = "gaterail.v1.Inference";
+/// A question about health or the interface is a name; its room is not counted among that of bodies.
+const QUESTION_BYTES_MAX: usize = 16 << 10;
 const HEALTH_EVERY: Duration = Duration::from_millis(200);
 
 /// The health service, which is there before the model is: who watches it sees both.
@@ -46,7 +48,8 @@ impl Health {
         for name in ["", SERVICE] {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
-        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
+            .max_decoding_message_size(QUESTION_BYTES_MAX);
         Health { reporter, service }
     }
 }
@@ -73,9 +76,11 @@ pub fn routes(server: Arc<Server>, health: Health) -> Router {
     const COMPILED: &str = "descriptors that were compiled with the program";
     let routes = Routes::new(inference)
         .add_service(health.service)
-        .add_service(reflection().build_v1().expect(COMPILED))
+        .add_service(reflection().build_v1().expect(COMPILED).max_decoding_message_size(QUESTION_BYTES_MAX))
         // Older clients ask by its older name.
-        .add_service(reflection().build_v1alpha().expect(COMPILED));
+        .add_service(
+            reflection().build_v1alpha().expect(COMPILED).max_decoding_message_size(QUESTION_BYTES_MAX),
+        );
     let routes = routes.into_axum_router().layer(from_fn_with_state(server.clone(), entry::enter));
     guarded(routes, &server.entrance)
 }

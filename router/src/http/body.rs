@@ -53,10 +53,10 @@ async fn leave(mut body: Body) {
 /// Reads a body and makes a request of it.
 pub async fn parsed<T: Send + 'static>(
     server: &Server,
-    request: Request,
+    mut request: Request,
     parse: fn(&[u8], &RequestLimits) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
-    let read = read(server, request).await?;
+    let read = read(server, &mut request).await?;
     let limits = &server.options.requests;
     if read.bytes.len() <= PARSED_AT_ONCE_BYTES {
         return parse(&read.bytes, limits);
@@ -67,8 +67,8 @@ pub async fn parsed<T: Send + 'static>(
     job.await.unwrap_or_else(|error| Err(ApiError::internal(format!("reading the request failed: {error}"))))
 }
 
-/// Reads a body: all of it, within the limits of its size and time and of the room that there is.
-pub async fn read(server: &Server, request: Request) -> Result<Read, ApiError> {
+/// Takes the body out of a request: all of it, within the limits of its size and time and of the room that there is.
+pub async fn read(server: &Server, request: &mut Request) -> Result<Read, ApiError> {
     let max = server.options.requests.body_bytes_max;
     let too_large = || ApiError::new(ErrorKind::BodyTooLarge, format!("the body has more than {max} bytes"));
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
@@ -76,9 +76,10 @@ pub async fn read(server: &Server, request: Request) -> Result<Read, ApiError> {
         return Err(too_large());
     }
     let address = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let room = server.bodies.enter(caller(&request).0.sender(address));
+    let room = server.bodies.enter(caller(request).0.sender(address));
     let time = server.options.body_time_max;
-    match tokio::time::timeout(time, collect(&server.options, request.into_body(), room)).await {
+    let body = std::mem::take(request.body_mut());
+    match tokio::time::timeout(time, collect(&server.options, body, room)).await {
         Ok(Ok(Some(read))) => Ok(read),
         Ok(Ok(None)) => Err(too_large()),
         Ok(Err(error)) => Err(error),

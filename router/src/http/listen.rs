@@ -40,6 +40,8 @@ pub struct ListenLimits {
     pub send_buffer_bytes: usize,
     /// HTTP/2: requests at once on a connection.
     pub streams_max: u32,
+    /// HTTP/2: what a connection may send before anybody reads it.
+    pub window_bytes: u32,
     /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
     pub ping_every: Duration,
 }
@@ -55,6 +57,7 @@ impl Default for ListenLimits {
             write_bytes_min: 16 << 10,
             send_buffer_bytes: 128 << 10,
             streams_max: 256,
+            window_bytes: 256 << 10,
             ping_every: Duration::from_secs(10),
         }
     }
@@ -185,6 +188,8 @@ async fn connection(
                 .timer(TokioTimer::new())
                 .max_header_list_size(32 << 10)
                 .max_concurrent_streams(limits.streams_max)
+                .initial_connection_window_size(limits.window_bytes)
+                .initial_stream_window_size(limits.window_bytes)
                 .keep_alive_interval(limits.ping_every)
                 .keep_alive_timeout(limits.ping_every);
             let connection = builder.serve_connection(io, service);

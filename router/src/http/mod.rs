@@ -28,6 +28,7 @@ mod sse;
 mod tokens;
 mod usage;
 
+pub use body::read;
 pub use health::VERSION;
 pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};

@@ -8,6 +8,7 @@ use axum::http::header;
 use super::house::{self, House, ask, post, silent};
 use super::*;
 use crate::auth::{Gate, KeyFile, KeyLimits, NewKey};
+use crate::metrics::About;
 
 /// A house with one key, and the key.
 async fn limited(folder: &tempfile::TempDir, limits: KeyLimits) -> (House, String) {
@@ -59,7 +60,11 @@ async fn a_limit_of_streams_is_kept_before_the_body_comes() {
 }
 
 fn call(path: &str, key: &str) -> axum::extract::Request {
-    let mut call = post(path, Some(key), silent());
+    call_with(path, Some(key), silent())
+}
+
+fn call_with(path: &str, key: Option<&str>, body: Body) -> axum::extract::Request {
+    let mut call = post(path, key, body);
     call.headers_mut().insert(header::CONTENT_TYPE, "application/grpc".parse().expect("a header"));
     call
 }
@@ -105,6 +110,57 @@ async fn bodies_that_stop_halfway_keep_nobody_out() {
     let waited = statuses.iter().filter(|status| **status == 408).count();
     assert!((3..=4).contains(&waited), "{statuses:?}");
     assert!(statuses[waited..].iter().all(|status| *status == 503), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn messages_take_the_room_of_bodies() {
+    let house = House::new(Gate::new(None, &[]).expect("a door"), small_room()).await;
+    let routes = house.grpc.clone();
+    let slow = move || {
+        let request = call_with(CALLS[0], None, house::stuck((1 << 20) - 1));
+        let routes = routes.clone();
+        tokio::spawn(async move { ask(&routes, house::from("10.0.0.1", request)).await })
+    };
+    let held: Vec<_> = (0..16).map(|_| slow()).collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let large = |address| house::from(address, post(PATHS[1], None, house::stuck(900 << 10)));
+    let status = ask(&house.http, large("10.0.0.1")).await.status();
+    assert_eq!(status, 503, "what its calls hold is not there for its bodies");
+    let mut answers = Vec::new();
+    for slow in held {
+        let answer = slow.await.expect("an answer");
+        answers.push(answer.headers()["grpc-status"].to_str().expect("a number").to_owned());
+    }
+    answers.sort_unstable();
+    // DEADLINE_EXCEEDED, and RESOURCE_EXHAUSTED for those who found no room.
+    let waited = answers.iter().filter(|code| *code == "4").count();
+    assert!((3..=4).contains(&waited), "{answers:?}");
+    assert!(answers[waited..].iter().all(|code| code == "8"), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_call_is_answered() {
+    use gaterail_proto::grpc::v1::generate_request::Prompt;
+    use gaterail_proto::grpc::v1::{GenerateRequest, TokenIds};
+    use http_body_util::BodyExt;
+    let house = House::open().await;
+    let tokens = TokenIds { ids: vec![1, 2] };
+    let message =
+        GenerateRequest { prompt: Some(Prompt::Tokens(tokens)), max_tokens: Some(2), ..Default::default() };
+    let message = prost::Message::encode_to_vec(&message);
+    let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    let answer = ask(&house.grpc, call_with(CALLS[0], None, Body::from(frame))).await;
+    let body = answer.into_body().collect().await.expect("a stream");
+    assert_eq!(body.trailers().expect("an end")["grpc-status"], "0");
+    // What is no message is refused, and is not taken for a client that went away.
+    let answer = ask(&house.grpc, call_with(CALLS[0], None, Body::from(vec![0, 0, 0, 0, 1, 255]))).await;
+    assert_ne!(answer.headers()["grpc-status"], "0");
+    let outcomes = house.server.entrance.metrics.page(
+        &house.server.served.engine.load(),
+        &About { model: "flat", version: "0", page_positions: 64, ready: true, aliases: false },
+    );
+    assert!(outcomes.contains("outcome=\"abort\"} 0"), "{outcomes}");
+    assert!(outcomes.contains("outcome=\"refused\"} 1"), "{outcomes}");
 }
 
 #[tokio::test]
