@@ -100,7 +100,7 @@ pub static TABLE: [Setting; 38] = [
     Setting {
         name: "api-key",
         value: "KEY",
-        help: "A key that clients have to send, without limits; better in a variable than on the command line",
+        help: "A key that clients have to send, without limits, and a tenant of its own; better in a variable than on the command line",
         ..MANY
     },
     Setting {
