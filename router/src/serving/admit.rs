@@ -49,7 +49,7 @@ impl Work {
     /// Asks the engine, for a request that has entered. All prompts are taken, or none.
     pub fn admit(self, server: &Server, scope: &mut Scope) -> Result<Admission, ApiError> {
         let now = Instant::now();
-        self.check_logprobs(&server.options.requests)?;
+        self.check_logprobs(server.served.context(), &server.options.requests)?;
         let generation = self.generation;
         let choices = generation.choices as usize;
         let prompt_tokens: usize = self.prompts.iter().map(Vec::len).sum();
@@ -89,21 +89,44 @@ impl Work {
 }
 
 impl Work {
-    /// Refuses log-probabilities of prompts that no memory could hold: each choice writes all of them.
-    fn check_logprobs(&self, limits: &RequestLimits) -> Result<(), ApiError> {
-        let Some(others) = self.prompt_logprobs else { return Ok(()) };
-        let tokens: usize = self.prompts.iter().map(Vec::len).sum();
-        let entries =
-            tokens.saturating_mul(self.generation.choices as usize).saturating_mul(usize::from(others) + 1);
-        if entries <= limits.prompt_logprobs_max {
+    /// Refuses log-probabilities that no memory could hold.
+    fn check_logprobs(&self, context: usize, limits: &RequestLimits) -> Result<(), ApiError> {
+        let choices = self.generation.choices as usize;
+        let read: usize = self.prompts.iter().map(Vec::len).sum();
+        if let Some(others) = self.prompt_logprobs {
+            // Each choice writes all of them.
+            let entries = entries(read, choices, others);
+            let max = limits.prompt_logprobs_max;
+            if entries > max {
+                let message = format!(
+                    "echo with logprobs would write {entries} log-probabilities (prompt tokens x n x (logprobs + 1)); at most {max} go in one answer"
+                );
+                return Err(ApiError::invalid("logprobs", message));
+            }
+        }
+        // A stream holds only what its client has not taken.
+        let Some(others) = self.generation.sampling.logprobs.filter(|_| self.generation.streaming.is_none())
+        else {
+            return Ok(());
+        };
+        let asked = self.generation.max_tokens;
+        let most = |prompt: &Vec<u32>| asked.unwrap_or(usize::MAX).min(context.saturating_sub(prompt.len()));
+        let entries = entries(self.prompts.iter().map(most).sum(), choices, others);
+        let max = limits.logprobs_max;
+        if entries <= max {
             return Ok(());
         }
-        let max = limits.prompt_logprobs_max;
+        let missing = if asked.is_none() { ", which is not set," } else { "" };
         let message = format!(
-            "echo with logprobs would write {entries} log-probabilities (prompt tokens x n x (logprobs + 1)); at most {max} go in one answer"
+            "logprobs of up to {entries} tokens and alternatives were asked for (prompts x n x max_tokens{missing} x (top logprobs + 1)); at most {max} go in one answer that is not a stream: set a smaller max_tokens, or stream: true"
         );
-        Err(ApiError::invalid("logprobs", message))
+        Err(ApiError::invalid("max_tokens", message))
     }
+}
+
+/// Log-probabilities of so many tokens in every choice, with the others beside each.
+fn entries(tokens: usize, choices: usize, others: u8) -> usize {
+    tokens.saturating_mul(choices).saturating_mul(usize::from(others) + 1)
 }
 
 /// The events of several tickets as they come. One that ends before its choices are finished yields a failure.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header;
+use serde_json::{Value, json};
 
 use super::house::{self, House, ask, post, silent};
 use super::*;
@@ -27,7 +28,7 @@ async fn a_limit_of_requests_is_kept_before_the_body_comes() {
     let folder = tempfile::tempdir().expect("a folder");
     let limits = KeyLimits { requests_per_minute: Some(1), ..KeyLimits::default() };
     let (house, key) = limited(&folder, limits).await;
-    let body = serde_json::json!({"prompt": "a", "max_tokens": 1});
+    let body = json!({"prompt": "a", "max_tokens": 1});
     assert_eq!(house.post("/v1/completions", Some(&key), body).await.0, 200);
     for path in PATHS {
         let answer = ask(&house.http, post(path, Some(&key), silent())).await;
@@ -55,7 +56,7 @@ async fn a_limit_of_streams_is_kept_before_the_body_comes() {
     // Whoever goes away while it sends has its place again.
     held.abort();
     let _ = held.await;
-    let body = serde_json::json!({"prompt": "a", "max_tokens": 1});
+    let body = json!({"prompt": "a", "max_tokens": 1});
     assert_eq!(house.post("/v1/completions", Some(&key), body).await.0, 200);
 }
 
@@ -170,4 +171,42 @@ async fn a_body_that_trickles_is_not_waited_for() {
     let body = house::trickling(Duration::from_millis(50));
     assert_eq!(ask(&house.http, post(PATHS[1], None, body)).await.status(), 408);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn log_probabilities_of_an_answer_are_bounded() {
+    let mut options = ServerOptions::default();
+    options.requests.logprobs_max = 600;
+    let house = House::new(Gate::new(None, &[]).expect("a door"), options).await;
+    let chat = |extra: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "a"}], "logprobs": true});
+        body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        (PATHS[0], body)
+    };
+    let text = |body: Value| (PATHS[1], body);
+    let cases = [
+        (chat(json!({"n": 2, "max_tokens": 50, "top_logprobs": 5})), 200, ""),
+        (chat(json!({"n": 2, "max_tokens": 51, "top_logprobs": 5})), 400, "612"),
+        (chat(json!({"n": 2, "max_tokens": 51, "top_logprobs": 5, "stream": true})), 200, ""),
+        (chat(json!({"max_tokens": 600})), 200, ""),
+        (chat(json!({"max_tokens": 601})), 400, "601"),
+        (chat(json!({})), 400, "max_tokens, which is not set,"),
+        (text(json!({"prompt": ["a", "b", "c"], "max_tokens": 100, "logprobs": 1})), 200, ""),
+        (text(json!({"prompt": ["a", "b", "c"], "max_tokens": 101, "logprobs": 1})), 400, "606"),
+        (text(json!({"prompt": "a", "max_tokens": 4000})), 200, ""),
+    ];
+    for ((path, body), expected, says) in cases {
+        let answer = ask(&house.http, post(path, None, Body::from(body.to_string()))).await;
+        assert_eq!(answer.status(), expected, "{body}");
+        if expected == 400 {
+            let error = house.post(path, None, body).await.1["error"].take();
+            assert_eq!(error["param"], "max_tokens", "{error}");
+            assert!(error["message"].as_str().expect("words").contains(says), "{error}");
+        }
+    }
+    let answer = house.post(PATHS[0], None, chat(json!({"max_tokens": 3, "top_logprobs": 2})).1).await.1;
+    let entries = answer["choices"][0]["logprobs"]["content"].as_array().expect("a list").clone();
+    assert_eq!(entries.len(), 3);
+    assert_eq!((&entries[0]["token"], &entries[0]["bytes"]), (&json!("A"), &json!([65])));
+    assert_eq!(entries[0]["top_logprobs"].as_array().expect("a list").len(), 2);
 }
