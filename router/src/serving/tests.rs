@@ -210,3 +210,21 @@ async fn log_probabilities_of_an_answer_are_bounded() {
     assert_eq!((&entries[0]["token"], &entries[0]["bytes"]), (&json!("A"), &json!([65])));
     assert_eq!(entries[0]["top_logprobs"].as_array().expect("a list").len(), 2);
 }
+
+#[tokio::test]
+async fn all_that_a_message_says_is_measured_before_it_is_tokenized() {
+    let house = House::open().await;
+    let long = "x".repeat(3 * house::CONTEXT);
+    // Before they are counted: no token has more than the three of `<s>`.
+    let said = "12288 bytes, which are at least 4096 tokens";
+    for (message, param, says) in [
+        (json!({"role": "user", "content": long}), "messages", said),
+        (json!({"role": "assistant", "reasoning_content": long}), "messages", said),
+        (json!({"role": "user", "content": "a", "name": long}), "messages[0].name", "more than 512"),
+    ] {
+        let (status, answer) = house.post(PATHS[0], None, json!({"messages": [message]})).await;
+        let error = &answer["error"];
+        assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
+        assert!(error["message"].as_str().expect("words").contains(says), "{error}");
+    }
+}
