@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 1] = ["api-key"];
 
-pub static TABLE: [Setting; 38] = [
+pub static TABLE: [Setting; 39] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -141,6 +141,12 @@ pub static TABLE: [Setting; 38] = [
         name: "cors-origin",
         value: "ORIGIN",
         help: "Web pages that may call, such as https://chat.example; * is all. By default all if keys are needed, else this machine's",
+        ..MANY
+    },
+    Setting {
+        name: "allowed-hosts",
+        value: "HOST",
+        help: "More names by which a server without keys may be called (the Host header), such as gpu.example; * is all. By default those of this machine where it listens for this machine only, else all",
         ..MANY
     },
     Setting { name: "max-body", value: "BYTES", default: "32MiB", help: "Bytes of a request's body", ..ONE },

@@ -25,7 +25,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::http::{guarded, opening};
+use crate::http::{Protocol, guarded, opening};
 use crate::serving::{Entrance, Readiness, Server};
 use status::status;
 
@@ -58,7 +58,7 @@ impl Health {
 pub fn before(entrance: &Entrance, health: &Health) -> Router {
     let loading = || async { status(&opening::error()).into_http::<Body>() };
     let routes = Routes::new(health.service.clone()).into_axum_router().fallback(loading);
-    guarded(routes, entrance)
+    guarded(routes, entrance, Protocol::Http2)
 }
 
 /// All services with the layers around them. Runs inside the event loop, for a task of its own watches the health.
@@ -82,7 +82,7 @@ pub fn routes(server: Arc<Server>, health: Health) -> Router {
             reflection().build_v1alpha().expect(COMPILED).max_decoding_message_size(QUESTION_BYTES_MAX),
         );
     let routes = routes.into_axum_router().layer(from_fn_with_state(server.clone(), entry::enter));
-    guarded(routes, &server.entrance)
+    guarded(routes, &server.entrance, Protocol::Http2)
 }
 
 /// Tells Check and Watch what `/readyz` says, for the server as a whole, for its service and for the model.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`routes`] | which path is answered where |
 //! | [`layers`] | around every route: request id, account of answers, web pages of other origins, the key |
+//! | [`hosts`] | by which names a server without keys may be called |
 //! | [`body`] | a body, within its limits |
 //! | [`answer`], [`usage`] | what answers of both are made of |
 //! | [`chat`], [`completions`] | answers, whole or as a stream |
@@ -18,6 +19,7 @@ mod body;
 mod chat;
 mod completions;
 mod health;
+mod hosts;
 mod layers;
 pub mod listen;
 mod logprobs;
@@ -30,6 +32,7 @@ mod usage;
 
 pub use body::read;
 pub use health::VERSION;
+pub use hosts::Hosts;
 pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
 pub use opening::Opening;

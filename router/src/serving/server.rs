@@ -8,6 +8,7 @@ use super::log::RequestLog;
 use super::model::Served;
 use super::room::BodyRoom;
 use crate::auth::Gate;
+use crate::http::Hosts;
 use crate::metrics::Metrics;
 use crate::openai::RequestLimits;
 
@@ -30,6 +31,8 @@ pub struct ServerOptions {
     pub stuck_after: Duration,
     /// Web pages of these origins may call; `*` is all. Empty: all if keys are needed, else those of this machine.
     pub origins: Vec<String>,
+    /// Names by which a client without a key has to call; `None` is any.
+    pub hosts: Option<Hosts>,
     /// vLLM's names in `/metrics`.
     pub metric_aliases: bool,
 }
@@ -46,6 +49,7 @@ impl Default for ServerOptions {
             keep_alive: Duration::from_secs(15),
             stuck_after: Duration::from_secs(60),
             origins: Vec::new(),
+            hosts: None,
             metric_aliases: true,
         }
     }
@@ -58,6 +62,8 @@ pub struct Entrance {
     pub metrics: Arc<Metrics>,
     /// As `ServerOptions::origins`.
     pub origins: Arc<[String]>,
+    /// As `ServerOptions::hosts`.
+    pub hosts: Option<Arc<Hosts>>,
 }
 
 pub struct Server {
@@ -88,6 +94,7 @@ impl Entrance {
             gate: Arc::new(gate),
             metrics: Arc::new(Metrics::default()),
             origins: options.origins.as_slice().into(),
+            hosts: options.hosts.clone().map(Arc::new),
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::house::{self, House, ask, post, silent};
 use super::*;
 use crate::auth::{Gate, KeyFile, KeyLimits, NewKey};
+use crate::http::Hosts;
 use crate::metrics::About;
 
 /// A house with one key, and the key.
@@ -227,4 +228,34 @@ async fn all_that_a_message_says_is_measured_before_it_is_tokenized() {
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
         assert!(error["message"].as_str().expect("words").contains(says), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_ours_is_no_way_in() {
+    let local = || ServerOptions { hosts: Some(Hosts::default()), ..ServerOptions::default() };
+    let status = async |house: &House, host: Option<&str>, key: Option<&str>| {
+        let mut request = post("/v1/completions", key, ordinary());
+        if let Some(host) = host {
+            request.headers_mut().insert(header::HOST, host.parse().expect("a header"));
+        }
+        ask(&house.http, request).await.status().as_u16()
+    };
+    let open = House::new(Gate::new(None, &[]).expect("a door"), local()).await;
+    for (host, expected) in [
+        (Some("localhost:8000"), 200),
+        (Some("127.0.0.1:8000"), 200),
+        (Some("[::1]:8000"), 200),
+        (None, 200),
+        (Some("evil.example:8000"), 403),
+        (Some("evil.example@localhost"), 403),
+        (Some(""), 403),
+    ] {
+        assert_eq!(status(&open, host, None).await, expected, "{host:?}");
+    }
+    // A page has no key: who has one may call it what they like.
+    let locked = House::new(Gate::new(None, &["sk-one".into()]).expect("a door"), local()).await;
+    assert_eq!(status(&locked, Some("gpu.example"), Some("sk-one")).await, 200);
+    assert_eq!(status(&locked, Some("gpu.example"), None).await, 401);
+    let anywhere = House::open().await;
+    assert_eq!(status(&anywhere, Some("gpu.example"), None).await, 200);
 }
