@@ -13,6 +13,7 @@
 //! | [`tokens`], [`models`], [`health`] | the smaller routes |
 //! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
+//! | [`socket`] | one connection: a client that takes too little, one that is gone |
 
 mod answer;
 mod body;
@@ -26,6 +27,7 @@ mod logprobs;
 mod models;
 pub mod opening;
 mod routes;
+mod socket;
 mod sse;
 mod tokens;
 mod usage;

@@ -33,6 +33,8 @@ pub const CONTEXT: usize = 4096;
 const SAID: usize = 33;
 
 struct Flat {
+    /// A step takes so long.
+    step: Duration,
     logits: Vec<f32>,
 }
 
@@ -58,9 +60,10 @@ impl Model for Flat {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
+        std::thread::sleep(self.step);
         self.logits.clear();
         for _ in &batch.logits {
-            self.logits.extend((0..self.vocab()).map(|token| if token == SAID { 9.0 } else { 0.0 }));
+            self.logits.extend((0..self.vocab()).map(|token| if token == SAID { 60.0 } else { 0.0 }));
         }
         Ok(&mut self.logits)
     }
@@ -98,8 +101,12 @@ pub struct House {
 impl House {
     /// Inside an event loop.
     pub async fn new(gate: Gate, options: ServerOptions) -> House {
-        let build = || {
-            let runner = Flat { logits: Vec::new() };
+        House::with_steps(Duration::ZERO, gate, options).await
+    }
+
+    async fn with_steps(step: Duration, gate: Gate, options: ServerOptions) -> House {
+        let build = move || {
+            let runner = Flat { step, logits: Vec::new() };
             Ok::<_, ()>(EngineParts { runner, tokenizer: Some(Arc::new(tokenizer())), stop_ids: Vec::new() })
         };
         let (engine, _) = Engine::start(build, EngineLimits::default()).expect("an engine");
@@ -124,6 +131,12 @@ impl House {
 
     pub async fn open() -> House {
         House::new(Gate::new(None, &[]).expect("a door"), ServerOptions::default()).await
+    }
+
+    /// One that takes its time over every token.
+    pub async fn slow() -> House {
+        let gate = Gate::new(None, &[]).expect("a door");
+        House::with_steps(Duration::from_millis(5), gate, ServerOptions::default()).await
     }
 
     /// The answer to a `POST`, in JSON.

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::house::{self, House, ask, post, silent};
 use super::*;
+use crate::api::LoadSnapshot;
 use crate::auth::{Gate, KeyFile, KeyLimits, NewKey};
-use crate::http::Hosts;
+use crate::http::{Hosts, ListenLimits, Listening, Protocol};
 use crate::metrics::About;
 
 /// A house with one key, and the key.
@@ -258,4 +259,45 @@ async fn a_name_that_is_not_ours_is_no_way_in() {
     assert_eq!(status(&locked, Some("gpu.example"), None).await, 401);
     let anywhere = House::open().await;
     assert_eq!(status(&anywhere, Some("gpu.example"), None).await, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_is_noticed_whatever_it_has_sent() {
+    use tokio::io::AsyncWriteExt;
+    let house = House::slow().await;
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let metrics = house.server.entrance.metrics.clone();
+    let limits = ListenLimits::default();
+    let port =
+        Listening::start(socket, house.http.clone(), Protocol::Http1, metrics, limits).expect("a port");
+    let engine = &house.server.served.engine;
+    let until = async |holds: &dyn Fn(LoadSnapshot) -> bool| {
+        let began = tokio::time::Instant::now();
+        while !holds(engine.load()) {
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", engine.load());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // At 5 ms a token this takes 20 seconds.
+    let body = r#"{"prompt": "a", "max_tokens": 4000}"#;
+    let head = format!("POST /v1/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    for (gone, behind) in ["", "x", "GET /livez HTTP/1.1\r\n\r\n", "POST /"].into_iter().enumerate() {
+        let mut client = tokio::net::TcpStream::connect(port.address).await.expect("a connection");
+        client.write_all(format!("{head}{body}{behind}").as_bytes()).await.expect("it listens");
+        until(&|load| load.running == 1).await;
+        drop(client);
+        until(&|load| load.running == 0 && load.cancelled == gone as u64 + 1).await;
+    }
+    // Whoever stays is answered, and what came behind the request, too.
+    let mut client = tokio::net::TcpStream::connect(port.address).await.expect("a connection");
+    let body = r#"{"prompt": "a", "max_tokens": 20}"#;
+    let head = format!("POST /v1/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    let next = "GET /livez HTTP/1.1\r\nconnection: close\r\n\r\n";
+    client.write_all(format!("{head}{body}{next}").as_bytes()).await.expect("it listens");
+    let mut answers = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut client, &mut answers).await.expect("text");
+    assert!(
+        answers.contains("AAAAAAAAAAAAAAAAAAAA") && answers.ends_with(r#"{"status":"alive"}"#),
+        "{answers}"
+    );
 }
