@@ -55,7 +55,11 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
         ..ChatInput::default()
     };
     let prompt = served.encode_chat(input).await?;
-    let names = TokenNames { tokenizer: served.tokenizer.clone(), as_ids: chat.generation.tokens_as_ids };
+    let names = TokenNames {
+        tokenizer: served.tokenizer.clone(),
+        as_ids: chat.generation.tokens_as_ids,
+        skip_special: chat.generation.skip_special,
+    };
     let streaming = chat.generation.streaming;
     let work =
         Work { prompts: vec![prompt], generation: chat.generation, prompt_logprobs: None, deadline: None };

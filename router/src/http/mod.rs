@@ -8,6 +8,7 @@
 //! | [`body`] | a body, within its limits |
 //! | [`answer`], [`usage`] | what answers of both are made of |
 //! | [`chat`], [`completions`] | answers, whole or as a stream |
+//! | [`echo`] | a prompt in front of its answers |
 //! | [`sse`] | the stream's form: events, comments, the end |
 //! | [`logprobs`] | log-probabilities in both shapes |
 //! | [`tokens`], [`models`], [`health`] | the smaller routes |
@@ -19,6 +20,7 @@ mod answer;
 mod body;
 mod chat;
 mod completions;
+mod echo;
 mod health;
 mod hosts;
 mod layers;

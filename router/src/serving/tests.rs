@@ -301,3 +301,32 @@ async fn a_client_that_goes_is_noticed_whatever_it_has_sent() {
         "{answers}"
     );
 }
+
+#[tokio::test]
+async fn offsets_are_places_in_the_text() {
+    let house = House::open().await;
+    let bos = house::BOS;
+    for (prompt, text, offsets) in [
+        // `<s>` is put in front and is no part of the text, unless the client writes it.
+        (json!("ab"), "abAA", json!([0, 0, 1, 2, 3])),
+        (json!("a<s>b"), "a<s>bAA", json!([0, 0, 1, 4, 5, 6])),
+        (json!([bos, 65, 66]), "abAA", json!([0, 0, 1, 2, 3])),
+        (json!([65, bos, 66]), "abAA", json!([0, 1, 1, 2, 3])),
+        (json!(""), "AA", json!([0, 0, 1])),
+    ] {
+        let body = json!({"prompt": prompt, "max_tokens": 2, "echo": true, "logprobs": 0});
+        let (status, answer) = house.post(PATHS[1], None, body).await;
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(
+            (&choice["text"], &choice["logprobs"]["text_offset"]),
+            (&json!(text), &offsets),
+            "{prompt}"
+        );
+    }
+    let body = json!({"prompt": [bos, 65], "max_tokens": 1, "echo": true, "logprobs": 0,
+        "skip_special_tokens": false});
+    let answer = house.post(PATHS[1], None, body).await.1;
+    assert_eq!(answer["choices"][0]["text"], "<s>aA");
+    assert_eq!(answer["choices"][0]["logprobs"]["text_offset"], json!([0, 3, 4]));
+}
