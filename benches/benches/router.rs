@@ -36,6 +36,8 @@ fn main() {
         let spread = Spread::of(rounds, || own_cost(&tokenizer, &params));
         println!("{}", row(&format!("router, {name}"), "us/token", &spread, ""));
     }
+    let spread = Spread::of(rounds, || waiting_cost(&tokenizer));
+    println!("{}", row("router, half decode greedily, half wait with known prompts", "us/step", &spread, ""));
     println!();
     for (shape, peak) in [("peaked", PEAK), ("flat", 0.0)] {
         let logits = logits(1, peak);
@@ -70,13 +72,25 @@ fn sampling(logits: &[f32], params: &SamplingParams) -> f64 {
     (on_core() - started) as f64 / 1e3
 }
 
-/// Microseconds a token of everything but the model, with all streams decoding.
-fn own_cost(tokenizer: &Arc<Tokenizer>, params: &SamplingParams) -> f64 {
-    let limits = EngineLimits { batch_max: STREAMS, rows_max: STREAMS * PROMPT, ..EngineLimits::default() };
+fn core(tokenizer: &Arc<Tokenizer>, pages: usize) -> Core<Nothing> {
     let rows: Vec<f32> = (0..STREAMS as u64).flat_map(|seed| logits(seed, PEAK)).collect();
-    let runner = Nothing { logits: rows };
+    let runner = Nothing { pages, logits: rows };
     let parts = EngineParts { runner, tokenizer: Some(tokenizer.clone()), stop_ids: vec![0] };
-    let mut core = Core::new(parts, limits.clone());
+    Core::new(parts, limits())
+}
+
+fn limits() -> EngineLimits {
+    EngineLimits { batch_max: STREAMS, rows_max: STREAMS * PROMPT, ..EngineLimits::default() }
+}
+
+/// A request joins those who wait.
+fn ask(
+    core: &mut Core<Nothing>,
+    tokenizer: &Tokenizer,
+    tenant: &str,
+    prompt: Vec<u32>,
+    params: SamplingParams,
+) -> mpsc::Receiver<Event> {
     let card = ModelCard {
         architecture: String::new(),
         vocab: VOCAB,
@@ -84,21 +98,47 @@ fn own_cost(tokenizer: &Arc<Tokenizer>, params: &SamplingParams) -> f64 {
         kv_positions: STREAMS * CONTEXT,
         stop_ids: vec![0],
     };
-    let ask = |stream: usize| {
-        let prompt = (0..PROMPT).map(|at| (at * 31 + stream * 977) as u32 % VOCAB as u32).collect();
-        let request = GenerateRequest::new(
-            RequestId("r".into()),
-            TenantId(["a", "b"][stream % 2].into()),
-            prompt,
-            SamplingParams { seed: stream as u64, ..params.clone() },
-        );
-        admit(request, &card, &limits, Some(tokenizer)).unwrap_or_else(|refusal| panic!("{refusal}"))
-    };
+    let request = GenerateRequest::new(RequestId("r".into()), TenantId(tenant.into()), prompt, params);
+    let admitted = admit(request, &card, &limits(), Some(tokenizer));
+    let (events, client) = mpsc::channel(256);
+    core.accept(admitted.unwrap_or_else(|refusal| panic!("{refusal}")), Instant::now(), events);
+    client
+}
+
+/// Microseconds a step of everything but the model, with half of the streams decoding and as many waiting for pages, whose
+/// prompts of nearly the whole context are in the cache.
+fn waiting_cost(tokenizer: &Arc<Tokenizer>) -> f64 {
+    const KNOWN: usize = 3968;
+    const HALF: usize = STREAMS / 2;
+    // The known pages, two for everybody who runs, and too few beside for one more.
+    let mut core = core(tokenizer, KNOWN / 64 + 2 * HALF + 1);
+    let prompt = |own: usize| (0..KNOWN + own).map(|at| (at * 31 + 5) as u32 % VOCAB as u32).collect();
+    let greedy = SamplingParams { ignore_eos: true, temperature: 0.0, ..SamplingParams::default() };
+    let mut clients = vec![ask(&mut core, tokenizer, "a", prompt(1), greedy.clone())];
+    (0..4).for_each(|_| _ = core.step(Instant::now()));
+    clients.extend((1..HALF).map(|_| ask(&mut core, tokenizer, "a", prompt(1), greedy.clone())));
+    core.step(Instant::now());
+    clients.extend((0..HALF).map(|_| ask(&mut core, tokenizer, "a", prompt(100), greedy.clone())));
+    let mut nanoseconds = 0;
+    for _ in 0..STEPS {
+        let started = on_core();
+        core.step(Instant::now());
+        nanoseconds += on_core() - started;
+        clients.iter_mut().for_each(|client| while client.try_recv().is_ok() {});
+    }
+    let gauges = core.gauges();
+    assert_eq!((gauges.running, gauges.waiting), (HALF, HALF));
+    nanoseconds as f64 / 1e3 / STEPS as f64
+}
+
+/// Microseconds a token of everything but the model, with all streams decoding.
+fn own_cost(tokenizer: &Arc<Tokenizer>, params: &SamplingParams) -> f64 {
+    let mut core = core(tokenizer, STREAMS * CONTEXT / 64);
     let mut clients: Vec<mpsc::Receiver<Event>> = Vec::new();
     for stream in 0..STREAMS {
-        let (events, client) = mpsc::channel(256);
-        core.accept(ask(stream), Instant::now(), events);
-        clients.push(client);
+        let prompt = (0..PROMPT).map(|at| (at * 31 + stream * 977) as u32 % VOCAB as u32).collect();
+        let params = SamplingParams { seed: stream as u64, ..params.clone() };
+        clients.push(ask(&mut core, tokenizer, ["a", "b"][stream % 2], prompt, params));
     }
     core.step(Instant::now());
     let mut tokens = 0;
@@ -137,6 +177,7 @@ fn logits(seed: u64, peak: f32) -> Vec<f32> {
 
 /// A model that has its logits ready.
 struct Nothing {
+    pages: usize,
     logits: Vec<f32>,
 }
 
@@ -154,7 +195,7 @@ impl Model for Nothing {
     }
 
     fn pages(&self) -> usize {
-        STREAMS * CONTEXT / 64
+        self.pages
     }
 
     fn rows_max(&self) -> usize {

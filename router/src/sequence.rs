@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::{Admitted, choice_seed, has_penalties};
 use crate::api::{Event, RequestId, Timing, Usage};
-use crate::kv::{Salt, Table};
+use crate::kv::{Hit, Salt, Table};
 use crate::schedule::TenantSlot;
 
 /// Events that one choice may have in one step, and those that a request has beside them.
@@ -51,6 +51,8 @@ pub struct Sequence {
     pub computed: usize,
     /// Its pages; those of a sequence that waits are none.
     pub table: Table,
+    /// What the cache had of it when it was last looked at, while it waits.
+    pub hit: Option<Hit>,
     /// The request's, with the choice's own seed.
     pub params: SamplingParams,
     pub counts: TokenCounts,
@@ -83,6 +85,7 @@ impl Active {
             tokens: request.prompt.clone(),
             computed: 0,
             table: Table::new(&salt),
+            hit: None,
             params: SamplingParams {
                 seed: choice_seed(request.params.seed, choice),
                 ..request.params.clone()

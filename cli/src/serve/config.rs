@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use gaterail_kernels::ops::KvForm;
 use gaterail_router::EngineLimits;
-use gaterail_router::http::ListenLimits;
+use gaterail_router::http::{Hosts, ListenLimits};
 use gaterail_router::serving::{LogFormat, ServerOptions};
 
 use crate::device::{self, DeviceArg};
@@ -81,10 +81,12 @@ impl ServeConfig {
         let engine = EngineLimits::default();
         let mut requests = plain.requests.clone();
         requests.body_bytes_max = settings.parsed_by("max-body", parse_bytes)?.unwrap_or(32 << 20) as usize;
+        let listen = listen_address(settings)?;
+        let bodies = settings.parsed_by("max-bodies", parse_bytes)?;
         Ok(ServeConfig {
             model: settings.text("model").map(str::to_owned),
             names: settings.list("served-model-name").to_vec(),
-            listen: listen_address(settings)?,
+            listen,
             grpc_listen: settings.parsed_by("grpc-listen", parse_address)?,
             weights: settings
                 .parsed_by("weights", |text| WeightsArg::from_str(text, true))?
@@ -129,10 +131,12 @@ impl ServeConfig {
             },
             server: ServerOptions {
                 requests,
+                bodies_bytes_max: bodies.map_or(plain.bodies_bytes_max, |bytes| bytes as usize),
                 body_time_max: seconds("body-seconds", plain.body_time_max)?,
                 request_time_max: seconds("request-seconds", plain.request_time_max)?,
                 keep_alive: seconds("keep-alive-seconds", plain.keep_alive)?,
                 origins: settings.list("cors-origin").to_vec(),
+                hosts: hosts(settings, listen),
                 metric_aliases: !settings.switch("no-metric-aliases"),
                 ..plain
             },
@@ -147,6 +151,14 @@ impl ServeConfig {
     pub fn public(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         [Some(self.listen), self.grpc_listen].into_iter().flatten().filter(|address| !is_own(address.ip()))
     }
+}
+
+/// Where others can reach it, under any name, an operator has to list the names if there are to be no others.
+fn hosts(settings: &Settings, listen: SocketAddr) -> Option<Hosts> {
+    let names = settings.list("allowed-hosts").iter().flat_map(|names| names.split(','));
+    let listed: Vec<String> =
+        names.map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect();
+    (is_own(listen.ip()) || !listed.is_empty()).then(|| Hosts { listed, own: vec![listen.ip()] })
 }
 
 fn is_own(address: IpAddr) -> bool {

@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 1] = ["api-key"];
 
-pub static TABLE: [Setting; 37] = [
+pub static TABLE: [Setting; 39] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -100,7 +100,7 @@ pub static TABLE: [Setting; 37] = [
     Setting {
         name: "api-key",
         value: "KEY",
-        help: "A key that clients have to send, without limits; better in a variable than on the command line",
+        help: "A key that clients have to send, without limits, and a tenant of its own; better in a variable than on the command line",
         ..MANY
     },
     Setting {
@@ -114,14 +114,14 @@ pub static TABLE: [Setting; 37] = [
         name: "max-queue",
         value: "N",
         default: "256",
-        help: "Requests that may wait; the next is refused with a time to come again",
+        help: "Requests that may wait; the next is refused with a time to come again. Where several tenants have keys, each may have as many waiting as it leaves free",
         ..ONE
     },
     Setting {
         name: "max-queue-tokens",
         value: "TOKENS",
         default: "1048576",
-        help: "Prompt tokens of the requests that may wait",
+        help: "Prompt tokens of the requests that may wait, shared in the same way",
         ..ONE
     },
     Setting {
@@ -143,7 +143,20 @@ pub static TABLE: [Setting; 37] = [
         help: "Web pages that may call, such as https://chat.example; * is all. By default all if keys are needed, else this machine's",
         ..MANY
     },
+    Setting {
+        name: "allowed-hosts",
+        value: "HOST",
+        help: "More names by which a server without keys may be called (the Host header), such as gpu.example; * is all. By default those of this machine where it listens for this machine only, else all",
+        ..MANY
+    },
     Setting { name: "max-body", value: "BYTES", default: "32MiB", help: "Bytes of a request's body", ..ONE },
+    Setting {
+        name: "max-bodies",
+        value: "BYTES",
+        default: "256MiB",
+        help: "Bytes of all bodies that are being read; a client may have as much of them as it leaves free",
+        ..ONE
+    },
     Setting { name: "max-connections", value: "N", default: "4096", help: "Connections at once", ..ONE },
     Setting {
         name: "header-seconds",

@@ -90,9 +90,9 @@ fn headers_and_bodies_have_to_arrive() {
     let server = Server::start(&["--header-seconds", "1", "--body-seconds", "1"]);
     let mut silent = server.connect();
     let mut slow = server.connect();
-    slow.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\n").unwrap();
+    slow.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n").unwrap();
     let mut half = server.connect();
-    half.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{\"prompt\"").unwrap();
+    half.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 100\r\n\r\n{\"prompt\"").unwrap();
     let answer = read_answer(&mut half);
     assert_eq!(answer.status, 408, "{}", answer.head);
     assert_eq!(answer.json()["error"]["code"], "request_timeout");
@@ -105,7 +105,9 @@ fn headers_and_bodies_have_to_arrive() {
     // Its sending half closed in the middle of the body: gone.
     let mut closed = server.connect();
     closed
-        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{\"prompt\"")
+        .write_all(
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{\"prompt\"",
+        )
         .unwrap();
     closed.shutdown(Shutdown::Write).unwrap();
     let _ = read_answer(&mut closed);

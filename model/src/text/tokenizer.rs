@@ -86,6 +86,11 @@ impl Tokenizer {
         &self.stops
     }
 
+    /// Whether a token is one that `decode` may skip.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.piece(id, false).is_some() && self.piece(id, true).is_none()
+    }
+
     /// The bytes that a token stands for inside a text; `None` for an id that is no token.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let piece = self.piece(id, false)?;

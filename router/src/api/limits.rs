@@ -13,9 +13,10 @@ pub struct EngineLimits {
     pub logits_rows_max: usize,
     /// Prompt and answer of one sequence; `None` is what model and pages allow.
     pub context_max: Option<usize>,
-    /// Requests that wait.
+    /// Requests that wait. Where several tenants may come, one that has some waiting may have no more than it leaves free:
+    /// alone half, beside another one that does so a third, and so on. There is always room for the next.
     pub queue_requests_max: usize,
-    /// Prompt tokens of those.
+    /// Prompt tokens of those, shared in the same way.
     pub queue_tokens_max: usize,
     /// Choices of one request.
     pub choices_max: u32,

@@ -10,6 +10,11 @@ pub enum Refusal {
     /// Worth a retry after that time, which is estimated from what waits and how fast it is worked off.
     #[error("the queue is full: {requests} requests with {tokens} tokens wait")]
     QueueFull { requests: usize, tokens: usize, retry_after: Duration },
+    /// The same of one tenant's part of the queue.
+    #[error(
+        "your part of the queue is full: {requests} requests with {tokens} tokens wait, and the rest is for others"
+    )]
+    TenantQueueFull { requests: usize, tokens: usize, retry_after: Duration },
     #[error("the prompt has {prompt} tokens, which leaves no room in the context of {max}")]
     TooLong { prompt: usize, max: usize },
     #[error(

@@ -38,6 +38,8 @@ impl fmt::Display for TenantId {
 pub struct GenerateRequest {
     pub id: RequestId,
     pub tenant: TenantId,
+    /// Whether other tenants may come: then it may not fill the queue.
+    pub shares_queue: bool,
     /// At least one token.
     pub prompt: Vec<u32>,
     /// How to sample. Choice 0 uses `params.seed`, choice i a seed that follows from it and i.
@@ -67,6 +69,7 @@ impl GenerateRequest {
         GenerateRequest {
             id,
             tenant,
+            shares_queue: false,
             prompt,
             params,
             n: 1,

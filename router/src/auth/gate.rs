@@ -1,5 +1,6 @@
 //! The decision at the door: which key, whose, and whether there is still room for this request.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -11,6 +12,7 @@ use super::file::{KeyFile, KeyFileError, Stamp};
 use super::key::{KeyHash, KeyLimits, KeyRecord};
 use crate::api::TenantId;
 use crate::openai::{ApiError, ErrorKind};
+use crate::serving::room::Sender;
 
 /// The door of a server. Closed to all without a key, unless there never was one.
 pub struct Gate {
@@ -30,6 +32,11 @@ struct State {
 /// A key that opens, and what it has used.
 pub struct ActiveKey {
     record: KeyRecord,
+    used: Arc<Used>,
+}
+
+/// What a key has used, whatever became of its limits since.
+struct Used {
     usage: Mutex<Usage>,
     streams: AtomicU32,
 }
@@ -43,6 +50,8 @@ struct Usage {
 #[derive(Clone)]
 pub struct Caller {
     pub tenant: TenantId,
+    /// Other tenants have keys, too.
+    pub shares_queue: bool,
     /// `None` where the door is open.
     key: Option<Arc<ActiveKey>>,
 }
@@ -95,7 +104,7 @@ impl Gate {
     /// Who holds this `Authorization` header.
     pub fn authenticate(&self, authorization: Option<&str>) -> Result<Caller, ApiError> {
         if self.is_open() {
-            return Ok(Caller { tenant: TenantId::anonymous(), key: None });
+            return Ok(Caller { tenant: TenantId::anonymous(), shares_queue: false, key: None });
         }
         let refuse = |message: &str| Err(ApiError::new(ErrorKind::BadKey, message));
         let Some(authorization) = authorization else {
@@ -108,9 +117,17 @@ impl Gate {
             return refuse("the Authorization header has to be: Bearer KEY");
         }
         match self.find(&KeyHash::of(key.trim())) {
-            Some(key) => Ok(Caller { tenant: TenantId(key.record.tenant.as_str().into()), key: Some(key) }),
+            Some(key) => Ok(self.caller(key)),
             None => refuse("the API key is not valid"),
         }
+    }
+
+    fn caller(&self, key: Arc<ActiveKey>) -> Caller {
+        let tenant = TenantId(key.record.tenant.as_str().into());
+        let state = self.read();
+        let shares_queue =
+            self.fixed.iter().chain(&state.keys).any(|other| other.record.tenant != key.record.tenant);
+        Caller { tenant, shares_queue, key: Some(key) }
     }
 
     /// Every key is looked at, whichever fits: how long it takes says nothing.
@@ -129,31 +146,46 @@ impl Gate {
 }
 
 impl State {
-    /// A key that was there before keeps what it has used.
+    /// A key that was there before keeps what it has used, whatever its record says now.
     fn key_for(&self, record: KeyRecord) -> Arc<ActiveKey> {
         match self.keys.iter().find(|key| key.record.sha256 == record.sha256) {
             Some(key) if key.record == record => key.clone(),
-            _ => Arc::new(ActiveKey::new(record)),
+            Some(key) => Arc::new(key.changed(record)),
+            None => Arc::new(ActiveKey::new(record)),
         }
     }
 }
 
 impl ActiveKey {
     fn new(record: KeyRecord) -> ActiveKey {
-        let now = Instant::now();
-        let KeyLimits { requests_per_minute, tokens_per_minute, .. } = record.limits;
-        let usage = Usage {
-            requests: requests_per_minute.map(|rate| Bucket::new(rate.into(), now)),
-            tokens: tokens_per_minute.map(|rate| Bucket::new(rate, now)),
-        };
-        ActiveKey { record, usage: Mutex::new(usage), streams: AtomicU32::new(0) }
+        let usage = Mutex::new(Usage { requests: None, tokens: None });
+        let used = Used { usage, streams: AtomicU32::new(0) };
+        ActiveKey { record, used: Arc::new(used) }.limited()
     }
 
+    fn changed(&self, record: KeyRecord) -> ActiveKey {
+        ActiveKey { record, used: self.used.clone() }.limited()
+    }
+
+    /// Counts by the record's limits from now on.
+    fn limited(self) -> ActiveKey {
+        let now = Instant::now();
+        let KeyLimits { requests_per_minute, tokens_per_minute, .. } = self.record.limits;
+        {
+            let mut usage = self.usage();
+            limit(&mut usage.requests, requests_per_minute.map(u64::from), now);
+            limit(&mut usage.tokens, tokens_per_minute, now);
+        }
+        self
+    }
+
+    /// Keys of the command line are strangers to each other: each is a tenant, by a name that no key of a file can have.
     fn fixed(index: usize, text: &str) -> Arc<ActiveKey> {
+        let number = index + 1;
         Arc::new(ActiveKey::new(KeyRecord {
-            id: format!("flag-{index}"),
+            id: format!("flag-{number}"),
             sha256: KeyHash::of(text),
-            tenant: "default".into(),
+            tenant: format!("api-key:{number}"),
             created: 0,
             revoked: None,
             limits: KeyLimits::default(),
@@ -161,11 +193,27 @@ impl ActiveKey {
     }
 
     fn usage(&self) -> std::sync::MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.used.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A limit that was there goes on from what was used; a new one begins full.
+fn limit(bucket: &mut Option<Bucket>, per_minute: Option<u64>, now: Instant) {
+    match (&mut *bucket, per_minute) {
+        (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
+        (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
     }
 }
 
 impl Caller {
+    /// Whose room a body takes: the tenant's, or where nobody says who it is the address's.
+    pub fn sender(&self, address: Option<IpAddr>) -> Sender {
+        match address.filter(|_| self.key.is_none()) {
+            Some(address) => Sender::at(address),
+            None => Sender::Tenant(self.tenant.clone()),
+        }
+    }
+
     /// What the key is called in logs.
     pub fn key_id(&self) -> Option<&str> {
         self.key.as_ref().map(|key| key.record.id.as_str())
@@ -187,7 +235,7 @@ impl Caller {
         let Some(key) = &self.key else { return Ok(StreamPermit(None)) };
         let max = key.record.limits.streams.unwrap_or(u32::MAX);
         let more = |streams: u32| (streams < max).then_some(streams + 1);
-        match key.streams.fetch_update(Relaxed, Relaxed, more) {
+        match key.used.streams.fetch_update(Relaxed, Relaxed, more) {
             Ok(_) => Ok(StreamPermit(Some(key.clone()))),
             Err(_) => {
                 let message = format!("the limit of {max} requests at once is reached");
@@ -220,7 +268,7 @@ impl Caller {
 impl Drop for StreamPermit {
     fn drop(&mut self) {
         if let Some(key) = &self.0 {
-            key.streams.fetch_sub(1, Relaxed);
+            key.used.streams.fetch_sub(1, Relaxed);
         }
     }
 }

@@ -116,6 +116,63 @@ fn what_was_used_outlives_a_change_of_other_keys() {
 }
 
 #[test]
+fn who_is_alone_shares_with_nobody() {
+    let house = House::new();
+    let (first, _) = (house.add("alice"), house.add("alice"));
+    let gate = house.gate();
+    let shares = || gate.authenticate(Some(&format!("Bearer {first}"))).expect("a key").shares_queue;
+    assert!(!shares(), "two keys of one tenant");
+    house.add("bob");
+    assert!(gate.reload().expect("readable"));
+    assert!(shares());
+    assert!(!Gate::new(None, &[]).expect("a door").authenticate(None).expect("open").shares_queue);
+}
+
+#[test]
+fn what_was_used_outlives_a_change_of_limits() {
+    let house = House::new();
+    let limits = KeyLimits { requests_per_minute: Some(4), tokens_per_minute: Some(1000), streams: Some(2) };
+    let key = NewKey::make("alice", limits, 1).expect("random numbers");
+    house.file().update(|keys| keys.push(key.record)).expect("written");
+    let gate = house.gate();
+    let caller = || gate.authenticate(Some(&format!("Bearer {}", key.text))).expect("a key");
+    let now = std::time::Instant::now();
+    let set = |limits: KeyLimits| {
+        house.file().update(|keys| keys[0].limits = limits).expect("written");
+        assert!(gate.reload().expect("readable"));
+    };
+    (0..3).for_each(|_| caller().count_request(now).expect("four a minute"));
+    let mut charge = caller().charge_tokens(900, now).expect("a thousand a minute");
+    let held = (caller().open_stream().expect("two"), caller().open_stream().expect("two"));
+
+    // Of three, three are used; of five, two are left.
+    set(KeyLimits { requests_per_minute: Some(3), ..limits });
+    assert!(caller().count_request(now).is_err());
+    set(KeyLimits { requests_per_minute: Some(5), streams: Some(3), tokens_per_minute: Some(2000) });
+    let now = std::time::Instant::now();
+    (0..2).for_each(|_| caller().count_request(now).expect("five a minute"));
+    assert!(caller().count_request(now).is_err());
+    assert!(caller().charge_tokens(1200, now).is_err(), "900 of 2000 are used");
+    // What was taken before the change is settled after it.
+    charge.settle(0, now);
+    drop(caller().charge_tokens(1900, now).expect("none of 2000 are used"));
+    let third = caller().open_stream().expect("three");
+    assert!(caller().open_stream().is_err());
+    drop((held, third));
+    set(KeyLimits { streams: Some(1), ..KeyLimits::default() });
+    let _one = caller().open_stream().expect("one");
+    assert!(caller().open_stream().is_err());
+}
+
+#[test]
+fn keys_of_the_command_line_are_tenants_of_their_own() {
+    let gate = Gate::new(None, &["sk-one".into(), "sk-two".into()]).expect("a door");
+    let caller = |key: &str| gate.authenticate(Some(&format!("Bearer {key}"))).expect("a key");
+    assert_ne!(caller("sk-one").tenant, caller("sk-two").tenant);
+    assert!(caller("sk-one").shares_queue);
+}
+
+#[test]
 fn empty_keys_open_nothing() {
     let blank = Gate::new(None, &[String::new(), " ".into()]).expect("a door");
     assert!(blank.is_open(), "a door with empty keys only is one without keys, and says so");
@@ -123,7 +180,7 @@ fn empty_keys_open_nothing() {
     for header in ["Bearer ", "Bearer  ", "bearer \t"] {
         assert!(mixed.authenticate(Some(header)).is_err(), "{header:?}");
     }
-    assert_eq!(tenant(&mixed, "sk-one").as_deref(), Some("default"));
+    assert_eq!(tenant(&mixed, "sk-one").as_deref(), Some("api-key:1"));
 }
 
 #[test]

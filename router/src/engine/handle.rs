@@ -9,10 +9,10 @@ use gaterail_model::text::Tokenizer;
 use gaterail_model::walk::Runner;
 use tokio::sync::mpsc;
 
-use super::inbox::{Ended, Inbox, Submission};
+use super::inbox::{Ended, Entrant, Inbox, Submission};
 use super::thread;
 use crate::admission::admit;
-use crate::api::{EngineLimits, Event, GenerateRequest, LoadSnapshot, ModelCard, Refusal};
+use crate::api::{EngineLimits, Event, GenerateRequest, LoadSnapshot, ModelCard, Refusal, TenantId};
 use crate::model::Model;
 use crate::sequence::events_room;
 use crate::step::Core;
@@ -85,15 +85,15 @@ impl Engine {
     }
 
     /// Whether a request with any prompt would be queued now. Asked before a text is read: who is refused costs nothing.
-    pub fn has_room(&self) -> Result<(), Refusal> {
-        self.shared.inbox.has_room(0, &self.shared.limits)
+    pub fn has_room(&self, tenant: &TenantId, shares_queue: bool) -> Result<(), Refusal> {
+        self.shared.inbox.has_room(Entrant { tenant, shares_queue, tokens: 0 }, &self.shared.limits)
     }
 
     /// Queues a request, or says why not. Takes time for the prompt's tokens, and none for the model.
     pub fn submit(&self, request: GenerateRequest) -> Result<Ticket, Refusal> {
         let Shared { inbox, card, limits, tokenizer } = &*self.shared;
         // Whoever cannot be queued anyway is told so before anything is done for it.
-        inbox.has_room(request.prompt.len(), limits)?;
+        inbox.has_room(Entrant::of(&request), limits)?;
         let arrived = Instant::now();
         let admitted = admit(request, card, limits, tokenizer.as_deref());
         let admitted = admitted.inspect_err(|_| inbox.count_refusal())?;

@@ -1,12 +1,14 @@
 //! What callers leave for the engine's thread, and what it lets them see. Locks are held for a few assignments.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
 use crate::admission::Admitted;
-use crate::api::{EngineLimits, Event, LoadSnapshot, Refusal};
+use crate::api::{EngineLimits, Event, GenerateRequest, LoadSnapshot, Refusal, TenantId};
 use crate::step::Gauges;
 
 /// A request on its way to the thread.
@@ -14,6 +16,21 @@ pub struct Submission {
     pub admitted: Admitted,
     pub arrived: Instant,
     pub events: mpsc::Sender<Event>,
+}
+
+/// Who wants to be queued, with how many tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Entrant<'a> {
+    pub tenant: &'a TenantId,
+    pub shares_queue: bool,
+    pub tokens: usize,
+}
+
+impl Entrant<'_> {
+    pub fn of(request: &GenerateRequest) -> Entrant<'_> {
+        let GenerateRequest { tenant, shares_queue, prompt, .. } = request;
+        Entrant { tenant, shares_queue: *shares_queue, tokens: prompt.len() }
+    }
 }
 
 /// What the thread finds when it looks.
@@ -54,12 +71,28 @@ struct State {
     /// Requests that have not started, `new` and those in the thread's hands.
     requests: usize,
     tokens: usize,
+    /// The same of each tenant that has any.
+    tenants: HashMap<TenantId, (usize, usize)>,
     draining: Option<Instant>,
     /// All handles are gone.
     abandoned: bool,
     stopped: bool,
     accepted: u64,
     refused: u64,
+}
+
+impl State {
+    fn leave(&mut self, tenant: TenantId, tokens: usize) {
+        self.requests -= 1;
+        self.tokens -= tokens;
+        if let Entry::Occupied(mut of_tenant) = self.tenants.entry(tenant) {
+            let (requests, all) = *of_tenant.get();
+            match requests {
+                1 => _ = of_tenant.remove(),
+                _ => *of_tenant.get_mut() = (requests - 1, all - tokens),
+            }
+        }
+    }
 }
 
 struct Seen {
@@ -74,25 +107,28 @@ impl Inbox {
         Inbox { ended: watch::Sender::new(None), state: Mutex::default(), wake: Condvar::new(), seen }
     }
 
-    /// Whether a request with so many tokens would be queued now; counted where it is not.
-    pub fn has_room(&self, tokens: usize, limits: &EngineLimits) -> Result<(), Refusal> {
+    /// Whether such a request would be queued now; counted where it is not.
+    pub fn has_room(&self, entrant: Entrant, limits: &EngineLimits) -> Result<(), Refusal> {
         let mut state = lock(&self.state);
-        let answer = self.room_in(&state, tokens, limits);
+        let answer = self.room_in(&state, entrant, limits);
         state.refused += u64::from(answer.is_err());
         answer
     }
 
     /// Queues a request.
     pub fn put(&self, submission: Submission, limits: &EngineLimits) -> Result<(), Refusal> {
-        let tokens = submission.admitted.request.prompt.len();
+        let entrant = Entrant::of(&submission.admitted.request);
+        let tokens = entrant.tokens;
         let mut state = lock(&self.state);
-        if let Err(refusal) = self.room_in(&state, tokens, limits) {
+        if let Err(refusal) = self.room_in(&state, entrant, limits) {
             state.refused += 1;
             return Err(refusal);
         }
         state.accepted += 1;
         state.requests += 1;
         state.tokens += tokens;
+        let of_tenant = state.tenants.entry(entrant.tenant.clone()).or_default();
+        *of_tenant = (of_tenant.0 + 1, of_tenant.1 + tokens);
         state.new.push(submission);
         drop(state);
         self.wake.notify_one();
@@ -118,11 +154,11 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    /// What is new since the thread last looked; `started` requests with so many tokens have left the queue.
-    pub fn take(&self, started: (usize, usize), wait: Wait) -> Orders {
+    /// What is new since the thread last looked; a request of each tenant in `started`, with so many tokens, has
+    /// left the queue.
+    pub fn take(&self, started: Vec<(TenantId, usize)>, wait: Wait) -> Orders {
         let mut state = lock(&self.state);
-        state.requests -= started.0;
-        state.tokens -= started.1;
+        started.into_iter().for_each(|(tenant, tokens)| state.leave(tenant, tokens));
         let nothing =
             |state: &mut State| state.new.is_empty() && state.draining.is_none() && !state.abandoned;
         let mut state = match wait {
@@ -149,6 +185,7 @@ impl Inbox {
         let mut state = lock(&self.state);
         state.stopped = true;
         (state.requests, state.tokens) = (0, 0);
+        state.tenants.clear();
         state.new.clear();
         drop(state);
         self.ended.send_replace(Some(how));
@@ -199,22 +236,31 @@ impl Inbox {
         }
     }
 
-    fn room_in(&self, state: &State, tokens: usize, limits: &EngineLimits) -> Result<(), Refusal> {
+    fn room_in(&self, state: &State, entrant: Entrant, limits: &EngineLimits) -> Result<(), Refusal> {
         if state.stopped {
             return Err(Refusal::Stopped);
         }
         if state.draining.is_some() {
             return Err(Refusal::Draining);
         }
+        let retry_after = |requests, tokens| lock(&self.seen).gauges.pace.retry_after(requests, tokens);
+        let State { requests, tokens, .. } = *state;
         // A prompt that is longer than the queue may be is let in when nobody else waits.
-        let too_many = state.requests >= limits.queue_requests_max;
-        let too_long = state.requests > 0 && state.tokens + tokens > limits.queue_tokens_max;
+        let too_many = requests >= limits.queue_requests_max;
+        let too_long = requests > 0 && tokens + entrant.tokens > limits.queue_tokens_max;
         if too_many || too_long {
-            let pace = lock(&self.seen).gauges.pace;
-            return Err(Refusal::QueueFull {
-                requests: state.requests,
-                tokens: state.tokens,
-                retry_after: pace.retry_after(state.requests, state.tokens),
+            let retry_after = retry_after(requests, tokens);
+            return Err(Refusal::QueueFull { requests, tokens, retry_after });
+        }
+        let (own_requests, own_tokens) = state.tenants.get(entrant.tenant).copied().unwrap_or_default();
+        // What it would have, and all would have with it: the rest has to be as much.
+        let too_many = own_requests + 1 + requests + 1 > limits.queue_requests_max;
+        let too_long = own_tokens + tokens + 2 * entrant.tokens > limits.queue_tokens_max;
+        if entrant.shares_queue && own_requests > 0 && (too_many || too_long) {
+            return Err(Refusal::TenantQueueFull {
+                requests: own_requests,
+                tokens: own_tokens,
+                retry_after: retry_after(own_requests, own_tokens),
             });
         }
         Ok(())

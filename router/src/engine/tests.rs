@@ -146,6 +146,79 @@ fn a_full_queue_says_when_to_come_again() {
     thread.join().unwrap();
 }
 
+/// An engine that is busy with one request, and room for so many others.
+fn busy(limits: EngineLimits) -> (Engine, std::thread::JoinHandle<()>, Ticket) {
+    let (engine, thread) = start(20, false, EngineLimits { batch_max: 1, ..limits });
+    let first = engine.submit(request(10, 40)).unwrap();
+    while engine.load().running == 0 || engine.load().queued_requests > 0 {
+        std::thread::yield_now();
+    }
+    (engine, thread, first)
+}
+
+fn of(tenant: &str, prompt: usize) -> GenerateRequest {
+    GenerateRequest { tenant: TenantId(tenant.into()), shares_queue: true, ..request(prompt, 1) }
+}
+
+#[test]
+fn who_shares_the_queue_leaves_as_much_as_it_has() {
+    let limits = EngineLimits { queue_requests_max: 16, ..EngineLimits::default() };
+    let (engine, thread, mut first) = busy(limits);
+    let mut held = Vec::new();
+    let mut fill = |tenant: &str| {
+        let before = held.len();
+        loop {
+            match engine.submit(of(tenant, 1)) {
+                Ok(ticket) => held.push(ticket),
+                Err(Refusal::TenantQueueFull { requests, .. }) => {
+                    assert!(engine.has_room(&TenantId(tenant.into()), true).is_err());
+                    assert_eq!(requests, held.len() - before);
+                    return requests;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    // Half, half of the rest, and so on: whoever comes next finds a place.
+    assert_eq!([fill("a"), fill("b"), fill("c")], [8, 4, 2]);
+    held.push(engine.submit(of("d", 1)).unwrap());
+    assert!(matches!(engine.submit(of("a", 1)), Err(Refusal::TenantQueueFull { .. })));
+    assert_eq!(read(&mut first).0, 40);
+    held.iter_mut().for_each(|ticket| assert_eq!(read(ticket).0, 1));
+    // Who has left the queue has its part again.
+    settled(&engine);
+    assert_eq!(read(&mut engine.submit(of("a", 1)).unwrap()).0, 1);
+    drop(engine);
+    thread.join().unwrap();
+}
+
+#[test]
+fn who_shares_the_queue_leaves_as_many_tokens_as_it_has() {
+    let limits = EngineLimits { queue_tokens_max: 100, ..EngineLimits::default() };
+    let (engine, thread, first) = busy(limits);
+    let held = [engine.submit(of("a", 30)).unwrap(), engine.submit(of("a", 20)).unwrap()];
+    assert!(matches!(engine.submit(of("a", 1)), Err(Refusal::TenantQueueFull { tokens: 50, .. })));
+    // Whoever has nothing waiting gets in while there is room at all.
+    let other = engine.submit(of("b", 40)).unwrap();
+    assert!(matches!(engine.submit(of("b", 6)), Err(Refusal::TenantQueueFull { tokens: 40, .. })));
+    assert!(matches!(engine.submit(of("c", 11)), Err(Refusal::QueueFull { .. })));
+    drop((first, held, other));
+    settled(&engine);
+    assert!(engine.submit(of("a", 50)).is_ok());
+    drop(engine);
+    thread.join().unwrap();
+}
+
+#[test]
+fn who_is_alone_fills_the_queue() {
+    let limits = EngineLimits { queue_requests_max: 4, queue_tokens_max: 40, ..EngineLimits::default() };
+    let (engine, thread, first) = busy(limits);
+    let held: Vec<_> = (0..4).map(|_| engine.submit(request(10, 1)).unwrap()).collect();
+    assert!(matches!(engine.submit(request(1, 1)), Err(Refusal::QueueFull { requests: 4, tokens: 40, .. })));
+    drop((first, held, engine));
+    thread.join().unwrap();
+}
+
 #[test]
 fn draining_finishes_what_it_can_and_fails_the_rest() {
     let limits = EngineLimits { batch_max: 1, ..EngineLimits::default() };

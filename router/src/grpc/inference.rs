@@ -13,16 +13,14 @@ use gaterail_proto::grpc::v1::{
     FinishReason as Reason, Finished, GenerateRequest, GenerateResponse, ModelInfoRequest, ModelInfoResponse,
     Started, Token, TokenizeRequest, TokenizeResponse, TopToken,
 };
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::read;
 use super::status::{status, timeout};
+use super::{entry, read};
 use crate::api::{Event, FinishReason, Piece, StopCause};
-use crate::auth::Caller;
 use crate::http::VERSION;
 use crate::openai::ApiError;
 use crate::serving::admit::{check_room, failed};
-use crate::serving::scope::Meta;
 use crate::serving::{Answers, Scope, Server, Work, events};
 
 pub struct Front {
@@ -37,8 +35,7 @@ impl Inference for Front {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Answer<Self::GenerateStream> {
         let deadline = timeout(request.metadata()).map(|time| Instant::now() + time);
-        let (caller, meta) = origin(request.extensions())?;
-        let mut scope = Scope::open(self.server.clone(), meta, caller);
+        let mut scope = entry::scope(request.extensions())?;
         match self.accept(request.into_inner(), deadline, &mut scope).await {
             Ok(run) => Ok(Response::new(run(scope))),
             Err(error) => {
@@ -49,8 +46,7 @@ impl Inference for Front {
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Answer<TokenizeResponse> {
-        let (caller, _) = origin(request.extensions())?;
-        let ids = self.tokens(&caller, request.into_inner()).await.map_err(|error| status(&error))?;
+        let ids = self.tokens(request.into_inner()).await.map_err(|error| status(&error))?;
         Ok(Response::new(TokenizeResponse { ids, context: self.server.served.context() as u32 }))
     }
 
@@ -69,12 +65,6 @@ impl Inference for Front {
     }
 }
 
-/// Who asks; the layers in front have written it there.
-fn origin(extensions: &Extensions) -> Result<(Caller, Meta), Status> {
-    let both = extensions.get::<Caller>().cloned().zip(extensions.get::<Meta>().cloned());
-    both.ok_or_else(|| Status::internal("a request without a name"))
-}
-
 type Run = Box<dyn FnOnce(Scope) -> BoxStream<'static, Result<GenerateResponse, Status>> + Send>;
 
 impl Front {
@@ -88,7 +78,7 @@ impl Front {
         let prompt = request.prompt.take();
         let generation = read::generation(request, &self.server.options.requests)?;
         served.check_name(generation.model.as_deref())?;
-        check_room(&self.server)?;
+        check_room(&self.server, &scope.caller)?;
         let prompt = read::prompt(served, prompt, &self.server.options.requests).await?;
         let work = Work { prompts: vec![prompt], generation, prompt_logprobs: None, deadline };
         let admission = work.admit(&self.server, scope)?;
@@ -97,8 +87,7 @@ impl Front {
         Ok(Box::new(move |scope| responses(answers, params, prompt_tokens, scope)))
     }
 
-    async fn tokens(&self, caller: &Caller, request: TokenizeRequest) -> Result<Vec<u32>, ApiError> {
-        caller.count_request(Instant::now())?;
+    async fn tokens(&self, request: TokenizeRequest) -> Result<Vec<u32>, ApiError> {
         let served = &self.server.served;
         served.check_name(Some(request.model.as_str()).filter(|name| !name.is_empty()))?;
         match request.input {

@@ -2,10 +2,12 @@
 //!
 //! | file | |
 //! |---|---|
+//! | [`entry`] | what is decided before the method: who may come in, room for the message |
 //! | [`inference`] | Generate, Tokenize, ModelInfo |
 //! | [`read`] | messages to checked requests |
 //! | [`status`] | errors in gRPC's codes; the client's deadline |
 
+mod entry;
 mod inference;
 mod read;
 mod status;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::middleware::from_fn_with_state;
 use gaterail_proto::grpc::DESCRIPTORS;
 use gaterail_proto::grpc::v1::inference_server::InferenceServer;
 use tonic::service::Routes;
@@ -22,11 +25,13 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::http::{guarded, opening};
+use crate::http::{Protocol, guarded, opening};
 use crate::serving::{Entrance, Readiness, Server};
 use status::status;
 
 const SERVICE: &str = "gaterail.v1.Inference";
+/// A question about health or the interface is a name; its room is not counted among that of bodies.
+const QUESTION_BYTES_MAX: usize = 16 << 10;
 const HEALTH_EVERY: Duration = Duration::from_millis(200);
 
 /// The health service, which is there before the model is: who watches it sees both.
@@ -43,7 +48,8 @@ impl Health {
         for name in ["", SERVICE] {
             reporter.set_service_status(name, ServingStatus::NotServing).await;
         }
-        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
+            .max_decoding_message_size(QUESTION_BYTES_MAX);
         Health { reporter, service }
     }
 }
@@ -52,7 +58,7 @@ impl Health {
 pub fn before(entrance: &Entrance, health: &Health) -> Router {
     let loading = || async { status(&opening::error()).into_http::<Body>() };
     let routes = Routes::new(health.service.clone()).into_axum_router().fallback(loading);
-    guarded(routes, entrance)
+    guarded(routes, entrance, Protocol::Http2)
 }
 
 /// All services with the layers around them. Runs inside the event loop, for a task of its own watches the health.
@@ -70,10 +76,13 @@ pub fn routes(server: Arc<Server>, health: Health) -> Router {
     const COMPILED: &str = "descriptors that were compiled with the program";
     let routes = Routes::new(inference)
         .add_service(health.service)
-        .add_service(reflection().build_v1().expect(COMPILED))
+        .add_service(reflection().build_v1().expect(COMPILED).max_decoding_message_size(QUESTION_BYTES_MAX))
         // Older clients ask by its older name.
-        .add_service(reflection().build_v1alpha().expect(COMPILED));
-    guarded(routes.into_axum_router(), &server.entrance)
+        .add_service(
+            reflection().build_v1alpha().expect(COMPILED).max_decoding_message_size(QUESTION_BYTES_MAX),
+        );
+    let routes = routes.into_axum_router().layer(from_fn_with_state(server.clone(), entry::enter));
+    guarded(routes, &server.entrance, Protocol::Http2)
 }
 
 /// Tells Check and Watch what `/readyz` says, for the server as a whole, for its service and for the model.

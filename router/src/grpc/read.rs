@@ -5,7 +5,7 @@ use gaterail_proto::grpc::v1::generate_request::Prompt;
 use gaterail_proto::grpc::v1::{Chat, GenerateRequest, Sampling};
 use serde_json::{Value, json};
 
-use crate::openai::{ApiError, Generation, RequestLimits, RequestedSampling, read_messages};
+use crate::openai::{ApiError, Generation, RequestLimits, RequestedSampling, Streaming, read_messages};
 use crate::serving::Served;
 
 const LOGPROBS_MAX: u32 = 20;
@@ -64,7 +64,7 @@ pub fn generation(request: GenerateRequest, limits: &RequestLimits) -> Result<Ge
     };
     Ok(Generation {
         model: Some(request.model).filter(|name| !name.is_empty()),
-        streaming: None,
+        streaming: Some(Streaming { include_usage: false, continuous_usage: false }),
         choices: request.n.max(1),
         max_tokens: request.max_tokens.map(|max| max as usize),
         sampling,

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use gaterail_model::sampler::SamplingParams;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::layers::random_hex;
@@ -49,7 +50,8 @@ pub fn stop_reason(reason: Option<&FinishReason>, params: &SamplingParams) -> Va
     }
 }
 
-pub fn json_response(body: &Value) -> Response {
+pub fn json_response(body: &impl Serialize) -> Response {
     let kind = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
+    let body = serde_json::to_string(body).expect("plain values become JSON");
+    ([(header::CONTENT_TYPE, kind)], body).into_response()
 }

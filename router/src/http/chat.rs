@@ -16,7 +16,7 @@ use super::layers::caller;
 use super::logprobs::TokenNames;
 use super::sse::{self, Chunks, Script};
 use super::usage::UsageBody;
-use crate::api::{Event, FinishReason};
+use crate::api::{Event, FinishReason, Piece};
 use crate::openai::{ApiError, ChatRequest, Streaming};
 use crate::serving::admit::{check_room, failed};
 use crate::serving::{Admission, Scope, Server, Work, events};
@@ -42,10 +42,11 @@ struct Accepted {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
+    let request = body::unless(request, scope.enter())?;
     let chat = body::parsed(server, request, ChatRequest::parse).await?;
     let served = &server.served;
     let model = served.check_name(chat.generation.model.as_deref())?.to_owned();
-    check_room(server)?;
+    check_room(server, &scope.caller)?;
     let input = ChatInput {
         messages: chat.messages,
         add_generation_prompt: chat.add_generation_prompt,
@@ -54,7 +55,11 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
         ..ChatInput::default()
     };
     let prompt = served.encode_chat(input).await?;
-    let names = TokenNames { tokenizer: served.tokenizer.clone(), as_ids: chat.generation.tokens_as_ids };
+    let names = TokenNames {
+        tokenizer: served.tokenizer.clone(),
+        as_ids: chat.generation.tokens_as_ids,
+        skip_special: chat.generation.skip_special,
+    };
     let streaming = chat.generation.streaming;
     let work =
         Work { prompts: vec![prompt], generation: chat.generation, prompt_logprobs: None, deadline: None };
@@ -66,8 +71,64 @@ async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Re
 #[derive(Default)]
 struct Choice {
     text: String,
-    logprobs: Vec<Value>,
+    /// With their log-probabilities, where those are wanted: written out they take a hundred times the room.
+    pieces: Vec<Piece>,
     reason: Option<FinishReason>,
+}
+
+#[derive(Serialize)]
+struct WholeChoice<'a> {
+    index: usize,
+    message: Value,
+    logprobs: Option<WholeLogprobs<'a>>,
+    finish_reason: Option<&'static str>,
+    stop_reason: Value,
+}
+
+#[derive(Serialize)]
+struct WholeLogprobs<'a> {
+    content: Entries<'a>,
+    refusal: (),
+}
+
+/// Each entry is made when it is written, and forgotten.
+struct Entries<'a> {
+    names: &'a TokenNames,
+    pieces: &'a [Piece],
+}
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: serde::Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_seq(self.pieces.iter().map(|piece| self.names.chat(piece)))
+    }
+}
+
+impl Choice {
+    fn written<'a>(
+        &'a self,
+        index: usize,
+        names: &'a TokenNames,
+        params: &SamplingParams,
+    ) -> WholeChoice<'a> {
+        let content = Entries { names, pieces: &self.pieces };
+        WholeChoice {
+            index,
+            message: json!({"role": "assistant", "content": self.text, "refusal": null}),
+            logprobs: params.logprobs.map(|_| WholeLogprobs { content, refusal: () }),
+            finish_reason: self.reason.as_ref().map(reason_word),
+            stop_reason: stop_reason(self.reason.as_ref(), params),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct WholeAnswer<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<WholeChoice<'a>>,
+    usage: UsageBody,
 }
 
 async fn whole(accepted: Accepted, mut scope: Scope) -> Response {
@@ -85,29 +146,17 @@ async fn whole(accepted: Accepted, mut scope: Scope) -> Response {
                 usage.generated(1);
                 all[choice].text.push_str(&piece.text);
                 if params.logprobs.is_some() {
-                    all[choice].logprobs.push(names.chat(&piece));
+                    all[choice].pieces.push(Piece { text: String::new(), ..piece });
                 }
             }
             Event::Finished { reason, .. } => all[choice].reason = Some(reason),
             Event::Failed(failure) => return refuse(scope, failed(&failure)),
         }
     }
-    let body = |(index, choice): (usize, Choice)| {
-        let mut body = json!({
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": null},
-            "logprobs": params.logprobs.map(|_| json!({"content": choice.logprobs, "refusal": null})),
-            "finish_reason": choice.reason.as_ref().map(reason_word),
-        });
-        body["stop_reason"] = stop_reason(choice.reason.as_ref(), &params);
-        body
-    };
-    let choices: Vec<Value> = all.into_iter().enumerate().map(body).collect();
-    let Head { id, created, model } = head;
-    json_response(&json!({
-        "id": id, "object": "chat.completion", "created": created, "model": model,
-        "choices": choices, "usage": usage,
-    }))
+    let choices = all.iter().enumerate().map(|(index, choice)| choice.written(index, &names, &params));
+    let choices = choices.collect();
+    let Head { id, created, model } = &head;
+    json_response(&WholeAnswer { id, object: "chat.completion", created: *created, model, choices, usage })
 }
 
 fn stream(server: &Arc<Server>, accepted: Accepted, streaming: Streaming, scope: Scope) -> Response {

@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 
 use super::answer::{Head, json_response, reason_word, refuse, stop_reason};
 use super::body;
+use super::echo::{Echo, Reading};
 use super::layers::caller;
 use super::logprobs::{CompletionLogprobs, TokenNames};
 use super::sse::{self, Chunks, Script};
 use super::usage::UsageBody;
 use crate::api::{Event, Piece, PromptLogprob};
-use crate::openai::{ApiError, CompletionRequest, Prompt, Streaming};
+use crate::openai::{ApiError, CompletionRequest, Streaming};
 use crate::serving::admit::{check_room, failed};
 use crate::serving::{Admission, Scope, Server, Work, events};
 
@@ -40,51 +41,40 @@ struct Accepted {
 }
 
 async fn accept(server: &Arc<Server>, request: Request, scope: &mut Scope) -> Result<Accepted, ApiError> {
+    let request = body::unless(request, scope.enter())?;
     let asked = body::parsed(server, request, CompletionRequest::parse).await?;
     let CompletionRequest { generation, prompts, echo, add_special_tokens } = asked;
     let served = &server.served;
     let model = served.check_name(generation.model.as_deref())?.to_owned();
-    check_room(server)?;
-    let (mut tokens, mut texts) = (Vec::with_capacity(prompts.len()), Vec::new());
+    check_room(server, &scope.caller)?;
+    let names = TokenNames {
+        tokenizer: served.tokenizer.clone(),
+        as_ids: generation.tokens_as_ids,
+        skip_special: generation.skip_special,
+    };
+    let logprobs = generation.sampling.logprobs.is_some();
+    let reading = Reading { served, names: &names, add_special: add_special_tokens, echo, logprobs };
+    let (mut tokens, mut echoes) = (Vec::with_capacity(prompts.len()), Vec::new());
     let several = prompts.len() > 1;
     for (index, prompt) in prompts.into_iter().enumerate() {
         let param = if several { format!("prompt[{index}]") } else { "prompt".to_owned() };
-        match prompt {
-            Prompt::Text(text) => {
-                texts.push(if echo { text.clone() } else { String::new() });
-                tokens.push(served.encode(&param, text, add_special_tokens).await?);
-            }
-            Prompt::Tokens(ids) => {
-                served.check_length(&param, ids.len())?;
-                texts.push(match echo && served.tokenizer.is_some() {
-                    true => served.decode(&param, ids.clone(), generation.skip_special).await?,
-                    false => String::new(),
-                });
-                tokens.push(ids);
-            }
-        }
+        let (ids, echo) = reading.read(&param, prompt).await?;
+        tokens.push(ids);
+        echoes.extend(echo);
     }
-    let firsts = tokens.iter().map(|prompt| prompt.first().copied()).collect();
-    let names = TokenNames { tokenizer: served.tokenizer.clone(), as_ids: generation.tokens_as_ids };
     let streaming = generation.streaming;
     let prompt_logprobs = generation.sampling.logprobs.filter(|_| echo);
     let work = Work { prompts: tokens, generation, prompt_logprobs, deadline: None };
     let admission = work.admit(server, scope)?;
-    let writer = Writer::new(&admission, names, echo.then_some(Echo { texts, firsts }));
+    let writer = Writer::new(&admission, names, echoes);
     Ok(Accepted { head: Head::new("cmpl", &model), admission, writer, streaming })
-}
-
-/// What the answers begin with.
-struct Echo {
-    texts: Vec<String>,
-    /// The first token of every prompt, which has no probability.
-    firsts: Vec<Option<u32>>,
 }
 
 /// Turns events into the text and the logprobs of their choices.
 struct Writer {
     names: TokenNames,
-    echo: Option<Echo>,
+    /// Of every prompt, or of none.
+    echoes: Vec<Echo>,
     params: SamplingParams,
     /// Choices of one prompt.
     choices: usize,
@@ -95,12 +85,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(admission: &Admission, names: TokenNames, echo: Option<Echo>) -> Writer {
+    fn new(admission: &Admission, names: TokenNames, echoes: Vec<Echo>) -> Writer {
         let prompts = admission.tickets.len();
         let all = prompts * admission.choices;
         Writer {
             names,
-            echo,
+            echoes,
             params: admission.params.clone(),
             choices: admission.choices,
             prompt_logprobs: vec![Vec::new(); prompts],
@@ -115,15 +105,18 @@ impl Writer {
             return String::new();
         }
         let prompt = choice / self.choices;
-        let Some(echo) = &self.echo else { return String::new() };
+        let Some(echo) = self.echoes.get(prompt) else { return String::new() };
         if self.params.logprobs.is_some() {
             let written = &mut self.logprobs[choice];
-            if let Some(first) = echo.firsts[prompt] {
-                written.first(&self.names, first);
+            let mut widths = echo.widths.iter().copied();
+            if let Some(first) = echo.first {
+                written.first(&self.names, first, widths.next().unwrap_or(0));
             }
-            self.prompt_logprobs[prompt].iter().for_each(|token| written.prompt(&self.names, token));
+            for (token, width) in self.prompt_logprobs[prompt].iter().zip(widths) {
+                written.prompt(&self.names, token, width);
+            }
         }
-        echo.texts[prompt].clone()
+        echo.text.clone()
     }
 
     fn piece(&mut self, choice: usize, piece: &Piece) -> String {

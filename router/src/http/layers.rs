@@ -1,4 +1,5 @@
-//! What surrounds every route, from the outside in: request id and account; web pages of other origins; the key.
+//! What surrounds every route, from the outside in: request id and account; names that are not ours; web pages of other
+//! origins; the key.
 
 use std::time::Instant;
 
@@ -9,6 +10,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 
+use super::hosts::hosts;
+use super::listen::Protocol;
 use super::routes::route_name;
 use crate::api::RequestId;
 use crate::auth::Caller;
@@ -24,12 +27,17 @@ const HEADER_BYTES_MAX: usize = 32 << 10;
 /// A web page may call and need not ask again for so many seconds.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
-/// Puts the door and all that belongs to it in front of `routes`. The same for HTTP and gRPC.
-pub fn guarded(routes: Router, entrance: &Entrance) -> Router {
-    routes
+/// Puts the door and all that belongs to it in front of `routes`. The same for HTTP and gRPC, but for `hosts`, which is for
+/// ports that browsers can reach.
+pub fn guarded(routes: Router, entrance: &Entrance, protocol: Protocol) -> Router {
+    let routes = routes
         .layer(from_fn_with_state(entrance.clone(), door))
-        .layer(from_fn_with_state(entrance.clone(), origins))
-        .layer(from_fn_with_state(entrance.clone(), account))
+        .layer(from_fn_with_state(entrance.clone(), origins));
+    let routes = match protocol {
+        Protocol::Http1 => routes.layer(from_fn_with_state(entrance.clone(), hosts)),
+        Protocol::Http2 => routes,
+    };
+    routes.layer(from_fn_with_state(entrance.clone(), account))
 }
 
 /// Who asks and what the request is called; the layers have put it there.

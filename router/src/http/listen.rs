@@ -3,23 +3,22 @@
 //! A client that closes its sending half is taken for one that went away, as hyper does it: the two look alike.
 
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
 
+use super::socket::Patient;
 use crate::metrics::Metrics;
 use crate::openai::{ApiError, ErrorKind};
 
@@ -39,6 +38,8 @@ pub struct ListenLimits {
     pub send_buffer_bytes: usize,
     /// HTTP/2: requests at once on a connection.
     pub streams_max: u32,
+    /// HTTP/2: what a connection may send before anybody reads it.
+    pub window_bytes: u32,
     /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
     pub ping_every: Duration,
 }
@@ -54,6 +55,7 @@ impl Default for ListenLimits {
             write_bytes_min: 16 << 10,
             send_buffer_bytes: 128 << 10,
             streams_max: 256,
+            window_bytes: 256 << 10,
             ping_every: Duration::from_secs(10),
         }
     }
@@ -66,6 +68,10 @@ pub enum Protocol {
     /// HTTP/2 without TLS, as gRPC uses it.
     Http2,
 }
+
+/// Who is at the other end of the connection that a request came on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// A port that is served.
 pub struct Listening {
@@ -118,9 +124,10 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((stream, _)) => match room.clone().try_acquire_owned() {
+            Ok((stream, peer)) => match room.clone().try_acquire_owned() {
                 Ok(permit) => {
-                    connections.spawn(connection(stream, port.clone(), stopped.clone(), permit));
+                    let peer = Peer(peer.ip());
+                    connections.spawn(connection(stream, peer, port.clone(), stopped.clone(), permit));
                 }
                 Err(_) => {
                     port.metrics.connections_refused.fetch_add(1, Relaxed);
@@ -137,6 +144,7 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
 
 async fn connection(
     stream: TcpStream,
+    peer: Peer,
     port: Port,
     stopped: watch::Receiver<bool>,
     permit: OwnedSemaphorePermit,
@@ -146,8 +154,13 @@ async fn connection(
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
     port.metrics.connections.fetch_add(1, Relaxed);
     let limits = &port.limits;
-    let io = TokioIo::new(Patient::new(stream, limits.write_stall_max, limits.write_bytes_min));
-    let service = TowerToHyperService::new(port.app.clone());
+    let (stream, gone) = Patient::new(stream, limits.write_stall_max, limits.write_bytes_min);
+    let io = TokioIo::new(stream);
+    let routes = TowerToHyperService::new(port.app.clone());
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.call(request)
+    });
     // How a connection ends, well or badly, is its client's business.
     match port.protocol {
         Protocol::Http1 => {
@@ -159,13 +172,19 @@ async fn connection(
                 .max_buf_size(limits.read_buffer_bytes);
             let connection = builder.serve_connection(io, service);
             tokio::pin!(connection);
+            let gone = gone.noticed();
+            tokio::pin!(gone);
             let ended = tokio::select! {
                 _ = connection.as_mut() => true,
+                () = gone.as_mut() => true,
                 () = is_stopped(stopped) => false,
             };
             if !ended {
                 connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
+                tokio::select! {
+                    _ = connection => {}
+                    () = gone => {}
+                }
             }
         }
         Protocol::Http2 => {
@@ -174,6 +193,8 @@ async fn connection(
                 .timer(TokioTimer::new())
                 .max_header_list_size(32 << 10)
                 .max_concurrent_streams(limits.streams_max)
+                .initial_connection_window_size(limits.window_bytes)
+                .initial_stream_window_size(limits.window_bytes)
                 .keep_alive_interval(limits.ping_every)
                 .keep_alive_timeout(limits.ping_every);
             let connection = builder.serve_connection(io, service);
@@ -211,90 +232,4 @@ async fn turn_away(mut stream: TcpStream, protocol: Protocol) {
         stream.shutdown().await
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
-}
-
-/// A stream that gives up on a client that takes too little for too long.
-struct Patient {
-    stream: TcpStream,
-    stall_max: Duration,
-    bytes_min: usize,
-    /// Runs while bytes wait for the client.
-    waiting: Option<Pin<Box<Sleep>>>,
-    /// Taken since it runs.
-    taken: usize,
-}
-
-impl Patient {
-    fn new(stream: TcpStream, stall_max: Duration, bytes_min: usize) -> Patient {
-        Patient { stream, stall_max, bytes_min, waiting: None, taken: 0 }
-    }
-
-    fn wrote(
-        &mut self,
-        context: &mut Context<'_>,
-        result: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        match result {
-            Poll::Ready(Ok(bytes)) => {
-                self.taken += bytes;
-                if self.taken >= self.bytes_min {
-                    self.waiting = None;
-                }
-                Poll::Ready(Ok(bytes))
-            }
-            Poll::Pending => {
-                if self.waiting.is_none() {
-                    self.taken = 0;
-                    self.waiting = Some(Box::pin(tokio::time::sleep_until(Instant::now() + self.stall_max)));
-                }
-                let over = self.waiting.as_mut().is_some_and(|sleep| sleep.as_mut().poll(context).is_ready());
-                if over { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
-            }
-            failed => failed,
-        }
-    }
-}
-
-impl AsyncRead for Patient {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Patient {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(context, result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.wrote(context, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    /// Hyper flushes when all that it had is written: nobody waits.
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.waiting = None;
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

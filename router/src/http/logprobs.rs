@@ -13,11 +13,25 @@ pub struct TokenNames {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `token_id:17` instead of text, so that two tokens with one text stay two.
     pub as_ids: bool,
+    /// Special tokens have no text.
+    pub skip_special: bool,
 }
 
 impl TokenNames {
     fn bytes(&self, id: u32) -> Vec<u8> {
         self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_bytes(id)).unwrap_or_default()
+    }
+
+    /// Characters that a token stands for inside a text: those that begin with it.
+    pub fn characters(&self, id: u32) -> usize {
+        // Characters begin with a byte that continues none.
+        self.bytes(id).iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+    }
+
+    /// The same in the text of an answer.
+    pub fn width(&self, id: u32) -> usize {
+        let special = || self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_special(id));
+        if self.skip_special && special() { 0 } else { self.characters(id) }
     }
 
     fn name(&self, id: u32, bytes: &[u8]) -> String {
@@ -63,35 +77,34 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// The first token of a prompt, which has no probability.
-    pub fn first(&mut self, names: &TokenNames, id: u32) {
-        self.push(names, id, Value::Null, Value::Null);
+    /// The first token of a prompt, which has no probability; `width` characters of the text are its own.
+    pub fn first(&mut self, names: &TokenNames, id: u32, width: usize) {
+        self.push(names, (id, width), Value::Null, Value::Null);
     }
 
-    pub fn prompt(&mut self, names: &TokenNames, token: &PromptLogprob) {
-        self.known(names, token.token, token.logprob, &token.top);
+    pub fn prompt(&mut self, names: &TokenNames, token: &PromptLogprob, width: usize) {
+        self.known(names, (token.token, width), token.logprob, &token.top);
     }
 
     pub fn piece(&mut self, names: &TokenNames, piece: &Piece) {
-        self.known(names, piece.token, piece.logprob.unwrap_or(f32::NEG_INFINITY), &piece.top);
+        let token = (piece.token, names.width(piece.token));
+        self.known(names, token, piece.logprob.unwrap_or(f32::NEG_INFINITY), &piece.top);
     }
 
-    fn known(&mut self, names: &TokenNames, id: u32, logprob: f32, top: &[(u32, f32)]) {
-        let own = (id, logprob);
-        let others = top.iter().filter(|(other, _)| *other != id).chain([&own]);
+    fn known(&mut self, names: &TokenNames, token: (u32, usize), logprob: f32, top: &[(u32, f32)]) {
+        let own = (token.0, logprob);
+        let others = top.iter().filter(|(other, _)| *other != own.0).chain([&own]);
         let mut all: Vec<(u32, f32)> = others.copied().collect();
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let named = |(id, logprob): (u32, f32)| (names.name(id, &names.bytes(id)), number(logprob));
         let top = Value::Object(all.into_iter().map(named).collect());
-        self.push(names, id, number(logprob), top);
+        self.push(names, token, number(logprob), top);
     }
 
-    fn push(&mut self, names: &TokenNames, id: u32, logprob: Value, top: Value) {
-        let bytes = names.bytes(id);
-        let name = names.name(id, &bytes);
+    fn push(&mut self, names: &TokenNames, (id, width): (u32, usize), logprob: Value, top: Value) {
+        let name = names.name(id, &names.bytes(id));
         self.offsets.push(self.offset.into());
-        // Characters begin with a byte that continues none.
-        self.offset += bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+        self.offset += width;
         self.tokens.push(name.into());
         self.logprobs.push(logprob);
         self.top.push(top);

@@ -14,6 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 
 use super::answer::json_response;
+use super::listen::Protocol;
 use super::{health, layers};
 use crate::openai::{ApiError, ErrorKind};
 use crate::serving::Entrance;
@@ -61,7 +62,7 @@ pub fn before(entrance: &Entrance) -> Router {
         .route("/health", get(not_ready))
         .route("/version", get(health::version))
         .fallback(loading);
-    layers::guarded(routes, entrance)
+    layers::guarded(routes, entrance, Protocol::Http1)
 }
 
 async fn not_ready() -> Response {

@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::Method;
 use axum::routing::{MethodRouter, get, post};
 
+use super::listen::Protocol;
 use super::{chat, completions, health, layers, models, tokens};
 use crate::openai::{ApiError, ErrorKind};
 use crate::serving::Server;
@@ -31,7 +32,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route("/version", get(self::get(health::version)))
         .fallback(no_route)
         .with_state(server.clone());
-    layers::guarded(routes, &server.entrance)
+    layers::guarded(routes, &server.entrance, Protocol::Http1)
 }
 
 /// What a path is called in logs and metrics: one of few, whatever clients send.

@@ -15,7 +15,8 @@ use crate::openai::{ApiError, DetokenizeRequest, TokenizeInput, TokenizeRequest}
 use crate::serving::Server;
 
 pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
-    caller(&request).0.count_request(Instant::now())?;
+    let counted = caller(&request).0.count_request(Instant::now());
+    let request = body::unless(request, counted)?;
     let asked = body::parsed(&server, request, TokenizeRequest::parse).await?;
     let served = &server.served;
     served.check_name(asked.model.as_deref())?;
@@ -50,7 +51,8 @@ pub async fn tokenize(State(server): State<Arc<Server>>, request: Request) -> Re
 }
 
 pub async fn detokenize(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
-    caller(&request).0.count_request(Instant::now())?;
+    let counted = caller(&request).0.count_request(Instant::now());
+    let request = body::unless(request, counted)?;
     let asked = body::parsed(&server, request, DetokenizeRequest::parse).await?;
     let served = &server.served;
     served.check_name(asked.model.as_deref())?;

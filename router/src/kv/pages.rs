@@ -57,12 +57,27 @@ struct Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {
     pub pages: Vec<u32>,
+    /// The names of the pages, by which it is seen whether they still say the same.
+    names: Vec<u64>,
     /// What the next page follows.
     pub parent: Parent,
     /// Those that nobody holds at the moment.
     pub idle: usize,
     /// Those that one sequence alone holds. Whoever holds a page holds what it follows: it is the same one for all.
     pub held_once: usize,
+    /// What had happened to the pages when all this was looked up.
+    at: Changes,
+}
+
+/// How often the pages changed in what makes a hit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    /// A page became known: a hit may go on.
+    known: u64,
+    /// A page was forgotten: a hit may have lost its end.
+    forgotten: u64,
+    /// A known page has a holder more or less.
+    held: u64,
 }
 
 /// The pages of one lane.
@@ -74,7 +89,7 @@ pub struct Pages {
     idle: BTreeMap<u64, u32>,
     index: HashMap<Arc<Content>, u32>,
     keep: bool,
-    names: u64,
+    changes: Changes,
     clock: u64,
 }
 
@@ -87,7 +102,7 @@ impl Pages {
             idle: BTreeMap::new(),
             index: HashMap::new(),
             keep,
-            names: 0,
+            changes: Changes::default(),
             clock: 0,
         }
     }
@@ -106,24 +121,62 @@ impl Pages {
         self.idle.len()
     }
 
-    /// The full pages with which `tokens` begins, `pages_max` at most.
-    pub fn find(&self, salt: &Salt, tokens: &[u32], pages_max: usize) -> Hit {
-        let mut hit = Hit { pages: Vec::new(), parent: Parent::Root(salt.clone()), idle: 0, held_once: 0 };
-        if !self.keep {
-            return hit;
-        }
-        for tokens in tokens.as_chunks::<PAGE_POSITIONS>().0.iter().take(pages_max) {
-            let content = Content { parent: hit.parent.clone(), tokens: *tokens };
-            let Some(&page) = self.index.get(&content) else { break };
-            let at = &self.pages[page as usize];
-            // What is in the index is known.
-            let Some(known) = &at.known else { break };
-            hit.idle += usize::from(at.holders == 0);
-            hit.held_once += usize::from(at.holders == 1);
-            hit.parent = Parent::Page(known.name);
-            hit.pages.push(page);
-        }
+    /// The full pages with which `tokens` begins.
+    pub fn find(&self, salt: &Salt, tokens: &[u32]) -> Hit {
+        let mut hit = Hit {
+            pages: Vec::new(),
+            names: Vec::new(),
+            parent: Parent::Root(salt.clone()),
+            idle: 0,
+            held_once: 0,
+            at: self.changes,
+        };
+        self.go_on(&mut hit, tokens);
         hit
+    }
+
+    /// Makes of an earlier hit for the same tokens what `find` would say now. Takes no time where nothing has changed, and
+    /// else none for the tokens of pages that are still there.
+    pub fn find_again(&self, hit: &mut Hit, salt: &Salt, tokens: &[u32]) {
+        if hit.at == self.changes {
+            return;
+        }
+        if hit.at.forgotten != self.changes.forgotten {
+            let says = |(page, name): (&u32, &u64)| self.name(*page) == Some(*name);
+            let still = hit.pages.iter().zip(&hit.names).take_while(|link| says(*link)).count();
+            hit.pages.truncate(still);
+            hit.names.truncate(still);
+            hit.parent = match hit.names.last() {
+                Some(name) => Parent::Page(*name),
+                None => Parent::Root(salt.clone()),
+            };
+        }
+        self.go_on(hit, tokens);
+    }
+
+    /// Follows the chain from where a hit ends.
+    fn go_on(&self, hit: &mut Hit, tokens: &[u32]) {
+        hit.at = self.changes;
+        if !self.keep {
+            return;
+        }
+        for tokens in tokens.as_chunks::<PAGE_POSITIONS>().0.iter().skip(hit.pages.len()) {
+            let content = Content { parent: hit.parent.clone(), tokens: *tokens };
+            // What is in the index is known.
+            let Some(&page) = self.index.get(&content) else { break };
+            let Some(name) = self.name(page) else { break };
+            hit.parent = Parent::Page(name);
+            hit.pages.push(page);
+            hit.names.push(name);
+        }
+        let with = |holders: u32| {
+            hit.pages.iter().filter(|page| self.pages[**page as usize].holders == holders).count()
+        };
+        (hit.idle, hit.held_once) = (with(0), with(1));
+    }
+
+    fn name(&self, page: u32) -> Option<u64> {
+        self.pages[page as usize].known.as_ref().map(|known| known.name)
     }
 
     /// Holds the pages of a hit.
@@ -136,6 +189,7 @@ impl Pages {
             }
             at.holders += 1;
         }
+        self.changes.held += 1;
     }
 
     /// A page to write, held once; of the idle ones the one that was let go first. `None` when all are held.
@@ -165,17 +219,19 @@ impl Pages {
                 self.idle.remove(&at.let_go);
             }
             at.holders += 1;
+            self.changes.held += 1;
             let name = at.known.as_ref().map_or(0, |known| known.name);
             self.let_go(page);
             return (older, Parent::Page(name));
         }
-        self.names += 1;
+        self.changes.known += 1;
+        let name = self.changes.known;
         let content = Arc::new(content);
         self.index.insert(content.clone(), page);
         let at = &mut self.pages[page as usize];
         assert!(at.holders == 1 && at.known.is_none(), "page {page} was completed twice");
-        at.known = Some(Known { name: self.names, content });
-        (page, Parent::Page(self.names))
+        at.known = Some(Known { name, content });
+        (page, Parent::Page(name))
     }
 
     /// Lets the pages of a sequence go, the last one first.
@@ -200,6 +256,7 @@ impl Pages {
         let at = &mut self.pages[page as usize];
         assert!(at.holders > 0, "page {page} was released twice");
         at.holders -= 1;
+        self.changes.held += u64::from(at.known.is_some());
         if at.holders > 0 {
             return;
         }
@@ -215,6 +272,7 @@ impl Pages {
     fn forget(&mut self, page: u32) {
         if let Some(known) = self.pages[page as usize].known.take() {
             self.index.remove(&known.content);
+            self.changes.forgotten += 1;
         }
     }
 
@@ -287,18 +345,18 @@ mod tests {
     fn prompts_that_begin_alike_share_pages_within_a_salt() {
         let mut pages = Pages::new(8, true);
         let a = computed(&mut pages, &salt("a"), &[1, 2, 3]);
-        let find = |pages: &Pages, name: &str, of: &[u32], most| pages.find(&salt(name), &text(of), most);
-        assert_eq!(find(&pages, "a", &[1, 2, 9], 9).pages, a[..2]);
-        assert_eq!(find(&pages, "a", &[1, 2, 3, 4], 1).pages, a[..1]);
+        let find = |pages: &Pages, name: &str, of: &[u32]| pages.find(&salt(name), &text(of));
+        assert_eq!(find(&pages, "a", &[1, 2, 9]).pages, a[..2]);
+        assert_eq!(find(&pages, "a", &[1, 2, 3, 4]).pages, a);
         // The same page behind another is another page.
-        assert_eq!(find(&pages, "a", &[2, 3], 9).pages, [0u32; 0]);
-        assert_eq!(find(&pages, "b", &[1, 2], 9).pages, [0u32; 0]);
+        assert_eq!(find(&pages, "a", &[2, 3]).pages, [0u32; 0]);
+        assert_eq!(find(&pages, "b", &[1, 2]).pages, [0u32; 0]);
         let salted = Salt { extra: Some("x".into()), ..salt("a") };
-        assert_eq!(pages.find(&salted, &text(&[1]), 9).pages, [0u32; 0]);
-        let hit = find(&pages, "a", &[1, 2], 9);
+        assert_eq!(pages.find(&salted, &text(&[1])).pages, [0u32; 0]);
+        let hit = find(&pages, "a", &[1, 2]);
         assert_eq!((hit.idle, hit.held_once), (0, 2));
         pages.hold(&hit);
-        let all = find(&pages, "a", &[1, 2, 3], 9);
+        let all = find(&pages, "a", &[1, 2, 3]);
         assert_eq!((all.idle, all.held_once), (0, 1));
         pages.release(a.clone());
         assert_eq!((pages.idle(), pages.available()), (1, 6));
@@ -306,7 +364,7 @@ mod tests {
         // What a holder still has cannot be taken; what nobody has can, however known it is.
         assert_eq!((0..6).filter_map(|_| pages.fresh()).count(), 6);
         assert_eq!(pages.fresh(), None);
-        assert_eq!(find(&pages, "a", &[1, 2, 3], 9).pages, a[..2]);
+        assert_eq!(find(&pages, "a", &[1, 2, 3]).pages, a[..2]);
     }
 
     #[test]
@@ -317,10 +375,10 @@ mod tests {
         pages.release(b.clone());
         pages.release(a.clone());
         assert_eq!(pages.fresh(), Some(b[1]));
-        assert_eq!(pages.find(&salt("a"), &text(&[3, 4]), 9).pages, b[..1]);
+        assert_eq!(pages.find(&salt("a"), &text(&[3, 4])).pages, b[..1]);
         assert_eq!(pages.fresh(), Some(b[0]));
         assert_eq!(pages.fresh(), Some(a[1]));
-        assert_eq!(pages.find(&salt("a"), &text(&[1, 2]), 9).pages, a[..1]);
+        assert_eq!(pages.find(&salt("a"), &text(&[1, 2])).pages, a[..1]);
     }
 
     #[test]
@@ -345,7 +403,57 @@ mod tests {
         let a = computed(&mut pages, &salt("a"), &[1, 2]);
         pages.release(a);
         assert_eq!((pages.available(), pages.idle()), (2, 0));
-        assert_eq!(pages.find(&salt("a"), &text(&[1]), 9).pages, [0u32; 0]);
+        assert_eq!(pages.find(&salt("a"), &text(&[1])).pages, [0u32; 0]);
+    }
+
+    #[test]
+    fn what_was_found_before_is_found_again() {
+        // The lowest bits of a linear congruence are poor.
+        let mut state = 1u64;
+        let mut roll = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        let mut pages = Pages::new(12, true);
+        let texts: Vec<Vec<u32>> =
+            (0..6).map(|of| text(&[1, of % 2, of % 3, of])).chain([text(&[1]), text(&[7, 7])]).collect();
+        let mut hits: Vec<Hit> = texts.iter().map(|text| pages.find(&salt("a"), text)).collect();
+        let mut tables: Vec<Vec<u32>> = Vec::new();
+        let (mut shorter, mut longer, mut same) = (0, 0, 0);
+        for _ in 0..5000 {
+            match roll(8) {
+                0..4 if !tables.is_empty() => {
+                    let table = tables.swap_remove(roll(tables.len()));
+                    pages.release(table);
+                }
+                4 => tables.extend(pages.fresh().map(|page| vec![page])),
+                5 => {
+                    let hit = pages.find(&salt("a"), &texts[roll(texts.len())]);
+                    pages.hold(&hit);
+                    tables.push(hit.pages);
+                }
+                _ => {
+                    let of = texts[roll(texts.len())].as_chunks::<PAGE_POSITIONS>().0.to_vec();
+                    let mut parent = Parent::Root(salt("a"));
+                    let mut table = Vec::new();
+                    for tokens in of {
+                        let Some(page) = pages.fresh() else { break };
+                        let (page, next) = pages.complete(page, parent, tokens);
+                        parent = next;
+                        table.push(page);
+                    }
+                    tables.push(table);
+                }
+            }
+            let at = roll(texts.len());
+            let before = hits[at].pages.len();
+            same += usize::from(hits[at].at == pages.changes);
+            pages.find_again(&mut hits[at], &salt("a"), &texts[at]);
+            assert_eq!(hits[at], pages.find(&salt("a"), &texts[at]));
+            shorter += usize::from(hits[at].pages.len() < before);
+            longer += usize::from(hits[at].pages.len() > before);
+        }
+        assert!(shorter > 50 && longer > 50 && same > 50, "{shorter} {longer} {same}");
     }
 
     #[test]

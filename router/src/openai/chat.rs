@@ -112,12 +112,12 @@ pub fn read_messages(messages: Value, limits: &RequestLimits) -> Result<Value, A
         let (count, max) = (list.len(), limits.messages_max);
         return Err(ApiError::invalid("messages", format!("messages has {count} messages, more than {max}")));
     }
-    let read = |(index, message)| read_message(&format!("messages[{index}]"), message);
+    let read = |(index, message)| read_message(&format!("messages[{index}]"), message, limits);
     list.into_iter().enumerate().map(read).collect()
 }
 
 /// Role, text and what belongs to them; fields that nobody here knows are left out.
-fn read_message(place: &str, message: Value) -> Result<Value, ApiError> {
+fn read_message(place: &str, message: Value, limits: &RequestLimits) -> Result<Value, ApiError> {
     let Value::Object(map) = message else { return Err(wrong_kind(place, &message, "an object")) };
     let mut fields = Fields::from(map);
     let at = |name: &str| format!("{place}.{name}");
@@ -150,7 +150,10 @@ fn read_message(place: &str, message: Value) -> Result<Value, ApiError> {
         (None, _) => return Err(ApiError::invalid(at("content"), format!("{} is missing", at("content")))),
     };
     let mut read = Map::from_iter([("role".to_owned(), json!(role)), ("content".to_owned(), json!(content))]);
-    for name in ["name", "reasoning_content", "reasoning", "thinking"] {
+    if let Some(name) = fields.string_at("name", &at("name"), limits.name_bytes_max)? {
+        read.insert("name".to_owned(), json!(name));
+    }
+    for name in ["reasoning_content", "reasoning", "thinking"] {
         match fields.take(name) {
             Some(value @ Value::String(_)) => drop(read.insert(name.to_owned(), value)),
             Some(other) => return Err(wrong_kind(&at(name), &other, "a string")),

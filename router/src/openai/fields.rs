@@ -43,14 +43,24 @@ impl Fields {
     }
 
     pub fn string(&mut self, name: &str, bytes_max: usize) -> Result<Option<String>, ApiError> {
+        self.string_at(name, name, bytes_max)
+    }
+
+    /// The same of an object inside of others, which an error calls `place`.
+    pub fn string_at(
+        &mut self,
+        name: &str,
+        place: &str,
+        bytes_max: usize,
+    ) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) if text.len() > bytes_max => {
                 let bytes = text.len();
-                Err(ApiError::invalid(name, format!("{name} has {bytes} bytes, more than {bytes_max}")))
+                Err(ApiError::invalid(place, format!("{place} has {bytes} bytes, more than {bytes_max}")))
             }
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong_kind(name, &other, "a string")),
+            Some(other) => Err(wrong_kind(place, &other, "a string")),
         }
     }
 

@@ -14,6 +14,8 @@ pub struct RequestLimits {
     pub name_bytes_max: usize,
     /// Log-probabilities of prompts in one answer.
     pub prompt_logprobs_max: usize,
+    /// Log-probabilities of generated tokens in one answer that is no stream: it is whole in memory before it is sent.
+    pub logprobs_max: usize,
 }
 
 impl Default for RequestLimits {
@@ -27,6 +29,7 @@ impl Default for RequestLimits {
             template_arguments_bytes_max: 64 << 10,
             name_bytes_max: 512,
             prompt_logprobs_max: 1 << 19,
+            logprobs_max: 1 << 20,
         }
     }
 }

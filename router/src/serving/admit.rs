@@ -8,6 +8,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use super::scope::Scope;
 use super::server::Server;
 use crate::api::{Event, Failure, GenerateRequest, Refusal};
+use crate::auth::Caller;
 use crate::engine::Ticket;
 use crate::openai::{ApiError, ErrorKind, Generation, RequestLimits};
 use gaterail_model::sampler::{SamplerError, SamplingParams};
@@ -36,20 +37,19 @@ pub struct Admission {
 }
 
 /// Refuses before any work on a text what the engine would refuse after it.
-pub fn check_room(server: &Server) -> Result<(), ApiError> {
-    server.served.engine.has_room().map_err(|refusal| of_server(server, refusal))
+pub fn check_room(server: &Server, caller: &Caller) -> Result<(), ApiError> {
+    let room = server.served.engine.has_room(&caller.tenant, caller.shares_queue);
+    room.map_err(|refusal| of_server(server, refusal))
 }
 
 /// Events of all choices of all prompts: choice c of prompt p is number p · choices + c.
 pub type Answers = BoxStream<'static, (usize, Event)>;
 
 impl Work {
-    /// Asks the engine. All prompts are taken, or none.
+    /// Asks the engine, for a request that has entered. All prompts are taken, or none.
     pub fn admit(self, server: &Server, scope: &mut Scope) -> Result<Admission, ApiError> {
         let now = Instant::now();
-        self.check_logprobs(&server.options.requests)?;
-        scope.caller.count_request(now)?;
-        let permit = scope.caller.open_stream()?;
+        self.check_logprobs(server.served.context(), &server.options.requests)?;
         let generation = self.generation;
         let choices = generation.choices as usize;
         let prompt_tokens: usize = self.prompts.iter().map(Vec::len).sum();
@@ -63,6 +63,7 @@ impl Work {
         let mut tickets = Vec::with_capacity(self.prompts.len());
         for prompt in self.prompts {
             let request = GenerateRequest {
+                shares_queue: scope.caller.shares_queue,
                 n: generation.choices,
                 max_tokens: generation.max_tokens,
                 prompt_logprobs: self.prompt_logprobs,
@@ -82,27 +83,50 @@ impl Work {
             let ticket = server.served.engine.submit(request);
             tickets.push(ticket.map_err(|refusal| of_server(server, refusal))?);
         }
-        scope.admitted(choices * tickets.len(), prompt_tokens, charge, permit);
+        scope.admitted(choices * tickets.len(), prompt_tokens, charge);
         Ok(Admission { tickets, params, choices, prompt_tokens })
     }
 }
 
 impl Work {
-    /// Refuses log-probabilities of prompts that no memory could hold: each choice writes all of them.
-    fn check_logprobs(&self, limits: &RequestLimits) -> Result<(), ApiError> {
-        let Some(others) = self.prompt_logprobs else { return Ok(()) };
-        let tokens: usize = self.prompts.iter().map(Vec::len).sum();
-        let entries =
-            tokens.saturating_mul(self.generation.choices as usize).saturating_mul(usize::from(others) + 1);
-        if entries <= limits.prompt_logprobs_max {
+    /// Refuses log-probabilities that no memory could hold.
+    fn check_logprobs(&self, context: usize, limits: &RequestLimits) -> Result<(), ApiError> {
+        let choices = self.generation.choices as usize;
+        let read: usize = self.prompts.iter().map(Vec::len).sum();
+        if let Some(others) = self.prompt_logprobs {
+            // Each choice writes all of them.
+            let entries = entries(read, choices, others);
+            let max = limits.prompt_logprobs_max;
+            if entries > max {
+                let message = format!(
+                    "echo with logprobs would write {entries} log-probabilities (prompt tokens x n x (logprobs + 1)); at most {max} go in one answer"
+                );
+                return Err(ApiError::invalid("logprobs", message));
+            }
+        }
+        // A stream holds only what its client has not taken.
+        let Some(others) = self.generation.sampling.logprobs.filter(|_| self.generation.streaming.is_none())
+        else {
+            return Ok(());
+        };
+        let asked = self.generation.max_tokens;
+        let most = |prompt: &Vec<u32>| asked.unwrap_or(usize::MAX).min(context.saturating_sub(prompt.len()));
+        let entries = entries(self.prompts.iter().map(most).sum(), choices, others);
+        let max = limits.logprobs_max;
+        if entries <= max {
             return Ok(());
         }
-        let max = limits.prompt_logprobs_max;
+        let missing = if asked.is_none() { ", which is not set," } else { "" };
         let message = format!(
-            "echo with logprobs would write {entries} log-probabilities (prompt tokens x n x (logprobs + 1)); at most {max} go in one answer"
+            "logprobs of up to {entries} tokens and alternatives were asked for (prompts x n x max_tokens{missing} x (top logprobs + 1)); at most {max} go in one answer that is not a stream: set a smaller max_tokens, or stream: true"
         );
-        Err(ApiError::invalid("logprobs", message))
+        Err(ApiError::invalid("max_tokens", message))
     }
+}
+
+/// Log-probabilities of so many tokens in every choice, with the others beside each.
+fn entries(tokens: usize, choices: usize, others: u8) -> usize {
+    tokens.saturating_mul(choices).saturating_mul(usize::from(others) + 1)
 }
 
 /// The events of several tickets as they come. One that ends before its choices are finished yields a failure.
@@ -149,6 +173,10 @@ pub fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { retry_after, .. } => {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(retry_after.max(RETRY_AFTER))
+        }
+        // Its own doing, so that it is told what whoever asks too often is told.
+        Refusal::TenantQueueFull { retry_after, .. } => {
+            ApiError::new(ErrorKind::RateLimit, message).retry_after(retry_after.max(RETRY_AFTER))
         }
         Refusal::TooLong { prompt, max } => too_long(format!(
             "the model's context is {max} tokens, but the prompt has {prompt}, which leaves no room for an answer"

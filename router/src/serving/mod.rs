@@ -4,15 +4,21 @@
 //! |---|---|
 //! | [`model`] | names, tokenizer, chat template, defaults; text to tokens beside the event loop |
 //! | [`server`] | everything a request needs, and whether the server is ready, draining or stuck |
+//! | [`room`] | room for the bodies that are being read, shared by who sends them |
 //! | [`admit`] | from a checked request to the engine's tickets, or a refusal |
 //! | [`scope`] | the account of one request: what it took, and how it ended |
 //! | [`log`] | one line for every request |
 
 pub mod admit;
+#[cfg(test)]
+pub mod house;
 pub mod log;
 pub mod model;
+pub mod room;
 pub mod scope;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 pub use admit::{Admission, Answers, Work, events};
 pub use log::{LogFormat, RequestLog};

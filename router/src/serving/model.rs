@@ -95,7 +95,10 @@ impl Served {
         let bytes = texts.filter_map(|message| message["content"].as_str()).map(str::len).sum();
         self.check_bytes(PARAM, bytes)?;
         let tokenizer = self.tokenizer()?;
-        self.text_job(PARAM, move || tokenizer.encode(&template.render(&input)?, false)).await
+        // What else a message has (reasoning, a name, …) a template may show or leave out: only its text tells.
+        let text = self.text_job(PARAM, move || template.render(&input)).await?;
+        self.check_bytes(PARAM, text.len())?;
+        self.text_job(PARAM, move || tokenizer.encode(&text, false)).await
     }
 
     pub async fn decode(

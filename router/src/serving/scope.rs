@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::admit::check_room;
 use super::server::Server;
 use crate::api::{Event, FinishReason, RequestId};
 use crate::auth::{Caller, StreamPermit, TokenCharge};
@@ -37,6 +38,7 @@ pub struct Scope {
     last_token: Vec<Option<Instant>>,
     end: Option<(Outcome, Option<ApiError>)>,
     charges: Vec<TokenCharge>,
+    /// Its place among the requests that its key may have at once.
     permit: Option<StreamPermit>,
 }
 
@@ -59,19 +61,20 @@ impl Scope {
         }
     }
 
+    /// Counts the request, and refuses it where nothing of its body has to be known for that: too many a minute, too many
+    /// at once, a full queue.
+    pub fn enter(&mut self) -> Result<(), ApiError> {
+        self.caller.count_request(Instant::now())?;
+        self.permit = Some(self.caller.open_stream()?);
+        check_room(&self.server, &self.caller)
+    }
+
     /// The request was accepted.
-    pub fn admitted(
-        &mut self,
-        choices: usize,
-        prompt_tokens: usize,
-        charge: TokenCharge,
-        permit: StreamPermit,
-    ) {
+    pub fn admitted(&mut self, choices: usize, prompt_tokens: usize, charge: TokenCharge) {
         self.choices = choices;
         self.last_token = vec![None; choices];
         self.prompt_tokens = prompt_tokens;
         self.charges.push(charge);
-        self.permit = Some(permit);
     }
 
     /// Something happened to choice `choice` of all prompts together.

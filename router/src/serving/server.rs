@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::log::RequestLog;
 use super::model::Served;
+use super::room::BodyRoom;
 use crate::auth::Gate;
+use crate::http::Hosts;
 use crate::metrics::Metrics;
 use crate::openai::RequestLimits;
 
@@ -14,10 +16,13 @@ use crate::openai::RequestLimits;
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     pub requests: RequestLimits,
-    /// Bytes of all bodies that are being read.
+    /// Bytes of all bodies that are being read; never less than two of the largest take.
     pub bodies_bytes_max: usize,
     /// A body has to arrive in this time.
     pub body_time_max: Duration,
+    /// Within this time `body_bytes_min` of it have to, or all that there are.
+    pub body_stall_max: Duration,
+    pub body_bytes_min: usize,
     /// An answer has to be whole in this time.
     pub request_time_max: Duration,
     /// A stream that has nothing to say sends a comment this often, so that no proxy takes it for dead.
@@ -26,6 +31,8 @@ pub struct ServerOptions {
     pub stuck_after: Duration,
     /// Web pages of these origins may call; `*` is all. Empty: all if keys are needed, else those of this machine.
     pub origins: Vec<String>,
+    /// Names by which a client without a key has to call; `None` is any.
+    pub hosts: Option<Hosts>,
     /// vLLM's names in `/metrics`.
     pub metric_aliases: bool,
 }
@@ -36,10 +43,13 @@ impl Default for ServerOptions {
             requests: RequestLimits::default(),
             bodies_bytes_max: 256 << 20,
             body_time_max: Duration::from_secs(60),
+            body_stall_max: Duration::from_secs(10),
+            body_bytes_min: 64 << 10,
             request_time_max: Duration::from_secs(3600),
             keep_alive: Duration::from_secs(15),
             stuck_after: Duration::from_secs(60),
             origins: Vec::new(),
+            hosts: None,
             metric_aliases: true,
         }
     }
@@ -52,6 +62,8 @@ pub struct Entrance {
     pub metrics: Arc<Metrics>,
     /// As `ServerOptions::origins`.
     pub origins: Arc<[String]>,
+    /// As `ServerOptions::hosts`.
+    pub hosts: Option<Arc<Hosts>>,
 }
 
 pub struct Server {
@@ -59,7 +71,7 @@ pub struct Server {
     pub entrance: Entrance,
     pub log: RequestLog,
     pub options: ServerOptions,
-    pub bodies: tokio::sync::Semaphore,
+    pub bodies: Arc<BodyRoom>,
     /// Whether the server says that it is ready; off before it stops taking requests.
     announced: AtomicBool,
 }
@@ -76,23 +88,21 @@ pub enum Readiness {
     Dead,
 }
 
-/// Body bytes are counted in pieces of this size.
-pub const BODY_UNIT: usize = 64 << 10;
-
 impl Entrance {
     pub fn new(gate: Gate, options: &ServerOptions) -> Entrance {
         Entrance {
             gate: Arc::new(gate),
             metrics: Arc::new(Metrics::default()),
             origins: options.origins.as_slice().into(),
+            hosts: options.hosts.clone().map(Arc::new),
         }
     }
 }
 
 impl Server {
     pub fn new(served: Served, entrance: Entrance, log: RequestLog, options: ServerOptions) -> Server {
-        let bodies = tokio::sync::Semaphore::new((options.bodies_bytes_max / BODY_UNIT).max(1));
-        Server { served, entrance, log, options, bodies, announced: AtomicBool::new(true) }
+        let bodies = BodyRoom::new(options.bodies_bytes_max, options.requests.body_bytes_max);
+        Server { served, entrance, log, options, bodies: Arc::new(bodies), announced: AtomicBool::new(true) }
     }
 
     /// Says "not ready" from now on, while requests are still taken.

@@ -8,7 +8,7 @@ use gaterail_model::walk::Row;
 use super::core::Core;
 use super::view::Seen;
 use crate::api::Event;
-use crate::kv::{Hit, Table};
+use crate::kv::Table;
 use crate::model::Model;
 use crate::schedule::{Plan, Who};
 use crate::sequence::SequenceId;
@@ -30,11 +30,10 @@ impl<M: Model> Core<M> {
         plan.preempt.iter().for_each(|&at| self.preempt(seen.running[at]));
         // First all hits are held, then pages are taken for the rest: so that none is taken that is part of a hit.
         for &at in &plan.admit {
-            let (id, hit) = &seen.waiting[at];
-            self.begin(*id, hit.clone(), now);
+            self.begin(seen.waiting[at], now);
         }
         for &at in &plan.admit {
-            let id = seen.waiting[at].0;
+            let id = seen.waiting[at];
             let positions = self.sequences[&id].tokens.len();
             self.grow_or_put_back(id, positions);
         }
@@ -45,7 +44,7 @@ impl<M: Model> Core<M> {
         for share in &plan.rows {
             let id = match share.who {
                 Who::Running(at) => seen.running[at],
-                Who::Waiting(at) => seen.waiting[at].0,
+                Who::Waiting(at) => seen.waiting[at],
             };
             let positions = self.sequences[&id].computed + share.rows;
             if self.running.contains(&id) && self.grow_or_put_back(id, positions) {
@@ -69,7 +68,9 @@ impl<M: Model> Core<M> {
     }
 
     /// A sequence gets in, with what the cache has of it.
-    fn begin(&mut self, id: SequenceId, hit: Hit, now: Instant) {
+    fn begin(&mut self, id: SequenceId, now: Instant) {
+        // Who is in the view was looked up for it.
+        let hit = self.sequence_mut(id).1.hit.take().expect("a hit of one who waits");
         let table = Table::begin(hit, &mut self.pages);
         let cached = table.full() * PAGE_POSITIONS;
         let (active, sequence) = self.sequence_mut(id);
@@ -81,9 +82,8 @@ impl<M: Model> Core<M> {
             active.started = Some(now);
             active.cached_tokens = cached;
             active.send(Event::Started { cached_tokens: cached });
-            let prompt = active.prompt_tokens;
-            self.dequeued.0 += 1;
-            self.dequeued.1 += prompt;
+            let left = (active.salt.tenant.clone(), active.prompt_tokens);
+            self.dequeued.push(left);
         }
         if is_first {
             self.counters.prefix_queries += looked_up as u64;

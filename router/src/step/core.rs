@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::apply::Ran;
 use super::counters::{Counters, Pace};
 use crate::admission::Admitted;
-use crate::api::{EngineLimits, Event, Failure};
+use crate::api::{EngineLimits, Event, Failure, TenantId};
 use crate::engine::EngineParts;
 use crate::kv::Pages;
 use crate::model::Model;
@@ -44,8 +44,8 @@ pub struct Core<M> {
     pub(super) batch: Batch,
     pub(super) counters: Counters,
     pub(super) pace: Pace,
-    /// Requests that left the queue since this was last asked, and the tokens of their prompts.
-    pub(super) dequeued: (usize, usize),
+    /// Requests that left the queue since this was last asked: whose, and the tokens of the prompt.
+    pub(super) dequeued: Vec<(TenantId, usize)>,
     arrivals: u64,
 }
 
@@ -64,7 +64,7 @@ impl<M: Model> Core<M> {
             batch: Batch::default(),
             counters: Counters::default(),
             pace: Pace::default(),
-            dequeued: (0, 0),
+            dequeued: Vec::new(),
             arrivals: 0,
         }
     }
@@ -108,8 +108,8 @@ impl<M: Model> Core<M> {
         self.requests.is_empty()
     }
 
-    /// Requests that left the queue since the last call, and the tokens of their prompts.
-    pub fn take_dequeued(&mut self) -> (usize, usize) {
+    /// Requests that left the queue since the last call: whose, and the tokens of the prompt.
+    pub fn take_dequeued(&mut self) -> Vec<(TenantId, usize)> {
         std::mem::take(&mut self.dequeued)
     }
 
@@ -182,8 +182,7 @@ impl<M: Model> Core<M> {
         let Some(active) = self.requests.remove(&request) else { return };
         self.fair.leave(active.tenant);
         if active.started.is_none() {
-            self.dequeued.0 += 1;
-            self.dequeued.1 += active.prompt_tokens;
+            self.dequeued.push((active.salt.tenant.clone(), active.prompt_tokens));
         }
         let first = SequenceId { request, choice: 0 };
         let last = SequenceId { request, choice: u32::MAX };

@@ -12,12 +12,12 @@ use crate::sequence::{Active, Sequence, SequenceId};
 pub(super) struct Seen {
     pub view: View,
     pub running: Vec<SequenceId>,
-    /// With what the cache has of each.
-    pub waiting: Vec<(SequenceId, Hit)>,
+    /// Each knows what the cache has of it.
+    pub waiting: Vec<SequenceId>,
 }
 
 impl<M: Model> Core<M> {
-    pub(super) fn view(&self) -> Seen {
+    pub(super) fn view(&mut self) -> Seen {
         let mut seen = Seen {
             view: View {
                 limits: self.step_limits(),
@@ -46,10 +46,36 @@ impl<M: Model> Core<M> {
         seen
     }
 
-    /// Those who may get in: as many of each tenant as there are places, and one that may take somebody else's.
-    fn see_waiting(&self, seen: &mut Seen) {
-        let places = seen.view.limits.sequences.saturating_sub(self.running.len());
+    /// Those who may get in, with what the cache has of them.
+    fn see_waiting(&mut self, seen: &mut Seen) {
+        seen.waiting = self.next_in_line(seen.view.limits.sequences);
+        for id in &seen.waiting {
+            // Whoever waits is there: `audit` checks it.
+            let active = self.requests.get(&id.request).expect("a request that is there");
+            let sequence = self.sequences.get_mut(id).expect("a choice that is not done");
+            let tokens = &sequence.tokens[..active.cacheable(sequence)];
+            let hit = match sequence.hit.take() {
+                Some(mut hit) => {
+                    self.pages.find_again(&mut hit, &active.salt, tokens);
+                    hit
+                }
+                None => self.pages.find(&active.salt, tokens),
+            };
+            let cached = hit.pages.len() * PAGE_POSITIONS;
+            let all = sequence.tokens.len().div_ceil(PAGE_POSITIONS);
+            let (pending, cost) = (sequence.tokens.len() - cached, all - hit.pages.len() + hit.idle);
+            let (tenant, every_logit) = (active.tenant, active.wants_every_logit(sequence));
+            let shared = self.shared(&hit, &seen.running);
+            seen.view.waiting.push(Waiting { tenant, pending, every_logit, cost, shared });
+            self.sequence_mut(*id).1.hit = Some(hit);
+        }
+    }
+
+    /// As many of each tenant as there are places, and one that may take somebody else's.
+    fn next_in_line(&self, sequences: usize) -> Vec<SequenceId> {
+        let places = sequences.saturating_sub(self.running.len());
         let paused = self.running.iter().filter(|id| self.sequence(**id).0.paused.is_some()).count();
+        let mut next = Vec::new();
         for (tenant, queue) in self.waiting.iter().enumerate().filter(|(_, queue)| !queue.is_empty()) {
             let runs = || self.running.iter().any(|id| self.sequence(*id).0.tenant.0 == tenant);
             let most = match places + paused {
@@ -57,22 +83,9 @@ impl<M: Model> Core<M> {
                 some => some,
             };
             let ready = queue.iter().filter(|id| self.sequence(**id).0.paused.is_none());
-            for id in ready.take(most) {
-                let (active, sequence) = self.sequence(*id);
-                let hit =
-                    self.pages.find(&active.salt, &sequence.tokens[..active.cacheable(sequence)], usize::MAX);
-                let cached = hit.pages.len() * PAGE_POSITIONS;
-                let all = sequence.tokens.len().div_ceil(PAGE_POSITIONS);
-                seen.view.waiting.push(Waiting {
-                    tenant: active.tenant,
-                    pending: sequence.tokens.len() - cached,
-                    every_logit: active.wants_every_logit(sequence),
-                    cost: all - hit.pages.len() + hit.idle,
-                    shared: self.shared(&hit, &seen.running),
-                });
-                seen.waiting.push((*id, hit));
-            }
+            next.extend(ready.take(most));
         }
+        next
     }
 
     /// The pages of a hit that one who runs holds alone. They lie between those of several and those of nobody.
