@@ -37,6 +37,8 @@ pub struct ListenLimits {
     pub write_bytes_min: usize,
     /// What the system keeps for a client that does not read.
     pub send_buffer_bytes: usize,
+    /// HTTP/2: what a client may send ahead, of a request and of all of a connection.
+    pub window_bytes: u32,
     /// HTTP/2: requests at once on a connection.
     pub streams_max: u32,
     /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
@@ -53,6 +55,7 @@ impl Default for ListenLimits {
             write_stall_max: Duration::from_secs(30),
             write_bytes_min: 16 << 10,
             send_buffer_bytes: 128 << 10,
+            window_bytes: 1 << 20,
             streams_max: 256,
             ping_every: Duration::from_secs(10),
         }
@@ -174,6 +177,8 @@ async fn connection(
                 .timer(TokioTimer::new())
                 .max_header_list_size(32 << 10)
                 .max_concurrent_streams(limits.streams_max)
+                .initial_stream_window_size(limits.window_bytes)
+                .initial_connection_window_size(limits.window_bytes)
                 .keep_alive_interval(limits.ping_every)
                 .keep_alive_timeout(limits.ping_every);
             let connection = builder.serve_connection(io, service);
