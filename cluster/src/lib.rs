@@ -5,6 +5,9 @@
 #![deny(unsafe_code)]
 
 pub mod exchange;
+mod host;
 pub mod membership;
 pub mod placement;
 pub mod predict;
+
+pub use host::host;

@@ -342,7 +342,7 @@ fn run(seed: u64) -> usize {
 }
 
 #[test]
-fn thousands_of_lives() {
-    let activations: usize = (0..2500).map(run).sum();
-    assert!(activations > 15_000, "{activations} activations are too few to show anything");
+fn a_thousand_lives() {
+    let activations: usize = (0..1000).map(run).sum();
+    assert!(activations > 6_000, "{activations} activations are too few to show anything");
 }

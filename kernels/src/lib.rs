@@ -21,6 +21,7 @@ mod stream;
 mod view;
 mod weight;
 pub mod widest;
+pub mod wire;
 
 pub use arena::Arena;
 pub use buffer::{Buffer, Plain};

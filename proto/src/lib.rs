@@ -7,6 +7,8 @@ pub mod grpc;
 mod ids;
 mod placement;
 mod shard;
+#[cfg(feature = "grpc")]
+mod slices;
 
 pub use ids::{Epoch, ExpertId, LayerId, RouterId, WorkerId};
 pub use placement::{ExpertCopy, ExpertPlace, Placement, UnitRun};

@@ -19,6 +19,7 @@
 //! | [`openai`] | requests and errors as clients of OpenAI write and read them |
 //! | [`serving`] | one request between a client and the engine |
 //! | [`auth`] | keys, tenants, limits: the door in front of every route |
+//! | [`cluster`] | workers: who joins, who computes which experts |
 //! | [`metrics`] | what is counted, for Prometheus |
 #![forbid(unsafe_code)]
 

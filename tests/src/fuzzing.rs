@@ -9,7 +9,8 @@ use std::time::Instant;
 use gaterail_cluster::exchange::{
     CallRows, Channel, FrameBody, FrameKind, HEADER_BYTES, Header, Waiting, create_shared, open_shared,
 };
-use gaterail_kernels::Bytes;
+use gaterail_kernels::wire::{PieceShape, read_piece, write_piece};
+use gaterail_kernels::{Arena, Bytes, Device, Isa, Weight};
 use gaterail_model::arch::parse_spec;
 use gaterail_model::checkpoint::{Checkpoint, parse_header, parse_index};
 use gaterail_model::config::{Fields, GenerationDefaults};
@@ -74,6 +75,23 @@ pub fn packed(data: &[u8]) {
         end = entry.offset + entry.bytes;
         assert!(end <= data.len() as u64, "{entry:?}");
     }
+}
+
+/// Which piece `piece` expects: a small one, so that bytes of all forms can be.
+pub const PIECE: PieceShape = PieceShape { expert: 1, hidden: 64, run: 32, first: true, unit: 128 };
+
+/// A piece of an expert: one that is accepted has the shape that was asked for, and is written to the same bytes again.
+pub fn piece(data: &[u8]) {
+    thread_local! {
+        static CPU: Device = crate::device(Isa::Portable);
+    }
+    let read = CPU.with(|device| read_piece(data, &PIECE, device, &mut Arena::default()));
+    let Ok(piece) = read else { return };
+    let shape = |weight: &Weight| (weight.rows(), weight.cols());
+    assert_eq!((shape(&piece.gate), shape(&piece.up), shape(&piece.down)), ((32, 64), (32, 64), (64, 32)));
+    let mut again = Vec::new();
+    write_piece(&piece, &mut |bytes| again.extend_from_slice(bytes));
+    assert!(again == data, "another piece than was read");
 }
 
 /// A chat template, rendered over a conversation.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod broken;
+pub mod control;
 pub mod cuts;
 pub mod fuzzing;
 pub mod gguf;

@@ -1,6 +1,8 @@
 //! The fuzz targets over mutated seeds, on stable Rust and with a fixed seed: a quick net under the real fuzzing.
 
-use gaterail_kernels::Isa;
+use gaterail_kernels::ops::{self, ExpertPiece, Packing};
+use gaterail_kernels::wire::write_piece;
+use gaterail_kernels::{Arena, Bytes, GGUF_GROUP, Isa, Matrix, MatrixData, Q4_0_BLOCK, Weight};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::Precision;
@@ -151,6 +153,52 @@ fn heads_of_packed_weights() {
         seed[..40 + index + 8 * sums].to_vec()
     };
     replay(&seeds.iter().map(cut).collect::<Vec<_>>(), 6_000, fuzzing::packed);
+}
+
+#[test]
+fn pieces_of_experts() {
+    let device = device(Isa::detect());
+    let seed = |matrix: &dyn Fn(usize, usize) -> Weight, biases: bool| {
+        let bias = |n: usize| biases.then(|| vec![0.5; n]);
+        let piece = ExpertPiece {
+            expert: 1,
+            gate: matrix(32, 64),
+            up: matrix(32, 64),
+            down: matrix(64, 32),
+            gate_bias: bias(32),
+            up_bias: bias(32),
+            down_bias: bias(64),
+        };
+        let mut bytes = Vec::new();
+        write_piece(&piece, &mut |run| bytes.extend_from_slice(run));
+        bytes
+    };
+    let plain = |rows: usize, cols: usize| {
+        let values: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.7).sin()).collect();
+        Matrix::from_f32(&values, rows, cols)
+    };
+    let blocks = |rows: usize, cols: usize| {
+        let bytes: Vec<u8> =
+            (0..rows * cols / GGUF_GROUP * Q4_0_BLOCK).map(|i| (i * 37 % 256) as u8).collect();
+        Matrix::new(MatrixData::Q4_0 { blocks: Bytes::copied(&bytes) }, rows, cols)
+    };
+    let packed = |packing| {
+        let device = device.clone();
+        move |rows: usize, cols: usize| -> Weight {
+            ops::pack(&device, &plain(rows, cols), packing, &mut Arena::default()).into()
+        }
+    };
+    let seeds = [
+        seed(&|rows, cols| plain(rows, cols).into(), true),
+        seed(&|rows, cols| plain(rows, cols).to_bf16().into(), false),
+        seed(&|rows, cols| blocks(rows, cols).into(), false),
+        seed(&packed(Packing::Int4), true),
+        seed(&packed(Packing::Int8), false),
+    ];
+    replay(&seeds, 6_000, fuzzing::piece);
+    // The headers alone.
+    let cut = |seed: &Vec<u8>| seed[..64].to_vec();
+    replay(&seeds.iter().map(cut).collect::<Vec<_>>(), 2_000, fuzzing::piece);
 }
 
 #[test]

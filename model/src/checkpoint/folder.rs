@@ -156,17 +156,21 @@ impl Checkpoint {
 
     /// What tells these files from all others; `None` if one of them is no file.
     pub fn identity(&self) -> Option<Vec<FileIdentity<'_>>> {
+        let files = self.files.iter().zip(self.parts());
+        files
+            .map(|(file, (header, _))| {
+                Some(FileIdentity { path: file.path.clone(), stamp: file.stamp?, header })
+            })
+            .collect()
+    }
+
+    /// Every file's header, which is all before its first tensor, and its data.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut ends: Vec<usize> = self.files.iter().map(|file| file.bytes.len()).collect();
         for (file, entry) in self.tensors.values() {
             ends[*file] = ends[*file].min(entry.bytes.start);
         }
-        let files = self.files.iter().zip(ends);
-        files
-            .map(|(file, end)| {
-                let header = &file.bytes.as_slice()[..end];
-                Some(FileIdentity { path: file.path.clone(), stamp: file.stamp?, header })
-            })
-            .collect()
+        self.files.iter().zip(ends).map(|(file, end)| file.bytes.as_slice().split_at(end))
     }
 
     /// The tensor of that name.

@@ -1,5 +1,6 @@
 //! A checkpoint folder: `config.json` beside safetensors files, mapped into memory and checked before anything is used.
 
+mod digest;
 mod error;
 mod folder;
 mod header;

@@ -1,18 +1,33 @@
 //! The experts that other processes hold: which worker gets which rows, and how their sums come home.
 //!
 //! ```text
-//! control ──plans, channels──> Plans ──> RemoteExperts (on the engine's thread) ──calls──> workers
-//!    ^                                        │
-//!    └────────────────faults──────────────────┘
+//! workers ──Join──> service ──inputs──> control ──plans, channels──> Plans ──> RemoteExperts (on the engine's thread)
+//!                                         ^                                        │
+//!                                         └────────────────faults──────────────────┘
 //! ```
 
+mod control;
+mod experts;
+mod join;
 mod link;
+mod options;
+mod own;
 mod plans;
 mod remote;
 mod routes;
+mod served;
+mod service;
+mod sessions;
 mod stats;
+mod status;
 
+pub use control::{Cluster, Tell};
+pub use options::{ClusterLimits, ClusterOptions, Door, DoorError};
+pub use own::OwnExperts;
 pub use plans::{Fault, OwnShard, Plan, Plans};
 pub use remote::{RemoteExperts, RemoteLimits};
 pub use routes::{LayerRoutes, Routes, WORKERS_MAX};
+pub use served::{ServedExperts, precision_name};
+pub use service::{routes, sockets};
 pub use stats::{ExchangeStats, LinkStats};
+pub use status::{ClusterStatus, ExchangeStatus, LoadingStatus, PendingStatus, WorkerStatus};

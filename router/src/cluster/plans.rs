@@ -45,6 +45,8 @@ pub struct Plans {
     moved: Condvar,
     /// Counts changes, so that the engine sees without a lock that there are none.
     changes: AtomicU64,
+    /// The epoch that the engine computes with; 0 before the first.
+    in_use: AtomicU64,
     faults: Mutex<Sender<Fault>>,
 }
 
@@ -69,7 +71,13 @@ impl Plans {
     /// No plan yet. Faults go to `faults`.
     pub fn new(faults: Sender<Fault>) -> Plans {
         let (state, moved) = (Mutex::default(), Condvar::new());
-        Plans { state, moved, changes: AtomicU64::new(0), faults: Mutex::new(faults) }
+        Plans {
+            state,
+            moved,
+            changes: AtomicU64::new(0),
+            in_use: AtomicU64::new(0),
+            faults: Mutex::new(faults),
+        }
     }
 
     /// A channel to a worker; it must be there before a plan names the worker. It takes the place of an older one.
@@ -104,6 +112,16 @@ impl Plans {
     /// The plan in force.
     pub fn newest(&self) -> Option<Plan> {
         self.lock().plan.clone()
+    }
+
+    /// The epoch that the engine has switched to: no call of an older one follows.
+    pub fn in_use(&self) -> Option<Epoch> {
+        let epoch = self.in_use.load(Ordering::Acquire);
+        (epoch > 0).then_some(Epoch(epoch))
+    }
+
+    pub(super) fn switched(&self, to: Epoch) {
+        self.in_use.store(to.0, Ordering::Release);
     }
 
     pub(super) fn changes(&self) -> u64 {

@@ -148,6 +148,7 @@ impl RemoteExperts {
         }
         let plan = changes.plan.or_else(|| self.active.take().map(|active| active.plan));
         self.active = plan.map(|plan| {
+            self.plans.switched(plan.epoch);
             let link = |worker: &WorkerId| self.links.iter().position(|link| link.worker == *worker);
             Active {
                 routes: Routes::new(&plan.placement),

@@ -36,10 +36,10 @@ pub struct ListenLimits {
     pub write_bytes_min: usize,
     /// What the system keeps for a client that does not read.
     pub send_buffer_bytes: usize,
+    /// HTTP/2: what a client may send ahead, of a request and of all of a connection.
+    pub window_bytes: u32,
     /// HTTP/2: requests at once on a connection.
     pub streams_max: u32,
-    /// HTTP/2: what a connection may send before anybody reads it.
-    pub window_bytes: u32,
     /// HTTP/2: a connection is asked for a sign of life this often, and has as long to give it.
     pub ping_every: Duration,
 }
@@ -54,8 +54,8 @@ impl Default for ListenLimits {
             write_stall_max: Duration::from_secs(30),
             write_bytes_min: 16 << 10,
             send_buffer_bytes: 128 << 10,
-            streams_max: 256,
             window_bytes: 256 << 10,
+            streams_max: 256,
             ping_every: Duration::from_secs(10),
         }
     }

@@ -1,0 +1,389 @@
+//! Control: the one thread that knows who is there. Everything that happens reaches it as an input, in order; the roster
+//! decides, and its actions are carried out here: messages to workers, plans to the engine.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver as Faults;
+use std::time::{Duration, Instant};
+
+use gaterail_cluster::exchange::{Channel, Cut, ExchangeKind};
+use gaterail_cluster::membership::{Action, Event, Roster, WorkerAbout};
+use gaterail_proto::grpc::v1::from_router::What;
+use gaterail_proto::grpc::v1::{FromRouter, Goodbye, Prepare, Retire};
+use gaterail_proto::{Epoch, Placement, RouterId, WorkerId};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::options::ClusterOptions;
+use super::own::{Own, OwnExperts, OwnPrepared};
+use super::plans::{Fault, OwnShard, Plan, Plans};
+use super::served::ServedExperts;
+use super::sessions::{Outgoing, Serial, Sessions};
+use super::stats::ExchangeStats;
+use super::status::{ClusterStatus, Rates};
+
+/// The roster is told the time this often.
+const TICK: Duration = Duration::from_millis(50);
+/// The router's own process, dismissed because it could not load, tries again after this.
+const OWN_AGAIN: Duration = Duration::from_secs(2);
+/// The end of the process waits so long for goodbyes to be sent.
+const GOODBYE_MAX: Duration = Duration::from_millis(500);
+
+/// What happened.
+pub(super) enum Input {
+    /// A worker can compute from now on.
+    Joined(Box<Joined>),
+    /// It said something that concerns the roster.
+    Said {
+        worker: WorkerId,
+        serial: Serial,
+        event: Event,
+    },
+    /// Its stream is over.
+    Left {
+        worker: WorkerId,
+        serial: Serial,
+        why: String,
+    },
+    /// From the engine, or an operator.
+    Event(Event),
+    Fault(Fault),
+    /// The router's own shard is there, or cannot be.
+    Own(OwnPrepared),
+    Status(oneshot::Sender<ClusterStatus>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// A worker whose rows can travel.
+pub(super) struct Joined {
+    pub about: WorkerAbout,
+    pub serial: Serial,
+    pub outgoing: Outgoing,
+    pub channel: Box<dyn Channel>,
+}
+
+/// Tells control from other threads; never waits for it.
+#[derive(Clone)]
+pub struct Tell(mpsc::Sender<Input>);
+
+impl Tell {
+    /// `false` where control is gone, or has more to do than it should ever have.
+    pub fn event(&self, event: Event) -> bool {
+        self.0.try_send(Input::Event(event)).is_ok()
+    }
+}
+
+/// The workers of one router, for everybody who serves them or asks after them.
+pub struct Cluster {
+    pub(super) router: RouterId,
+    pub(super) options: ClusterOptions,
+    pub(super) served: ServedExperts,
+    pub(super) sessions: Sessions,
+    pub(super) inputs: mpsc::Sender<Input>,
+    /// Workers that get weights take turns.
+    pub(super) experts_turns: Arc<Semaphore>,
+}
+
+impl Cluster {
+    /// Starts control. `plans` is shared with the engine, whose faults come by `faults`; `note` is told what an operator wants
+    /// to know. `own` is what the router's process may hold itself.
+    pub fn start(
+        router: RouterId,
+        options: ClusterOptions,
+        served: ServedExperts,
+        own: Option<OwnExperts>,
+        (plans, faults): (Arc<Plans>, Faults<Fault>),
+        stats: Arc<ExchangeStats>,
+        note: impl Fn(&str) + Send + 'static,
+    ) -> std::io::Result<Arc<Cluster>> {
+        let (inputs, received) = mpsc::channel(options.limits.inputs_max);
+        let control = Control {
+            roster: Roster::new(options.policy.clone(), served.inventory.clone()),
+            router,
+            model: served.message.clone(),
+            members: HashMap::new(),
+            epoch: None,
+            own: own.map(|own| Own::new(router, own, served.clone(), inputs.downgrade())),
+            own_again: None,
+            plans,
+            stats,
+            rates: Rates::default(),
+            note: Box::new(note),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        std::thread::Builder::new()
+            .name("cluster-control".into())
+            .spawn(move || runtime.block_on(control.run(received)))?;
+        let engine = inputs.clone();
+        // Ends with the engine.
+        std::thread::Builder::new().name("cluster-faults".into()).spawn(move || {
+            for fault in faults {
+                if engine.blocking_send(Input::Fault(fault)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let sessions = Sessions::new(options.limits.workers_max);
+        let experts_turns = Arc::new(Semaphore::new(options.limits.experts_streams_max));
+        Ok(Arc::new(Cluster { router, options, served, sessions, inputs, experts_turns }))
+    }
+
+    /// For whoever has something to tell: the engine, an operator.
+    pub fn tell(&self) -> Tell {
+        Tell(self.inputs.clone())
+    }
+
+    /// Who is there and what they do; `None` when control has ended.
+    pub async fn status(&self) -> Option<ClusterStatus> {
+        let (answer, status) = oneshot::channel();
+        self.inputs.send(Input::Status(answer)).await.ok()?;
+        status.await.ok()
+    }
+
+    /// Says goodbye to all workers; nobody is taken in any more.
+    pub async fn stop(&self) {
+        self.sessions.close();
+        let (answer, stopped) = oneshot::channel();
+        if self.inputs.send(Input::Stop(answer)).await.is_ok() {
+            let _ = tokio::time::timeout(GOODBYE_MAX, stopped).await;
+        }
+    }
+}
+
+struct Control {
+    roster: Roster,
+    router: RouterId,
+    model: gaterail_proto::grpc::v1::Model,
+    members: HashMap<WorkerId, Member>,
+    /// The plan in force.
+    epoch: Option<Epoch>,
+    own: Option<Own>,
+    /// When the router's own process is taken in again, if the roster has dismissed it.
+    own_again: Option<Instant>,
+    plans: Arc<Plans>,
+    stats: Arc<ExchangeStats>,
+    rates: Rates,
+    note: Box<dyn Fn(&str) + Send>,
+}
+
+/// A worker that is there.
+pub(super) struct Member {
+    about: WorkerAbout,
+    serial: Serial,
+    outgoing: Outgoing,
+    cut: Cut,
+    /// The plan that was in force when it joined.
+    joined_in: Option<Epoch>,
+    pub exchange: ExchangeKind,
+    pub heard: Instant,
+}
+
+impl Control {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut ticked = Instant::now();
+        if let Some(own) = &self.own {
+            self.tell(Event::Joined(own.about.clone()));
+        }
+        loop {
+            let wait = TICK.saturating_sub(ticked.elapsed());
+            match tokio::time::timeout(wait, inputs.recv()).await {
+                Ok(Some(Input::Stop(done))) => {
+                    self.goodbye();
+                    let _ = done.send(());
+                    return;
+                }
+                Ok(Some(input)) => self.on(input),
+                Ok(None) => return self.goodbye(),
+                Err(_) => {}
+            }
+            // However much there is to hear, the time is told.
+            if ticked.elapsed() >= TICK {
+                self.tick();
+                ticked = Instant::now();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if let Some(own) = &self.own {
+            let (worker, held_bytes) = (own.about.id, own.held_bytes());
+            self.tell(Event::Heard { worker, calls: 0, held_bytes });
+        }
+        if self.own_again.is_some_and(|at| at <= now) {
+            self.own_again = None;
+            let about = self.own.as_ref().map(|own| own.about.clone());
+            about.into_iter().for_each(|about| self.tell(Event::Joined(about)));
+        }
+        self.rates.sample(&self.stats, now);
+        let actions = self.roster.tick(now);
+        self.carry_out(actions);
+    }
+
+    fn on(&mut self, input: Input) {
+        match input {
+            Input::Joined(joined) => self.joined(*joined),
+            Input::Said { worker, serial, event } => {
+                let member = self.members.get_mut(&worker).filter(|member| member.serial == serial);
+                let Some(member) = member else { return };
+                member.heard = Instant::now();
+                self.tell(event);
+            }
+            Input::Left { worker, serial, why } => {
+                if self.members.get(&worker).is_some_and(|member| member.serial == serial) {
+                    self.forget(worker);
+                    self.tell(Event::Lost { worker, why });
+                }
+            }
+            Input::Event(event) => self.tell(event),
+            Input::Fault(fault) => self.fault(fault),
+            Input::Own(prepared) => self.own_prepared(prepared),
+            Input::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            Input::Stop(_) => unreachable!("the loop ends with it"),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let actions = self.roster.on(event, Instant::now());
+        self.carry_out(actions);
+    }
+
+    fn joined(&mut self, joined: Joined) {
+        let Joined { about, serial, outgoing, channel } = joined;
+        let worker = about.id;
+        // A worker that comes again before its old stream was seen to end.
+        self.forget(worker);
+        let member = Member {
+            about: about.clone(),
+            serial,
+            outgoing,
+            cut: channel.cut(),
+            joined_in: self.epoch,
+            exchange: channel.kind(),
+            heard: Instant::now(),
+        };
+        self.members.insert(worker, member);
+        self.plans.join(worker, channel);
+        self.tell(Event::Joined(about));
+    }
+
+    fn own_prepared(&mut self, prepared: OwnPrepared) {
+        let Some(own) = &mut self.own else { return };
+        let (worker, epoch) = (own.about.id, prepared.epoch);
+        own.loaded();
+        match prepared.loaded {
+            Ok(loaded) => {
+                own.keep(epoch, loaded);
+                self.tell(Event::Prepared { worker, epoch });
+            }
+            Err(detail) => self.tell(Event::PrepareFailed { worker, epoch, detail }),
+        }
+    }
+
+    /// The engine found a worker to be of no use: its channel cannot be trusted any more, so that it has to come again.
+    fn fault(&mut self, fault: Fault) {
+        // A worker that came again after that plan is another one.
+        let is_meant = |member: &Member| member.joined_in < Some(fault.epoch);
+        if !self.members.get(&fault.worker).is_some_and(is_meant) {
+            return;
+        }
+        self.dismiss(fault.worker, &fault.why, true);
+        self.tell(Event::Lost { worker: fault.worker, why: fault.why });
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Prepare { worker, epoch, shard } if self.is_own(worker) => {
+                    self.own.iter_mut().for_each(|own| own.prepare(epoch, shard.clone()));
+                }
+                Action::Prepare { worker, epoch, shard } => {
+                    let prepare = Prepare { epoch: epoch.0, layers: shard.to_message() };
+                    if let Err(why) = self.send(worker, What::Prepare(prepare)) {
+                        self.dismiss(worker, &why, true);
+                        actions.extend(self.roster.on(Event::Lost { worker, why }, Instant::now()));
+                    }
+                }
+                Action::Activate { epoch, placement } => {
+                    let speeds = placement.workers.iter().map(|worker| self.speed(*worker)).collect();
+                    let own = self.own_shard(epoch, &placement);
+                    self.epoch = Some(epoch);
+                    self.plans.activate(Plan { epoch, placement, speeds, own });
+                }
+                Action::Retire { before } => {
+                    self.own.iter_mut().for_each(|own| own.retire(before));
+                    let all: Vec<WorkerId> = self.members.keys().copied().collect();
+                    for worker in all {
+                        // Who does not take it keeps more than it must, and is found when it has to prepare.
+                        let _ = self.send(worker, What::Retire(Retire { before_epoch: before.0 }));
+                    }
+                }
+                // This process cannot go; it is taken in again.
+                Action::Dismiss { worker, .. } if self.is_own(worker) => {
+                    self.own_again = Some(Instant::now() + OWN_AGAIN)
+                }
+                Action::Dismiss { worker, why, again } => self.dismiss(worker, &why, again),
+                Action::Note(note) => (self.note)(&note.to_string()),
+            }
+        }
+    }
+
+    fn is_own(&self, worker: WorkerId) -> bool {
+        self.own.as_ref().is_some_and(|own| own.about.id == worker)
+    }
+
+    /// Of reading experts, which is what few rows take.
+    fn speed(&self, worker: WorkerId) -> f64 {
+        let own = self.own.iter().map(|own| &own.about);
+        let about =
+            own.chain(self.members.values().map(|member| &member.about)).find(|about| about.id == worker);
+        about.map_or(1.0, |about| about.machine.read_bytes_per_second.max(1.0))
+    }
+
+    fn own_shard(&self, epoch: Epoch, placement: &Placement) -> Option<OwnShard> {
+        let own = self.own.as_ref()?;
+        let index = placement.workers.iter().position(|worker| *worker == own.about.id)?;
+        Some(OwnShard { index, shard: own.of(epoch)? })
+    }
+
+    fn send(&self, worker: WorkerId, what: What) -> Result<(), String> {
+        let member = self.members.get(&worker).ok_or("it is not there")?;
+        let sent = member.outgoing.messages.try_send(Ok(FromRouter { what: Some(what) }));
+        sent.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "it takes no messages".to_string(),
+            mpsc::error::TrySendError::Closed(_) => "its stream ended".to_string(),
+        })
+    }
+
+    fn dismiss(&mut self, worker: WorkerId, why: &str, again: bool) {
+        let _ = self.send(worker, What::Goodbye(Goodbye { why: why.to_string(), again }));
+        self.forget(worker);
+    }
+
+    /// Closes all that belongs to a worker's stream.
+    fn forget(&mut self, worker: WorkerId) {
+        let Some(member) = self.members.remove(&worker) else { return };
+        member.cut.now();
+        self.plans.leave(worker);
+        self.stats.forget(worker);
+    }
+
+    fn goodbye(&mut self) {
+        self.plans.close();
+        let all: Vec<WorkerId> = self.members.keys().copied().collect();
+        all.into_iter().for_each(|worker| self.dismiss(worker, "the router ends", true));
+    }
+
+    fn status(&self) -> ClusterStatus {
+        let exchange = |worker: &WorkerId| {
+            if self.is_own(*worker) {
+                return Some((ExchangeKind::Local, Duration::ZERO));
+            }
+            let member = self.members.get(worker)?;
+            Some((member.exchange, member.heard.elapsed()))
+        };
+        ClusterStatus::new(self.router, &self.model, self.roster.view(), exchange, &self.rates)
+    }
+}

@@ -1,0 +1,95 @@
+//! `gaterail.v1.Cluster`: the port that workers call.
+
+use std::sync::Arc;
+
+use axum::Router;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use gaterail_cluster::exchange::stream as exchange;
+use gaterail_proto::grpc::v1::cluster_server::{Cluster as Service, ClusterServer};
+use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
+use tokio::sync::mpsc;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::control::Cluster;
+use super::options::{ClusterLimits, Door};
+use super::{experts, join};
+use crate::http::ListenLimits;
+
+/// What the system keeps for a worker: a frame of a step's rows.
+const SEND_BUFFER_BYTES: usize = 4 << 20;
+const CONNECTIONS_SPARE: usize = 16;
+/// Join, Exchange, Experts.
+const STREAMS_MAX: u32 = 8;
+
+/// The routes of the port, behind its door.
+pub fn routes(cluster: Arc<Cluster>, door: Door) -> Router {
+    let bytes_max = cluster.options.limits.message_bytes_max;
+    let service = ClusterServer::new(Front { cluster, door })
+        .max_decoding_message_size(bytes_max)
+        .max_encoding_message_size(bytes_max);
+    Routes::new(service).into_axum_router()
+}
+
+/// What workers may do with a socket: rows and weights are larger than questions and answers.
+pub fn sockets(limits: &ClusterLimits) -> ListenLimits {
+    ListenLimits {
+        // One that ends beside one that begins; and some who can be told that there is no room.
+        connections_max: 2 * limits.workers_max + CONNECTIONS_SPARE,
+        send_buffer_bytes: SEND_BUFFER_BYTES,
+        window_bytes: exchange::WINDOW_BYTES,
+        streams_max: STREAMS_MAX,
+        ping_every: exchange::KEEP_ALIVE_EVERY,
+        ..ListenLimits::default()
+    }
+}
+
+struct Front {
+    cluster: Arc<Cluster>,
+    door: Door,
+}
+
+type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Service for Front {
+    type JoinStream = Messages<FromRouter>;
+    type ExchangeStream = Messages<Bytes>;
+    type ExpertsStream = Messages<Bytes>;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<FromWorker>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        self.door.check(request.metadata())?;
+        let messages = join::join(self.cluster.clone(), request.into_inner()).await?;
+        Ok(Response::new(from_queue(messages)))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<Bytes>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        self.door.check(request.metadata())?;
+        let session = self.cluster.sessions.of(request.metadata())?;
+        let waiting = session.take_exchange()?;
+        let (end, outgoing) = exchange::answer(request.into_inner(), self.cluster.served.body_bytes_max);
+        let too_late = |_| Status::aborted("this worker was given up");
+        waiting.send(Box::new(end)).map_err(too_late)?;
+        Ok(Response::new(outgoing.boxed()))
+    }
+
+    async fn experts(
+        &self,
+        request: Request<ExpertsRequest>,
+    ) -> Result<Response<Self::ExpertsStream>, Status> {
+        self.door.check(request.metadata())?;
+        let session = self.cluster.sessions.of(request.metadata())?;
+        let pieces = experts::pieces(&self.cluster, &session, request.into_inner()).await?;
+        Ok(Response::new(from_queue(pieces)))
+    }
+}
+
+fn from_queue<T: Send + 'static>(queue: mpsc::Receiver<Result<T, Status>>) -> Messages<T> {
+    stream::unfold(queue, |mut queue| async { Some((queue.recv().await?, queue)) }).boxed()
+}
