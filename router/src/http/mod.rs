@@ -9,7 +9,7 @@
 //! | [`chat`], [`completions`] | answers, whole or as a stream |
 //! | [`sse`] | the stream's form: events, comments, the end |
 //! | [`logprobs`] | log-probabilities in both shapes |
-//! | [`tokens`], [`models`], [`health`] | the smaller routes |
+//! | [`tokens`], [`models`], [`health`], [`workers`] | the smaller routes |
 //! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
 
@@ -27,9 +27,11 @@ mod routes;
 mod sse;
 mod tokens;
 mod usage;
+mod workers;
 
 pub use health::VERSION;
 pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
 pub use opening::Opening;
 pub use routes::routes;
+pub use workers::ClusterPage;

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::Method;
 use axum::routing::{MethodRouter, get, post};
 
-use super::{chat, completions, health, layers, models, tokens};
+use super::{chat, completions, health, layers, models, tokens, workers};
 use crate::openai::{ApiError, ErrorKind};
 use crate::serving::Server;
 
@@ -29,6 +29,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route("/readyz", get(self::get(health::ready)))
         .route("/metrics", get(self::get(health::metrics)))
         .route("/version", get(self::get(health::version)))
+        .route("/cluster", get(self::get(workers::show)))
         .fallback(no_route)
         .with_state(server.clone());
     layers::guarded(routes, &server.entrance)
@@ -36,7 +37,7 @@ pub fn routes(server: Arc<Server>) -> Router {
 
 /// What a path is called in logs and metrics: one of few, whatever clients send.
 pub fn route_name(path: &str) -> &'static str {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 11] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/models",
@@ -47,6 +48,7 @@ pub fn route_name(path: &str) -> &'static str {
         "/readyz",
         "/metrics",
         "/version",
+        "/cluster",
     ];
     match KNOWN.iter().find(|known| **known == path) {
         Some(known) => known,

@@ -7,15 +7,18 @@
 //! | [`admit`] | from a checked request to the engine's tickets, or a refusal |
 //! | [`scope`] | the account of one request: what it took, and how it ended |
 //! | [`log`] | one line for every request |
+//! | [`steps`] | where the time of steps goes |
 
 pub mod admit;
 pub mod log;
 pub mod model;
 pub mod scope;
 pub mod server;
+pub mod steps;
 
 pub use admit::{Admission, Answers, Work, events};
 pub use log::{LogFormat, RequestLog};
 pub use model::{ModelAbout, Served, ServedParts};
 pub use scope::Scope;
-pub use server::{Entrance, Readiness, Server, ServerOptions};
+pub use server::{Entrance, Readiness, Rig, Server, ServerOptions};
+pub use steps::{StepMeter, StepParts, StepStatus};
