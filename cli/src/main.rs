@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod cores;
 mod demo;
 mod device;
 mod endpoint;
@@ -18,9 +19,11 @@ mod progress;
 mod serve;
 mod settings;
 mod source;
+mod status;
 mod synth;
 mod terminal;
 mod weights;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -39,6 +42,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     Evaluate(evaluate::EvaluateArgs),
     Serve(serve::ServeArgs),
+    Worker(Box<worker::WorkerArgs>),
+    Status(status::StatusArgs),
     Chat(chat::ChatArgs),
     Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Worker(args) => worker::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),

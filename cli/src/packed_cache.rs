@@ -30,6 +30,17 @@ pub fn parse(text: &str) -> Result<PackedCacheArg, String> {
     }
 }
 
+/// As on the command line.
+impl std::fmt::Display for PackedCacheArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PackedCacheArg::Off => f.write_str("off"),
+            PackedCacheArg::Auto => f.write_str("auto"),
+            PackedCacheArg::Folder(folder) => folder.display().fmt(f),
+        }
+    }
+}
+
 impl PackedCacheArg {
     /// `None` where nothing is kept.
     pub fn cache(&self) -> Option<PackedCache> {

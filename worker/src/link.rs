@@ -205,6 +205,7 @@ async fn welcomed(
         computing,
         heartbeat,
         loading: None,
+        said: Instant::now(),
     })
 }
 
@@ -270,6 +271,8 @@ struct Link {
     computing: oneshot::Receiver<String>,
     heartbeat: Duration,
     loading: Option<Loading>,
+    /// When it was said last how far loading is.
+    said: Instant,
 }
 
 impl Link {
@@ -286,7 +289,7 @@ impl Link {
                     Ok(None) => Err(Ended::Again("its stream ended".to_string())),
                     Err(status) => Err(refused(status)),
                 },
-                Some(told) = told.recv() => self.tell(told, kept),
+                Some(told) = told.recv() => self.tell(told, shared, kept),
                 _ = beat.tick() => self.beat(),
                 why = &mut self.computing => {
                     Err(Ended::Again(why.unwrap_or_else(|_| "the computing thread panicked".to_string())))
@@ -352,9 +355,13 @@ impl Link {
         self.say(What::PrepareFailed(PrepareFailed { epoch: epoch.0, detail }))
     }
 
-    fn tell(&self, told: Told, kept: &mut Kept) -> Result<(), Ended> {
+    fn tell(&mut self, told: Told, shared: &Shared, kept: &mut Kept) -> Result<(), Ended> {
         match told {
             Told::Loading { epoch, bytes, total } => {
+                if self.said.elapsed() >= SAY_EVERY {
+                    self.said = Instant::now();
+                    (shared.options.note)(&format!("loading: {} of {}", megabytes(bytes), megabytes(total)));
+                }
                 self.say(What::Loading(LoadingMessage { epoch: epoch.0, bytes, bytes_total: total }))
             }
             Told::Prepared { epoch, source } => {
@@ -368,6 +375,10 @@ impl Link {
                 });
                 let held_bytes = self.model.shards.held_bytes();
                 let source = source.to_string();
+                self.said = Instant::now();
+                let held = megabytes(held_bytes);
+                let from = if source.is_empty() { String::new() } else { format!(" (from the {source})") };
+                (shared.options.note)(&format!("ready: epoch {epoch}, {held} of experts held{from}"));
                 self.say(What::Prepared(Prepared { epoch: epoch.0, held_bytes, source }))
             }
             Told::Failed { epoch, detail } => self.failed(epoch, detail),
@@ -392,5 +403,11 @@ impl Drop for Link {
     }
 }
 
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// Where loading takes long, the operator is told this often how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(2);
 /// A call that computes for longer does so without anybody.
 const CLOSE_MAX: Duration = Duration::from_secs(2);

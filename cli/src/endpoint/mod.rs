@@ -68,6 +68,12 @@ impl Endpoint {
         }
     }
 
+    /// What a page says.
+    pub fn get(&self, url: &str) -> Result<Value, Failure> {
+        let request = self.agent.get(url).header("authorization", &self.bearer());
+        answer(request.call().map_err(Failure::of_call)?)
+    }
+
     /// Asks for an answer in one piece.
     pub fn post(&self, url: &str, body: &Value) -> Result<Value, Failure> {
         answer(self.send(url, body.to_string())?)

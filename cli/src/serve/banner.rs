@@ -3,6 +3,7 @@
 use super::config::ServeConfig;
 use super::load::Loaded;
 use super::run::Addresses;
+use super::workers::open;
 use crate::progress::bytes_text;
 
 pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> String {
@@ -48,6 +49,11 @@ pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> Stri
         lines.push(("gRPC", format!("{grpc}  gaterail.v1.Inference")));
     }
     lines.push(("open to", door.to_string()));
+    let mut lines: Vec<(String, String)> =
+        lines.into_iter().map(|(what, how)| (what.to_string(), how)).collect();
+    if let Some((workers, status)) = &loaded.workers {
+        lines.extend(open::lines(status, config.workers.listen.map(|_| workers.address)));
+    }
     let table: String = lines.iter().map(|(what, how)| format!("  {what:<12}{how}\n")).collect();
     let key = if loaded.server.entrance.gate.is_open() { "" } else { " -H 'Authorization: Bearer KEY'" };
     let body = r#"{"messages": [{"role": "user", "content": "What is 27 + 58?"}]}"#;

@@ -10,6 +10,7 @@ use gaterail_router::EngineLimits;
 use gaterail_router::http::{Hosts, ListenLimits};
 use gaterail_router::serving::{LogFormat, ServerOptions};
 
+use super::workers::WorkerSettings;
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::packed_cache::{self, PackedCacheArg};
@@ -45,6 +46,7 @@ pub struct ServeConfig {
     pub engine: EngineLimits,
     pub sockets: ListenLimits,
     pub server: ServerOptions,
+    pub workers: WorkerSettings,
 }
 
 impl ServeConfig {
@@ -123,6 +125,7 @@ impl ServeConfig {
                 prefix_cache: !settings.switch("no-prefix-cache"),
                 ..engine
             },
+            workers: WorkerSettings::new(settings, parse_address, parse_bytes, parse_seconds)?,
             sockets: ListenLimits {
                 connections_max: count("max-connections")?.unwrap_or(sockets.connections_max),
                 header_time_max: seconds("header-seconds", sockets.header_time_max)?,

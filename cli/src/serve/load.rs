@@ -1,21 +1,35 @@
 //! From a model's place on disk to a server that answers.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gaterail_model::ModelSource;
+use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::config::GenerationDefaults;
-use gaterail_model::walk::RunnerOptions;
+use gaterail_model::spec::ModelSpec;
+use gaterail_model::text::Tokenizer;
+use gaterail_model::walk::{ExpertMath, LaneTimes, Runner, RunnerOptions};
 use gaterail_model::weights::{Precision, account};
 use gaterail_router::auth::{Gate, KeyFile};
+use gaterail_router::cluster::{ClusterStatus, RemoteExperts, ServedExperts};
+use gaterail_router::model::Model;
 use gaterail_router::openai::ServerDefaults;
-use gaterail_router::serving::{Entrance, ModelAbout, RequestLog, Served, ServedParts, Server};
+use gaterail_router::serving::{
+    Entrance, ModelAbout, RequestLog, Rig, Served, ServedParts, Server, StepMeter,
+};
 use gaterail_router::{Engine, EngineLimits, EngineParts};
 
 use super::config::ServeConfig;
 use super::plan::MemoryPlan;
+use super::run::Loading;
+use super::workers::choice::{Choice, Circumstances};
+use super::workers::open::Opening;
+use super::workers::{Team, Workers, share, wait};
+use crate::cores::Cores;
 use crate::error::CliError;
+use crate::weights::WeightsArg;
 use crate::{demo, generate, packed_cache, source, terminal};
 
 /// Texts that are tokenized at once; more would take the cores from the model.
@@ -25,6 +39,8 @@ const TEXT_JOBS_MAX: usize = 2;
 pub struct Loaded {
     pub server: Arc<Server>,
     pub engine: JoinHandle<()>,
+    /// With what they were when all was loaded.
+    pub workers: Option<(Workers, ClusterStatus)>,
     pub plan: MemoryPlan,
     pub architecture: String,
     pub precision: &'static str,
@@ -45,25 +61,29 @@ pub fn gate(config: &ServeConfig) -> Result<Gate, CliError> {
     Ok(gate)
 }
 
-pub fn load(config: &ServeConfig, entrance: Entrance) -> Result<Loaded, CliError> {
+/// A model that is open and checked, and what is to be done with it.
+struct Opened {
+    path: PathBuf,
+    spec: ModelSpec,
+    checkpoint: Arc<Checkpoint>,
+    precision: Precision,
+    plan: MemoryPlan,
+    /// `None`: this process holds all of it.
+    team: Option<Team>,
+}
+
+pub fn load(config: &ServeConfig, entrance: Entrance, front: &mut Loading) -> Result<Loaded, CliError> {
     let started = Instant::now();
     let path = match &config.model {
         Some(model) => source::resolve(model)?,
         None => demo::path()?,
     };
     let source = ModelSource::open(&path)?;
-    let spec = source.spec()?;
-    let checkpoint = source.checkpoint()?;
-    if let Some(asked) = config.engine.context_max.filter(|asked| *asked > spec.context) {
-        let detail = format!("--max-context {asked} is more than the model's context of {}", spec.context);
-        return Err(CliError::Usage(detail));
-    }
+    let opened = open(path, &source, config)?;
     let tokenizer = if source.has_tokenizer() { Some(Arc::new(source.tokenizer()?)) } else { None };
     let template = source.chat_template()?;
     let defaults = source.generation_defaults()?;
-    let precision = config.weights.precision(&spec, &checkpoint, MemoryPlan::beside_weights(&spec, config));
-    let plan = MemoryPlan::new(&spec, &checkpoint, precision, config)?;
-    let shares = account(&spec, Some(&checkpoint));
+    let shares = account(&opened.spec, Some(&opened.checkpoint));
     let about = ModelAbout {
         parameters: shares.values().map(|share| share.parameters).sum(),
         active_parameters: shares.values().map(|share| share.active_parameters).sum(),
@@ -73,29 +93,12 @@ pub fn load(config: &ServeConfig, entrance: Entrance) -> Result<Loaded, CliError
         Some(tokenizer) => tokenizer.stop_ids().to_vec(),
         None => defaults.stop_ids.clone(),
     };
-    let options = RunnerOptions {
-        rows_max: config.step_tokens,
-        positions: plan.kv_positions(),
-        shards: Vec::new(),
-        precision,
-        kv: config.kv_form(),
-    };
-    let (architecture, model_context) = (spec.architecture.clone(), spec.context);
-    let (device, threads, text) = (config.device, config.threads, tokenizer.clone());
-    let cache = config.packed_cache.cache();
-    let limits = EngineLimits { context_max: Some(plan.context), ..config.engine.clone() };
-    // On the engine's own thread: the device binds the thread that opens it to a core.
-    let build = move || -> Result<EngineParts, CliError> {
-        let device = device.open(threads)?;
-        let (runner, outcome) = generate::load(spec, &checkpoint, &device, &options, cache.as_ref())?;
-        // Written beside the running server; one that ends before leaves no file.
-        let _ = packed_cache::keep(outcome);
-        Ok(EngineParts { runner, tokenizer: text, stop_ids })
-    };
-    let (engine, thread) = Engine::start(build, limits)?;
+    let (architecture, model_context) = (opened.spec.architecture.clone(), opened.spec.context);
+    let (plan, precision) = (opened.plan, precision_text(opened.precision));
+    let running = start(opened, (tokenizer.clone(), stop_ids), config, front)?;
     let generation = if config.makers_defaults { defaults } else { GenerationDefaults::default() };
     let served = Served::new(ServedParts {
-        engine,
+        engine: running.engine,
         names: names(config),
         tokenizer,
         template,
@@ -104,16 +107,136 @@ pub fn load(config: &ServeConfig, entrance: Entrance) -> Result<Loaded, CliError
         text_jobs_max: TEXT_JOBS_MAX,
     });
     let log = RequestLog::to(config.log, std::io::stderr());
-    let server = Arc::new(Server::new(served, entrance, log, config.server.clone()));
-    let precision = match precision {
+    let server = Arc::new(Server::new(served, running.rig, entrance, log, config.server.clone()));
+    let (engine, workers, took) = (running.thread, running.workers, started.elapsed());
+    Ok(Loaded { server, engine, workers, plan, architecture, precision, model_context, took })
+}
+
+/// Decides before a byte is loaded: in which precision, with which workers, and whether it fits.
+fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Opened, CliError> {
+    let (spec, checkpoint) = (source.spec()?, source.checkpoint()?);
+    if let Some(asked) = config.engine.context_max.filter(|asked| *asked > spec.context) {
+        let detail = format!("--max-context {asked} is more than the model's context of {}", spec.context);
+        return Err(CliError::Usage(detail));
+    }
+    // Others' memory is not known yet; what does not fit there is said when they have joined.
+    let weights = match config.weights {
+        WeightsArg::Auto if config.workers.is_remote() => WeightsArg::Stored,
+        weights => weights,
+    };
+    let precision = weights.precision(&spec, &checkpoint, MemoryPlan::beside_weights(&spec, config));
+    let alone = MemoryPlan::new(&spec, &checkpoint, precision, config);
+    let here =
+        Circumstances { demo: config.model.is_none(), sparse: spec.sparse().is_some(), fits: alone.is_ok() };
+    let team = match Team::choose(&config.workers, here).map_err(CliError::Usage)? {
+        Choice::Alone => None,
+        Choice::AloneBecause(why) => {
+            terminal::note(&format!("gaterail: no workers: {why}"));
+            None
+        }
+        Choice::Team(team) => Some(team),
+    };
+    let plan = match &team {
+        None => alone?,
+        Some(team) => MemoryPlan::with_workers(&spec, &checkpoint, precision, config, team)?,
+    };
+    Ok(Opened { path, spec, checkpoint: Arc::new(checkpoint), precision, plan, team })
+}
+
+/// An engine that runs.
+struct Running {
+    engine: Engine,
+    thread: JoinHandle<()>,
+    rig: Rig,
+    workers: Option<(Workers, ClusterStatus)>,
+}
+
+type Texts = (Option<Arc<Tokenizer>>, Vec<u32>);
+
+/// Loads what this process holds, while its workers, if it has any, load what they hold.
+fn start(
+    opened: Opened,
+    (tokenizer, stop_ids): Texts,
+    config: &ServeConfig,
+    front: &mut Loading,
+) -> Result<Running, CliError> {
+    let Opened { path, spec, checkpoint, precision, plan, team } = opened;
+    let options = RunnerOptions {
+        rows_max: config.step_tokens,
+        positions: plan.kv_positions(),
+        shards: Vec::new(),
+        precision,
+        kv: config.kv_form(),
+    };
+    let (device, threads, cache) = (config.device, config.threads, config.packed_cache.cache());
+    let limits = EngineLimits { context_max: Some(plan.context), ..config.engine.clone() };
+    let Some(team) = team else {
+        // On the engine's own thread: the device binds the thread that opens it to a core.
+        let build = move |times: &TimesOf| -> Result<EngineParts, CliError> {
+            let device = device.open(threads)?;
+            let (runner, outcome) = generate::load(spec, &checkpoint, &device, &options, cache.as_ref())?;
+            // Written beside the running server; one that ends before leaves no file.
+            let _ = packed_cache::keep(outcome);
+            let _ = times.set(runner.times());
+            Ok(EngineParts { runner, tokenizer, stop_ids })
+        };
+        let (engine, thread, times) = start_engine(build, limits)?;
+        let rig = Rig { steps: StepMeter::new(times, None), cluster: None };
+        return Ok(Running { engine, thread, rig, workers: None });
+    };
+    let holders = team.spawn + usize::from(config.workers.local);
+    let shares = share::shares(holders, threads, &Cores::allowed(), plan.workers_memory());
+    let math = ExpertMath::of(&spec);
+    let served =
+        ServedExperts::new(&path, Arc::new(spec.clone()), checkpoint.clone(), precision, config.step_tokens);
+    let opening = Opening {
+        team,
+        settings: &config.workers,
+        served,
+        shares,
+        device,
+        packed_cache: &config.packed_cache,
+    };
+    let socket = front.cluster_socket.take();
+    let workers = opening.open(socket, front)?;
+    let experts = workers.experts(math);
+    let build = move |times: &TimesOf| -> Result<EngineParts<Runner<RemoteExperts>>, CliError> {
+        let device = device.open(threads)?;
+        let loading: &mut dyn FnMut(u64) = &mut |_| {};
+        let (runner, outcome) =
+            Runner::with_experts(spec, &checkpoint, &device, &options, cache.as_ref(), loading, experts())?;
+        let _ = packed_cache::keep(outcome);
+        let _ = times.set(runner.times());
+        Ok(EngineParts { runner, tokenizer, stop_ids })
+    };
+    let (engine, thread, times) = start_engine(build, limits)?;
+    let status = wait::until_placed(&workers, &team, front)?;
+    let steps = StepMeter::new(times, Some(workers.stats.clone()));
+    let rig = Rig { steps, cluster: Some(workers.cluster.clone()) };
+    Ok(Running { engine, thread, rig, workers: Some((workers, status)) })
+}
+
+/// Where a runner's clocks are left when it has been made, on a thread of its own.
+type TimesOf = OnceLock<Arc<LaneTimes>>;
+
+fn start_engine<M: Model + 'static>(
+    build: impl FnOnce(&TimesOf) -> Result<EngineParts<M>, CliError> + Send + 'static,
+    limits: EngineLimits,
+) -> Result<(Engine, JoinHandle<()>, Arc<LaneTimes>), CliError> {
+    let times = Arc::new(TimesOf::new());
+    let there = times.clone();
+    let (engine, thread) = Engine::start(move || build(&there), limits)?;
+    Ok((engine, thread, times.get().cloned().unwrap_or_default()))
+}
+
+fn precision_text(precision: Precision) -> &'static str {
+    match precision {
         Precision::AsStored => "as stored",
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
         Precision::Int8 => "int8",
         Precision::Int4 => "int4",
-    };
-    let took = started.elapsed();
-    Ok(Loaded { server, engine: thread, plan, architecture, precision, model_context, took })
+    }
 }
 
 /// As asked; else what the operator calls the model.

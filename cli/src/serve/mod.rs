@@ -6,6 +6,7 @@
 //! | [`config`] | what they mean |
 //! | [`plan`] | whether it fits in memory |
 //! | [`load`] | the model, the engine, the door |
+//! | [`workers`] | the processes that hold its experts, if it has any |
 //! | [`run`] | sockets and signals: from the first connection to the last |
 //! | [`banner`] | what a person sees when it is ready |
 
@@ -15,6 +16,7 @@ mod load;
 mod plan;
 mod run;
 mod table;
+mod workers;
 
 use std::path::PathBuf;
 
@@ -23,6 +25,7 @@ use gaterail_router::auth::{Gate, KeyLimits, NewKey};
 use gaterail_router::serving::Entrance;
 
 use config::ServeConfig;
+pub use config::parse_bytes;
 pub use run::Serving;
 use run::{Loading, Ports};
 
@@ -75,8 +78,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let ports = Ports::bind(&config)?;
     let addresses = ports.addresses;
     let entrance = Entrance::new(gate, &config.server);
-    let loading = Loading::start(ports, &entrance, &config)?;
-    let loaded = load::load(&config, entrance)?;
+    let mut loading = Loading::start(ports, &entrance, &config)?;
+    let loaded = load::load(&config, entrance, &mut loading)?;
     let banner = banner::text(&loaded, addresses, &config);
     let serving = loading.serve(loaded);
     terminal::note(&banner);
@@ -86,7 +89,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
 /// A server for this process alone: on a free port of this machine, behind a key that nobody else knows. Returns it with
 /// its address and the key.
 pub fn start_own(model: Option<&str>) -> Result<(Serving, String, String), CliError> {
-    let flags = ["serve", "--listen", "127.0.0.1:0", "--log", "off"].into_iter().chain(model);
+    let flags =
+        ["serve", "--listen", "127.0.0.1:0", "--log", "off", "--workers", "0"].into_iter().chain(model);
     let command = settings::augment(Command::new("serve"), &table::TABLE);
     let matches = command.try_get_matches_from(flags).map_err(|error| CliError::Usage(error.to_string()))?;
     let config = ServeConfig::new(&Settings::new(&table::TABLE, &matches, None)?)?;
@@ -97,8 +101,9 @@ pub fn start_own(model: Option<&str>) -> Result<(Serving, String, String), CliEr
     let ports = Ports::bind(&config)?;
     let url = format!("http://{}/v1", ports.addresses.http);
     let entrance = Entrance::new(gate, &config.server);
-    let loading = Loading::start(ports, &entrance, &config)?;
-    let serving = loading.serve(load::load(&config, entrance)?);
+    let mut loading = Loading::start(ports, &entrance, &config)?;
+    let loaded = load::load(&config, entrance, &mut loading)?;
+    let serving = loading.serve(loaded);
     Ok((serving, url, key.text))
 }
 

@@ -5,9 +5,11 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::kv::page_bytes;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::Cursor;
-use gaterail_model::weights::{Precision, resident_bytes};
+use gaterail_model::weights::{Precision, Role, resident_by_role, resident_bytes};
 
 use super::config::ServeConfig;
+use super::workers::Team;
+use super::workers::share::WORKER_RESERVE;
 use crate::error::CliError;
 use crate::machine;
 use crate::progress::bytes_text;
@@ -20,7 +22,10 @@ const KV_SHARE: (u64, u64) = (9, 10);
 /// The memory that will be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
+    /// All that this machine holds, the workers' shares included.
     pub weights: u64,
+    /// What its workers hold of that, and what they take beside.
+    pub workers: Burden,
     pub kv: u64,
     pub work: u64,
     pub available: Option<u64>,
@@ -29,12 +34,22 @@ pub struct MemoryPlan {
     pub context: usize,
 }
 
+/// What the workers of this machine take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Burden {
+    pub processes: usize,
+    /// All copies together.
+    pub experts: u64,
+    pub beside: u64,
+}
+
 impl MemoryPlan {
     /// What beside the weights must fit in any case: work, and KV of one sequence.
     pub fn beside_weights(spec: &ModelSpec, config: &ServeConfig) -> u64 {
         work_bytes(spec, config) + pages(context(spec, config)) as u64 * page_bytes(spec, config.kv_form())
     }
 
+    /// The plan where this process holds the whole model.
     pub fn new(
         spec: &ModelSpec,
         checkpoint: &Checkpoint,
@@ -42,7 +57,35 @@ impl MemoryPlan {
         config: &ServeConfig,
     ) -> Result<MemoryPlan, CliError> {
         let weights = resident_bytes(spec, checkpoint, precision);
-        let work = work_bytes(spec, config);
+        MemoryPlan::of(spec, (weights, Burden::default()), config)
+    }
+
+    /// The plan where workers hold the experts: those of this machine, or none of them.
+    pub fn with_workers(
+        spec: &ModelSpec,
+        checkpoint: &Checkpoint,
+        precision: Precision,
+        config: &ServeConfig,
+        team: &Team,
+    ) -> Result<MemoryPlan, CliError> {
+        let mut roles = resident_by_role(spec, checkpoint, precision);
+        let experts = roles.remove(&Role::Experts).unwrap_or(0);
+        let trunk = roles.values().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
+        let holders = team.spawn + usize::from(config.workers.local);
+        let burden = Burden {
+            processes: team.spawn,
+            experts: experts.saturating_mul(u64::from(config.workers.copies).min(holders as u64)),
+            beside: team.spawn as u64 * WORKER_RESERVE,
+        };
+        MemoryPlan::of(spec, (trunk.saturating_add(burden.experts), burden), config)
+    }
+
+    fn of(
+        spec: &ModelSpec,
+        (weights, workers): (u64, Burden),
+        config: &ServeConfig,
+    ) -> Result<MemoryPlan, CliError> {
+        let work = work_bytes(spec, config) + workers.beside;
         let page = page_bytes(spec, config.kv_form()).max(1);
         let wanted_context = context(spec, config);
         let available = machine::available_memory_bytes();
@@ -54,7 +97,8 @@ impl MemoryPlan {
         };
         // One sequence can never have more than all pages.
         let context = wanted_context.min(kv_pages * PAGE_POSITIONS);
-        let plan = MemoryPlan { weights, kv: kv_pages as u64 * page, work, available, kv_pages, context };
+        let plan =
+            MemoryPlan { weights, workers, kv: kv_pages as u64 * page, work, available, kv_pages, context };
         match plan.objection(spec, config, wanted_context) {
             Some(objection) if config.memory_check || kv_pages == 0 => Err(CliError::Refused(objection)),
             _ => Ok(plan),
@@ -63,6 +107,12 @@ impl MemoryPlan {
 
     pub fn kv_positions(&self) -> usize {
         self.kv_pages * PAGE_POSITIONS
+    }
+
+    /// What the experts of this machine's workers may take, all of them together.
+    pub fn workers_memory(&self) -> u64 {
+        let left = self.available.map(|available| available.saturating_sub(self.total()));
+        self.workers.experts.saturating_add(left.unwrap_or(self.workers.experts))
     }
 
     fn total(&self) -> u64 {
@@ -94,8 +144,12 @@ impl MemoryPlan {
     fn text(&self, wanted_context: usize) -> String {
         let available = self.available.map_or("unknown".to_string(), bytes_text);
         format!(
-            "this does not fit in memory:\n  weights    {}\n  KV         {} ({} tokens; one sequence of {wanted_context} wanted)\n  work       {}\n  available  {available}",
+            "this does not fit in memory:\n  weights    {}{}\n  KV         {} ({} tokens; one sequence of {wanted_context} wanted)\n  work       {}\n  available  {available}",
             bytes_text(self.weights),
+            match self.workers.processes {
+                0 => String::new(),
+                count => format!(" ({} of it in {count} workers)", bytes_text(self.workers.experts)),
+            },
             bytes_text(self.kv),
             self.kv_positions(),
             bytes_text(self.work),

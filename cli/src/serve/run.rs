@@ -3,10 +3,11 @@
 //! The runtime has one thread for events and few for texts: the cores belong to the model.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use gaterail_router::Ended;
+use gaterail_router::cluster::{self, Cluster, ClusterLimits, Door};
 use gaterail_router::grpc;
 use gaterail_router::http::{self, Listening, Opening, Protocol, opening};
 use gaterail_router::serving::{Entrance, Server};
@@ -15,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::ServeConfig;
 use super::load::Loaded;
+use super::workers::{Workers, open};
 use crate::error::CliError;
 use crate::terminal;
 
@@ -22,6 +24,7 @@ const EVENT_THREADS: usize = 1;
 const TEXT_THREADS_MAX: usize = 4;
 /// The file of keys is looked at this often.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
+const STEPS_EVERY: Duration = Duration::from_millis(250);
 const ENGINE_EVERY: Duration = Duration::from_millis(20);
 /// Connections may take so long to end once nothing is left to answer.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -32,6 +35,7 @@ const INTERRUPTED: i32 = 130;
 pub struct Ports {
     http_socket: TcpListener,
     grpc_socket: Option<TcpListener>,
+    cluster_socket: Option<TcpListener>,
     pub addresses: Addresses,
 }
 
@@ -50,11 +54,12 @@ impl Ports {
             |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
         let addresses =
             Addresses { http: own(&http_socket)?, grpc: grpc_socket.as_ref().map(own).transpose()? };
-        Ok(Ports { http_socket, grpc_socket, addresses })
+        let cluster_socket = open::bind(&config.workers)?;
+        Ok(Ports { http_socket, grpc_socket, cluster_socket, addresses })
     }
 }
 
-fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
+pub fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
     let socket = TcpListener::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => CliError::Refused(format!(
             "{address} is taken by another program; choose another with {flag} HOST:PORT (port 0 is any that is free)"
@@ -74,6 +79,8 @@ pub struct Loading {
     http: Opening,
     grpc: Option<(Opening, grpc::Health)>,
     listening: Vec<Listening>,
+    /// Where workers join, until it is served.
+    pub cluster_socket: Option<TcpListener>,
 }
 
 impl Loading {
@@ -103,12 +110,38 @@ impl Loading {
             Ok((http, grpc, listening))
         });
         let (http, grpc, listening) = started.map_err(CliError::io("listening"))?;
-        Ok(Loading { runtime, http, grpc, listening })
+        Ok(Loading { runtime, http, grpc, listening, cluster_socket: ports.cluster_socket })
+    }
+
+    /// Workers may join from now on.
+    pub fn take_workers(
+        &mut self,
+        socket: TcpListener,
+        cluster: Arc<Cluster>,
+        door: Door,
+    ) -> Result<(), CliError> {
+        let _inside = self.runtime.enter();
+        let limits = cluster::sockets(&ClusterLimits::default());
+        let start = |socket| {
+            let socket = tokio::net::TcpListener::from_std(socket)?;
+            let routes = cluster::routes(cluster, door);
+            Listening::start(socket, routes, Protocol::Http2, Arc::default(), limits)
+        };
+        self.listening.push(start(socket).map_err(CliError::io("listening"))?);
+        Ok(())
+    }
+
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    pub fn block_on<T>(&self, task: impl Future<Output = T>) -> T {
+        self.runtime.block_on(task)
     }
 
     /// The model is there.
     pub fn serve(self, loaded: Loaded) -> Serving {
-        let Loading { runtime, http, grpc, listening } = self;
+        let Loading { runtime, http, grpc, listening, .. } = self;
         let server = loaded.server;
         let inside = runtime.enter();
         http.open(http::routes(server.clone()));
@@ -116,8 +149,10 @@ impl Loading {
             opening.open(grpc::routes(server.clone(), health));
         }
         runtime.spawn(watch_keys(server.clone()));
+        runtime.spawn(watch_steps(Arc::downgrade(&server)));
         drop(inside);
-        Serving { runtime, server, engine: loaded.engine, listening }
+        let workers = loaded.workers.map(|(workers, _)| workers);
+        Serving { runtime, server, engine: loaded.engine, listening, workers }
     }
 }
 
@@ -127,6 +162,7 @@ pub struct Serving {
     server: Arc<Server>,
     engine: std::thread::JoinHandle<()>,
     listening: Vec<Listening>,
+    workers: Option<Workers>,
 }
 
 impl Serving {
@@ -162,9 +198,9 @@ impl Serving {
         Ok(())
     }
 
-    /// Not ready first, then no more requests, then no more connections.
+    /// Not ready first, then no more requests, then no more workers, then no more connections.
     pub fn stop(self, grace: Duration, drain: Duration) {
-        let Serving { runtime, server, engine, listening } = self;
+        let Serving { runtime, server, engine, listening, workers } = self;
         server.retire();
         runtime.block_on(async {
             tokio::time::sleep(grace).await;
@@ -173,11 +209,23 @@ impl Serving {
             while !engine.is_finished() && Instant::now() < deadline + GOODBYE {
                 tokio::time::sleep(ENGINE_EVERY).await;
             }
+            if let Some(workers) = workers {
+                workers.stop().await;
+            }
             for port in listening {
                 port.stop(GOODBYE).await;
             }
         });
         runtime.shutdown_timeout(GOODBYE);
+    }
+}
+
+/// Keeps what steps spent their time on, a second at a time.
+async fn watch_steps(server: Weak<Server>) {
+    loop {
+        tokio::time::sleep(STEPS_EVERY).await;
+        let Some(server) = server.upgrade() else { return };
+        server.rig.steps.sample(Instant::now());
     }
 }
 

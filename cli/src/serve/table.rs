@@ -7,9 +7,9 @@ const MANY: Setting = Setting { kind: Kind::Many, ..ONE };
 const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 
 /// Settings whose values are not shown.
-pub const SECRET: [&str; 1] = ["api-key"];
+pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 39] = [
+pub static TABLE: [Setting; 52] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -61,6 +61,77 @@ pub static TABLE: [Setting; 39] = [
         ..ONE
     },
     Setting { name: "threads", value: "N", help: "Threads to compute with; all cores by default", ..ONE },
+    Setting {
+        name: "workers",
+        value: "N",
+        help: "Processes of this machine that hold the experts, started and watched; 2 for the demo model, else 0",
+        ..ONE
+    },
+    Setting {
+        name: "parallel",
+        value: "HOW",
+        help: "How experts are spread over workers: ep (whole experts), tp (each cut over all), ep:N,tp:M (both), or auto (no workers where all fits here, else ep)",
+        ..ONE
+    },
+    Setting {
+        name: "expert-copies",
+        value: "N",
+        default: "1",
+        help: "Workers that hold each expert: with 2 the death of one needs no loading",
+        ..ONE
+    },
+    Setting {
+        name: "replica-memory",
+        value: "BYTES",
+        help: "For further copies of the experts that are hit most, over all workers together",
+        ..ONE
+    },
+    Setting { name: "local-experts", help: "Let this process hold experts, beside its workers", ..SWITCH },
+    Setting {
+        name: "cluster-listen",
+        value: "ADDRESS",
+        help: "Where workers join; an address that others can reach needs --join-token. By default a port for the processes of --workers alone",
+        ..ONE
+    },
+    Setting {
+        name: "join-token",
+        value: "TOKEN",
+        help: "What workers have to bring; better in a variable or a file than on the command line",
+        ..ONE
+    },
+    Setting { name: "join-token-file", value: "FILE", help: "A file with the join token alone", ..ONE },
+    Setting {
+        name: "wait-for-workers",
+        value: "N",
+        help: "Workers that are waited for before experts are spread; by default as many as --workers and --parallel say",
+        ..ONE
+    },
+    Setting {
+        name: "join-seconds",
+        value: "S",
+        default: "30",
+        help: "So long after the first worker joined, those who are there begin if all experts fit on them",
+        ..ONE
+    },
+    Setting {
+        name: "worker-silence-seconds",
+        value: "S",
+        default: "0.6",
+        help: "A worker that is not heard for so long is taken for dead",
+        ..ONE
+    },
+    Setting {
+        name: "workers-gone-seconds",
+        value: "S",
+        default: "120",
+        help: "How long answers wait for workers when too few are left to hold all experts",
+        ..ONE
+    },
+    Setting {
+        name: "no-shared-memory",
+        help: "Rows travel over the network to workers of this machine, too",
+        ..SWITCH
+    },
     Setting {
         name: "max-batch",
         also: &["max-num-seqs"],

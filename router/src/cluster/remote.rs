@@ -319,13 +319,21 @@ impl RemoteExperts {
 
     /// The parcel's sums under whichever plan gets them together.
     fn bring_home(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
-        let deadline = Instant::now() + self.limits.plan_max;
+        let started = Instant::now();
+        let deadline = started + self.limits.plan_max;
+        let mut stalled = false;
         loop {
             let epoch = self.active.as_ref().map(|active| active.plan.epoch);
             if parcel.sent == epoch {
                 match self.collect(parcel, stream) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        if stalled {
+                            self.stats.stalled(started.elapsed());
+                        }
+                        return Ok(());
+                    }
                     Err(Failed { worker, why }) => {
+                        stalled = true;
                         if let Some(epoch) = epoch {
                             self.plans.report(Fault { worker, epoch, why });
                         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use gaterail_proto::WorkerId;
 
@@ -13,6 +14,11 @@ pub struct ExchangeStats {
     pub layers: AtomicU64,
     /// Layers that were computed again after a fault.
     pub again: AtomicU64,
+    /// Layers that waited for another plan because a worker failed, and nanoseconds from the first wait for their rows until
+    /// those were home: the last one's, and of all.
+    pub stalls: AtomicU64,
+    pub last_stall_ns: AtomicU64,
+    pub stall_ns: AtomicU64,
     /// Nanoseconds: handing rows out, the router's own share of experts included.
     pub dispatch_ns: AtomicU64,
     /// Nanoseconds: waiting for replies, computing them included.
@@ -49,6 +55,14 @@ impl ExchangeStats {
 
     pub fn forget(&self, worker: WorkerId) {
         self.lock().remove(&worker);
+    }
+
+    pub(super) fn stalled(&self, time: Duration) {
+        let time = time.as_nanos() as u64;
+        self.last_stall_ns.store(time, Ordering::Relaxed);
+        add(&self.stall_ns, time);
+        // Last: who sees it counted sees how long it was.
+        self.stalls.fetch_add(1, Ordering::Release);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<WorkerId, Arc<LinkStats>>> {

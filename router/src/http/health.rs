@@ -21,7 +21,8 @@ pub async fn live() -> Response {
 
 /// Whether requests should come here, and with `?verbose` why.
 pub async fn ready(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
-    let readiness = server.readiness();
+    let cluster = server.cluster_status().await;
+    let readiness = server.readiness_with(cluster.as_ref());
     let mut body = json!({"status": readiness.word()});
     if query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word == "verbose=true")) {
         let load = server.served.engine.load();
@@ -40,13 +41,21 @@ pub async fn ready(State(server): State<Arc<Server>>, RawQuery(query): RawQuery)
             "kv_pages_used": load.pages_used,
             "kv_pages_cached": load.pages_cached,
         });
+        if let Some(cluster) = cluster {
+            body["workers"] = json!({
+                "there": cluster.workers.len(),
+                "epoch": cluster.epoch,
+                "whole": cluster.serving,
+                "copies": cluster.copies,
+            });
+        }
     }
     with_status(readiness, json_response(&body))
 }
 
 /// The same without words, as load balancers ask for it.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
-    let readiness = server.readiness();
+    let readiness = server.readiness().await;
     with_status(readiness, json_response(&json!({"status": readiness.word()})))
 }
 
@@ -60,12 +69,16 @@ fn with_status(readiness: Readiness, mut response: Response) -> Response {
 /// Prometheus' page; `?aliases=off` leaves vLLM's names out.
 pub async fn metrics(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
     let without = query.is_some_and(|query| query.split('&').any(|word| word == "aliases=off"));
+    let cluster = server.cluster_status().await;
     let about = About {
         model: server.served.name(),
         version: VERSION,
         page_positions: PAGE_POSITIONS,
-        ready: server.readiness() == Readiness::Ready,
+        ready: server.readiness_with(cluster.as_ref()) == Readiness::Ready,
         aliases: server.options.metric_aliases && !without,
+        steps: server.rig.steps.totals(),
+        stalls: server.rig.steps.status(),
+        cluster: cluster.as_ref(),
     };
     let page = server.entrance.metrics.page(&server.served.engine.load(), &about);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

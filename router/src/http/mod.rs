@@ -11,7 +11,7 @@
 //! | [`echo`] | a prompt in front of its answers |
 //! | [`sse`] | the stream's form: events, comments, the end |
 //! | [`logprobs`] | log-probabilities in both shapes |
-//! | [`tokens`], [`models`], [`health`] | the smaller routes |
+//! | [`tokens`], [`models`], [`health`], [`workers`] | the smaller routes |
 //! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
 //! | [`socket`] | one connection: a client that takes too little, one that is gone |
@@ -33,6 +33,7 @@ mod socket;
 mod sse;
 mod tokens;
 mod usage;
+mod workers;
 
 pub use body::read;
 pub use health::VERSION;
@@ -41,3 +42,4 @@ pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
 pub use opening::Opening;
 pub use routes::routes;
+pub use workers::ClusterPage;

@@ -8,7 +8,7 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, get, post};
 
 use super::listen::Protocol;
-use super::{chat, completions, health, layers, models, tokens};
+use super::{chat, completions, health, layers, models, tokens, workers};
 use crate::openai::{ApiError, ErrorKind};
 use crate::serving::Server;
 
@@ -30,6 +30,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route("/readyz", get(self::get(health::ready)))
         .route("/metrics", get(self::get(health::metrics)))
         .route("/version", get(self::get(health::version)))
+        .route("/cluster", get(self::get(workers::show)))
         .fallback(no_route)
         .with_state(server.clone());
     layers::guarded(routes, &server.entrance, Protocol::Http1)
@@ -37,7 +38,7 @@ pub fn routes(server: Arc<Server>) -> Router {
 
 /// What a path is called in logs and metrics: one of few, whatever clients send.
 pub fn route_name(path: &str) -> &'static str {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 11] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/models",
@@ -48,6 +49,7 @@ pub fn route_name(path: &str) -> &'static str {
         "/readyz",
         "/metrics",
         "/version",
+        "/cluster",
     ];
     match KNOWN.iter().find(|known| **known == path) {
         Some(known) => known,

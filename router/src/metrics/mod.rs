@@ -6,10 +6,12 @@
 //! | [`histogram`] | durations and sizes in buckets |
 //! | [`page`] | the text format |
 //! | [`report`] | which figure has which names |
+//! | [`workers`] | the steps by their parts, and the workers |
 
 pub mod histogram;
 pub mod page;
 mod report;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -4,8 +4,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::histogram::Histogram;
 use super::page::{Labels, Page};
-use super::{Metrics, Outcome, lock};
+use super::{Metrics, Outcome, lock, workers};
 use crate::api::LoadSnapshot;
+use crate::cluster::ClusterStatus;
+use crate::serving::StepStatus;
+use crate::serving::steps::StepTotals;
 
 /// Outcomes that vLLM counts as successes.
 const FINISHED: [Outcome; 3] = [Outcome::Stop, Outcome::Length, Outcome::Cancelled];
@@ -20,6 +23,9 @@ pub struct About<'a> {
     pub ready: bool,
     /// vLLM's names, too. Their colons are for recording rules by Prometheus' conventions.
     pub aliases: bool,
+    pub steps: StepTotals,
+    pub stalls: StepStatus,
+    pub cluster: Option<&'a ClusterStatus>,
 }
 
 impl Metrics {
@@ -28,6 +34,10 @@ impl Metrics {
         let labels: Labels<'_> = &[("model_name", about.model)];
         self.own(&mut page, load, about, labels);
         self.times(&mut page, about, labels);
+        workers::steps(&mut page, about, labels);
+        if let Some(cluster) = about.cluster {
+            workers::workers(&mut page, cluster);
+        }
         if about.aliases {
             self.vllm(&mut page, load, about, labels);
         }

@@ -120,7 +120,8 @@ impl House {
             text_jobs_max: 2,
         });
         let entrance = Entrance::new(gate, &options);
-        let server = Arc::new(Server::new(served, entrance, RequestLog::off(), options));
+        let rig = Rig { steps: StepMeter::new(Arc::default(), None), cluster: None };
+        let server = Arc::new(Server::new(served, rig, entrance, RequestLog::off(), options));
         let health = grpc::Health::not_serving().await;
         House {
             http: crate::http::routes(server.clone()),

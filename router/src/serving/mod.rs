@@ -8,6 +8,7 @@
 //! | [`admit`] | from a checked request to the engine's tickets, or a refusal |
 //! | [`scope`] | the account of one request: what it took, and how it ended |
 //! | [`log`] | one line for every request |
+//! | [`steps`] | where the time of steps goes |
 
 pub mod admit;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub mod model;
 pub mod room;
 pub mod scope;
 pub mod server;
+pub mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -24,4 +26,5 @@ pub use admit::{Admission, Answers, Work, events};
 pub use log::{LogFormat, RequestLog};
 pub use model::{ModelAbout, Served, ServedParts};
 pub use scope::Scope;
-pub use server::{Entrance, Readiness, Server, ServerOptions};
+pub use server::{Entrance, Readiness, Rig, Server, ServerOptions};
+pub use steps::{StepMeter, StepParts, StepStatus};

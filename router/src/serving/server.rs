@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::log::RequestLog;
 use super::model::Served;
 use super::room::BodyRoom;
+use super::steps::StepMeter;
 use crate::auth::Gate;
+use crate::cluster::{Cluster, ClusterStatus};
 use crate::http::Hosts;
 use crate::metrics::Metrics;
 use crate::openai::RequestLimits;
@@ -66,8 +68,16 @@ pub struct Entrance {
     pub hosts: Option<Arc<Hosts>>,
 }
 
+/// What computes behind the front.
+pub struct Rig {
+    pub steps: StepMeter,
+    /// `None` where this process computes everything itself.
+    pub cluster: Option<Arc<Cluster>>,
+}
+
 pub struct Server {
     pub served: Served,
+    pub rig: Rig,
     pub entrance: Entrance,
     pub log: RequestLog,
     pub options: ServerOptions,
@@ -82,6 +92,8 @@ pub enum Readiness {
     Ready,
     /// It is about to stop.
     Draining,
+    /// For workers: too few of them are left to hold all experts, and requests wait.
+    Waiting,
     /// There is work, and it does not move.
     Stuck,
     /// The engine's thread has ended.
@@ -100,9 +112,15 @@ impl Entrance {
 }
 
 impl Server {
-    pub fn new(served: Served, entrance: Entrance, log: RequestLog, options: ServerOptions) -> Server {
-        let bodies = BodyRoom::new(options.bodies_bytes_max, options.requests.body_bytes_max);
-        Server { served, entrance, log, options, bodies: Arc::new(bodies), announced: AtomicBool::new(true) }
+    pub fn new(
+        served: Served,
+        rig: Rig,
+        entrance: Entrance,
+        log: RequestLog,
+        options: ServerOptions,
+    ) -> Server {
+        let bodies = Arc::new(BodyRoom::new(options.bodies_bytes_max, options.requests.body_bytes_max));
+        Server { served, rig, entrance, log, options, bodies, announced: AtomicBool::new(true) }
     }
 
     /// Says "not ready" from now on, while requests are still taken.
@@ -114,13 +132,26 @@ impl Server {
         !self.announced.load(Relaxed)
     }
 
-    pub fn readiness(&self) -> Readiness {
+    /// Who computes for this server, if it has workers.
+    pub async fn cluster_status(&self) -> Option<ClusterStatus> {
+        self.rig.cluster.as_ref()?.status().await
+    }
+
+    pub async fn readiness(&self) -> Readiness {
+        self.readiness_with(self.cluster_status().await.as_ref())
+    }
+
+    /// The same for whoever has asked after the workers already.
+    pub fn readiness_with(&self, cluster: Option<&ClusterStatus>) -> Readiness {
         let load = self.served.engine.load();
         if load.draining || self.is_retired() {
             return Readiness::Draining;
         }
         if !load.alive {
             return Readiness::Dead;
+        }
+        if cluster.is_some_and(|cluster| !cluster.serving) {
+            return Readiness::Waiting;
         }
         let patience = self.options.stuck_after.max(load.last_step * 20);
         if load.is_busy() && load.last_step_age > patience { Readiness::Stuck } else { Readiness::Ready }
@@ -132,6 +163,7 @@ impl Readiness {
         match self {
             Readiness::Ready => "ready",
             Readiness::Draining => "draining",
+            Readiness::Waiting => "waiting for workers",
             Readiness::Stuck => "stuck",
             Readiness::Dead => "dead",
         }

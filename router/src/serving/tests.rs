@@ -160,7 +160,16 @@ async fn a_call_is_answered() {
     assert_ne!(answer.headers()["grpc-status"], "0");
     let outcomes = house.server.entrance.metrics.page(
         &house.server.served.engine.load(),
-        &About { model: "flat", version: "0", page_positions: 64, ready: true, aliases: false },
+        &About {
+            model: "flat",
+            version: "0",
+            page_positions: 64,
+            ready: true,
+            aliases: false,
+            steps: Default::default(),
+            stalls: Default::default(),
+            cluster: None,
+        },
     );
     assert!(outcomes.contains("outcome=\"abort\"} 0"), "{outcomes}");
     assert!(outcomes.contains("outcome=\"refused\"} 1"), "{outcomes}");

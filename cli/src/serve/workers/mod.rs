@@ -1,0 +1,21 @@
+//! The workers of a server: experts in other processes.
+//!
+//! | file | |
+//! |---|---|
+//! | [`settings`] | what an operator says of them |
+//! | [`choice`] | whether there are any, and how experts are spread |
+//! | [`share`] | what every worker of this machine gets: cores, threads, memory |
+//! | [`supervisor`] | the processes: started, watched, started again, ended |
+//! | [`open`] | the port that workers join, and who is let in |
+//! | [`wait`] | until all experts are somewhere |
+
+pub mod choice;
+pub mod open;
+pub mod settings;
+pub mod share;
+pub mod supervisor;
+pub mod wait;
+
+pub use choice::Team;
+pub use open::Workers;
+pub use settings::WorkerSettings;

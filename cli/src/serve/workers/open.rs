@@ -1,0 +1,289 @@
+//! The port that workers join, and who is let in; the processes of this machine behind it.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use gaterail_cluster::membership::{Machine, Policy};
+use gaterail_cluster::placement::{Seat, Wanted, place};
+use gaterail_kernels::measure;
+use gaterail_model::walk::ExpertMath;
+use gaterail_proto::{RouterId, WorkerId};
+use gaterail_router::cluster::{
+    Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
+    RemoteLimits, ServedExperts,
+};
+
+use super::choice::Team;
+use super::settings::WorkerSettings;
+use super::share::Share;
+use super::supervisor::{Crew, Present, Supervisor};
+use crate::device::DeviceArg;
+use crate::error::CliError;
+use crate::packed_cache::PackedCacheArg;
+use crate::serve::run::{self, Loading};
+use crate::terminal;
+
+const TOKEN_BYTES: usize = 32;
+const PRESENT_EVERY: Duration = Duration::from_millis(500);
+/// What is read to measure this process, and for how long it is measured.
+const READ_BYTES: usize = 128 << 20;
+const READING: Duration = Duration::from_millis(100);
+const MULTIPLYING: Duration = Duration::from_millis(20);
+/// Who watches for stalls looks this often.
+const STALLS_EVERY: Duration = Duration::from_millis(50);
+
+/// The workers of a server.
+pub struct Workers {
+    pub cluster: Arc<Cluster>,
+    pub stats: Arc<ExchangeStats>,
+    pub address: SocketAddr,
+    router: RouterId,
+    plans: Arc<Plans>,
+    plan_max: Duration,
+    /// `None` where all workers come by themselves.
+    pub supervisor: Option<Supervisor>,
+}
+
+/// What is to be opened.
+pub struct Opening<'a> {
+    pub team: Team,
+    pub settings: &'a WorkerSettings,
+    pub served: ServedExperts,
+    /// One for each process to start, and one more where this process holds experts.
+    pub shares: Vec<Share>,
+    pub device: DeviceArg,
+    pub packed_cache: &'a PackedCacheArg,
+}
+
+/// The port for workers, bound before anything is loaded; `None` where nobody named one.
+pub fn bind(settings: &WorkerSettings) -> Result<Option<TcpListener>, CliError> {
+    let Some(address) = settings.listen else { return Ok(None) };
+    check_door(settings, address)?;
+    run::bind(address, "--cluster-listen").map(Some)
+}
+
+/// A port that others reach has to have a token.
+fn check_door(settings: &WorkerSettings, address: SocketAddr) -> Result<(), CliError> {
+    let door = Door::new(settings.token.as_deref(), address);
+    door.map(drop).map_err(|error| {
+        CliError::Refused(format!(
+            "{error}. Make one, and give it to the workers, too:\n  \
+         (umask 077; head -c 24 /dev/urandom | base64 > join.token)\n  \
+         gaterail serve … --cluster-listen {address} --join-token-file join.token\n  \
+         gaterail worker --join THIS_HOST:{} --token-file join.token",
+            address.port()
+        ))
+    })
+}
+
+impl Opening<'_> {
+    /// Opens the port and starts the processes; nothing is loaded yet.
+    pub fn open(self, socket: Option<TcpListener>, front: &mut Loading) -> Result<Workers, CliError> {
+        self.check_room()?;
+        let socket = match socket {
+            Some(socket) => socket,
+            None => run::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "--cluster-listen")?,
+        };
+        let address = socket.local_addr().map_err(CliError::io("asking for a socket's address"))?;
+        let Opening { team, settings, served, mut shares, device, packed_cache } = self;
+        // Where all workers are ours, nobody else has to know it.
+        let token = match &settings.token {
+            Some(token) => Some(token.clone()),
+            None if team.spawn > 0 && settings.listen.is_none() => Some(random_token()?),
+            None => None,
+        };
+        let refused = |error: &dyn std::fmt::Display| CliError::Refused(error.to_string());
+        let door = Door::new(token.as_deref(), address).map_err(|error| refused(&error))?;
+        let own = match (settings.local, shares.pop_if(|_| settings.local)) {
+            (true, Some(share)) => Some(own_experts(share, device, packed_cache)?),
+            _ => None,
+        };
+        let (faults_in, faults) = channel();
+        let plans = Arc::new(Plans::new(faults_in));
+        let stats = Arc::new(ExchangeStats::default());
+        let router = RouterId(getrandom::u64().map_err(|error| refused(&error))?);
+        let cluster = Cluster::start(
+            router,
+            options(&team, settings),
+            served,
+            own,
+            (plans.clone(), faults),
+            stats.clone(),
+            |line| terminal::note(&terminal::visible(&format!("gaterail: {line}"))),
+        )
+        .map_err(CliError::io("starting the threads of the cluster"))?;
+        front.take_workers(socket, cluster.clone(), door)?;
+        front.spawn(watch_stalls(stats.clone()));
+        let join = reachable(address);
+        let supervisor = (team.spawn > 0).then(|| {
+            let flags = flags(settings, packed_cache);
+            Supervisor::start(Crew { join, token: token.unwrap_or_default(), flags, shares })
+        });
+        let (supervisor, plan_max) = (supervisor.transpose()?, settings.plan_max);
+        if let Some(supervisor) = &supervisor {
+            front.spawn(tell_who_is_there(Arc::downgrade(&cluster), supervisor.present()));
+        }
+        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor })
+    }
+
+    /// Whether the experts fit into the shares at all, where nobody else will come.
+    fn check_room(&self) -> Result<(), CliError> {
+        if self.settings.listen.is_some() {
+            return Ok(());
+        }
+        let seat = |(index, share): (usize, &Share)| Seat {
+            worker: WorkerId(index as u64),
+            memory_bytes: share.memory,
+            read_bytes_per_second: 1.0,
+        };
+        let seats: Vec<Seat> = self.shares.iter().enumerate().map(seat).collect();
+        let wanted = Wanted {
+            inventory: self.served.inventory(),
+            seats: &seats,
+            mode: self.team.mode,
+            copies: self.settings.copies,
+            replica_bytes: 0,
+            popularity: None,
+            current: None,
+            beside: false,
+            smaller: &[],
+        };
+        place(&wanted).map(drop).map_err(|misfit| CliError::Refused(misfit.to_string()))
+    }
+}
+
+impl Workers {
+    /// Makes the seam's other side, on the engine's thread.
+    pub fn experts(&self, math: ExpertMath) -> impl FnOnce() -> RemoteExperts + Send + use<> {
+        let limits = RemoteLimits { plan_max: self.plan_max, ..RemoteLimits::default() };
+        let (router, plans, stats) = (self.router, self.plans.clone(), self.stats.clone());
+        move || RemoteExperts::new(math, router, plans, stats, limits)
+    }
+
+    /// Says goodbye to all; those of this machine end.
+    pub async fn stop(self) {
+        let Workers { cluster, supervisor, .. } = self;
+        cluster.stop().await;
+        // It waits for processes, and nobody waits for this thread any more.
+        drop(supervisor);
+    }
+}
+
+/// How the table after loading names them; `open` is where others may join.
+pub fn lines(status: &ClusterStatus, open: Option<SocketAddr>) -> Vec<(String, String)> {
+    let bytes = crate::progress::bytes_text;
+    let count = status.workers.len();
+    let copies =
+        if status.copies > 1 { format!(", {} copies of every expert", status.copies) } else { String::new() };
+    let join = open.map_or(String::new(), |address| format!("; gaterail worker --join {address}"));
+    let mut lines = vec![("workers".to_string(), format!("{count}, {}{copies}{join}", status.mode))];
+    for at in &status.workers {
+        let text = format!(
+            "{}; {} of {}, {} experts",
+            at.device,
+            bytes(at.bytes),
+            bytes(at.memory_bytes),
+            at.experts
+        );
+        lines.push((format!("  {}", terminal::visible(&at.name)), terminal::visible(&text)));
+    }
+    lines
+}
+
+/// What this process may hold itself, measured as workers measure themselves.
+fn own_experts(share: Share, device: DeviceArg, cache: &PackedCacheArg) -> Result<OwnExperts, CliError> {
+    let Share { threads, memory, .. } = share;
+    // On a thread of its own, which the device may bind to a core.
+    let measured = std::thread::spawn(move || -> Result<Machine, CliError> {
+        let device = device.open(Some(threads))?;
+        Ok(Machine {
+            device: device.to_string(),
+            threads: threads as u32,
+            memory_bytes: memory,
+            read_bytes_per_second: measure::read_bandwidth(&device, READ_BYTES, READING)?,
+            int8_operations_per_second: measure::int8_peak(&device, MULTIPLYING),
+            pid: std::process::id(),
+        })
+    });
+    let machine = measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(OwnExperts { machine, cache: cache.cache() })
+}
+
+fn options(team: &Team, settings: &WorkerSettings) -> ClusterOptions {
+    let policy = Policy {
+        mode: team.mode,
+        copies: settings.copies,
+        replica_bytes: settings.replica_bytes,
+        expected: team.expected,
+        join_wait: settings.join_wait,
+        silence_max: settings.silence_max,
+        ..Policy::default()
+    };
+    ClusterOptions { policy, shared_memory: settings.shared_memory, ..ClusterOptions::default() }
+}
+
+fn flags(settings: &WorkerSettings, packed_cache: &PackedCacheArg) -> Vec<String> {
+    let mut flags = vec!["--packed-cache".to_string(), packed_cache.to_string()];
+    if !settings.shared_memory {
+        flags.push("--no-shared-memory".to_string());
+    }
+    flags
+}
+
+/// The address under which a process of this machine finds a socket.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+fn random_token() -> Result<String, CliError> {
+    let mut bytes = [0; TOKEN_BYTES];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
+    let mut token = String::new();
+    // Writing to a String cannot fail.
+    for byte in bytes {
+        let _ = write!(token, "{byte:02x}");
+    }
+    Ok(token)
+}
+
+/// Tells a supervisor which of its processes the server has as workers.
+async fn tell_who_is_there(cluster: Weak<Cluster>, present: Arc<Mutex<Present>>) {
+    loop {
+        tokio::time::sleep(PRESENT_EVERY).await;
+        let Some(cluster) = cluster.upgrade() else { return };
+        let Some(status) = cluster.status().await else { return };
+        let pids = status.workers.iter().map(|at| at.pid);
+        present.lock().unwrap_or_else(PoisonError::into_inner).tell(pids);
+    }
+}
+
+/// Says how long answers stood still because a worker failed.
+async fn watch_stalls(stats: Arc<ExchangeStats>) {
+    use std::sync::atomic::Ordering;
+    let mut seen = 0;
+    loop {
+        tokio::time::sleep(STALLS_EVERY).await;
+        let stalls = stats.stalls.load(Ordering::Acquire);
+        if stalls != seen {
+            let ms = stats.last_stall_ns.load(Ordering::Relaxed) as f64 / 1e6;
+            let what = if stalls - seen == 1 {
+                "a layer was".to_string()
+            } else {
+                format!("{} layers were", stalls - seen)
+            };
+            terminal::note(&format!(
+                "gaterail: {what} computed again without the worker that failed; answers stood still for {ms:.0} ms, and none was lost"
+            ));
+            seen = stalls;
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What an operator says of workers.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gaterail_cluster::membership::Policy;
+use gaterail_cluster::placement::Parallel;
+
+use crate::error::CliError;
+use crate::settings::Settings;
+use crate::worker::read_token;
+
+/// More on one machine is surely a mistake.
+pub const WORKERS_MAX: usize = 256;
+const COPIES_MAX: u32 = 64;
+
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Processes of this machine; `None`: nobody said anything.
+    pub spawn: Option<usize>,
+    /// `None`: nobody said anything.
+    pub parallel: Option<Parallel>,
+    pub copies: u32,
+    /// For further copies of hot experts.
+    pub replica_bytes: u64,
+    /// Whether this process holds experts, too.
+    pub local: bool,
+    pub listen: Option<SocketAddr>,
+    pub token: Option<String>,
+    /// Workers to wait for before the first plan.
+    pub expected: Option<usize>,
+    pub join_wait: Duration,
+    pub silence_max: Duration,
+    /// A request waits so long for workers that hold all experts.
+    pub plan_max: Duration,
+    pub shared_memory: bool,
+}
+
+impl WorkerSettings {
+    pub fn new(
+        settings: &Settings,
+        address: impl Fn(&str) -> Result<SocketAddr, String>,
+        bytes: impl Fn(&str) -> Result<u64, String>,
+        seconds: impl Fn(&str) -> Result<Duration, String>,
+    ) -> Result<WorkerSettings, CliError> {
+        let policy = Policy::default();
+        let count = |name: &str, least: usize, most: usize| {
+            settings.parsed_by(name, |text| match text.parse() {
+                Ok(count) if (least..=most).contains(&count) => Ok(count),
+                _ => Err(format!("it has to be a whole number from {least} to {most}")),
+            })
+        };
+        let token_file = settings.text("join-token-file").map(PathBuf::from);
+        let token = match (settings.text("join-token"), token_file) {
+            (Some(_), Some(_)) => {
+                let why = "--join-token and --join-token-file say the same; give one of them";
+                return Err(CliError::Usage(why.to_string()));
+            }
+            (Some(token), None) => Some(token.to_string()),
+            (None, Some(file)) => Some(read_token(&file)?),
+            (None, None) => None,
+        };
+        Ok(WorkerSettings {
+            spawn: count("workers", 0, WORKERS_MAX)?,
+            parallel: settings.parsed_by("parallel", |text| {
+                text.parse::<Parallel>().map_err(|_| "it has to be ep, tp, ep:N,tp:M or auto".to_string())
+            })?,
+            copies: count("expert-copies", 1, COPIES_MAX as usize)?.unwrap_or(1) as u32,
+            replica_bytes: settings.parsed_by("replica-memory", bytes)?.unwrap_or(0),
+            local: settings.switch("local-experts"),
+            listen: settings.parsed_by("cluster-listen", address)?,
+            token,
+            expected: count("wait-for-workers", 1, WORKERS_MAX)?,
+            join_wait: settings.parsed_by("join-seconds", &seconds)?.unwrap_or(policy.join_wait),
+            silence_max: settings
+                .parsed_by("worker-silence-seconds", &seconds)?
+                .unwrap_or(policy.silence_max),
+            plan_max: settings
+                .parsed_by("workers-gone-seconds", &seconds)?
+                .unwrap_or(Duration::from_secs(120)),
+            shared_memory: !settings.switch("no-shared-memory"),
+        })
+    }
+
+    /// Whether all workers are on other machines, as far as one can know.
+    pub fn is_remote(&self) -> bool {
+        self.listen.is_some() && self.spawn.unwrap_or(0) == 0 && !self.local
+    }
+}

@@ -1,0 +1,104 @@
+//! `gaterail worker`: holds experts for routers, and computes them.
+//!
+//! | file | |
+//! |---|---|
+//! | [`args`] | what an operator says |
+//! | [`parent`] | the end of a worker whose server is gone |
+
+mod args;
+pub mod parent;
+
+use std::sync::Arc;
+
+use gaterail_cluster::exchange::Waiting;
+use gaterail_kernels::KernelError;
+use gaterail_worker::{Worker, WorkerLimits, WorkerOptions};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+pub use args::{WorkerArgs, read_token};
+
+use crate::error::CliError;
+use crate::progress::bytes_text;
+use crate::{device, machine, terminal};
+
+/// The cores belong to the experts.
+const EVENT_THREADS: usize = 1;
+/// Ended by a second signal, as shells have it for an interrupt.
+const INTERRUPTED: i32 = 130;
+
+pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
+    parent::end_with()?;
+    // Before there is any other thread: they inherit it.
+    if let Some(cores) = &args.cores {
+        cores.bind()?;
+    }
+    let options = options(args)?;
+    note(&format!(
+        "{} holds up to {} of experts; joining {}",
+        options.name,
+        bytes_text(options.memory_bytes),
+        options.join.join(", ")
+    ));
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(EVENT_THREADS)
+        .thread_name("worker-front")
+        .enable_all()
+        .build()
+        .map_err(CliError::io("starting the event loop"))?;
+    let result = runtime.block_on(async {
+        let listen = |kind| signal(kind).map_err(CliError::io("waiting for signals"));
+        let (end, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let ended = Worker::run(options, until_signal(end, interrupt)).await;
+        ended.map_err(|error| CliError::Refused(error.to_string()))
+    });
+    // Threads that load or compute have nothing left to do.
+    runtime.shutdown_background();
+    result?;
+    note("drained: nobody waits for this worker");
+    Ok(())
+}
+
+/// The first signal drains, the second ends at once.
+async fn until_signal(mut end: Signal, mut interrupt: Signal) {
+    tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
+    note("draining: routers are told to do without this worker. Once more to stop at once");
+    tokio::spawn(async move {
+        tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
+        std::process::exit(INTERRUPTED);
+    });
+}
+
+fn options(args: &WorkerArgs) -> Result<WorkerOptions, CliError> {
+    let memory = match args.memory {
+        Some(bytes) => bytes,
+        None => machine::available_memory_bytes().map(args::usual_memory).ok_or_else(|| {
+            CliError::Usage(
+                "the system does not say how much memory there is: give --memory BYTES".to_string(),
+            )
+        })?,
+    };
+    let (wanted, threads) = (args.device, args.threads);
+    // Whoever asks for a device that is not here learns it at once.
+    if wanted != device::DeviceArg::Auto && wanted != device::DeviceArg::Cpu {
+        wanted.open(Some(1))?;
+    }
+    Ok(WorkerOptions {
+        join: args.join.clone(),
+        token: args.token()?,
+        name: args.name(),
+        device: Arc::new(move || -> Result<_, KernelError> { machine::cpu(threads) }),
+        memory_bytes: memory,
+        packed_cache: args.packed_cache.cache(),
+        models: args.model.clone(),
+        read_checkpoints: !args.weights_from_router,
+        shared_memory: !args.no_shared_memory,
+        waiting: Waiting::default(),
+        limits: WorkerLimits::default(),
+        note: Arc::new(note),
+    })
+}
+
+fn note(line: &str) {
+    terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+}

@@ -1,0 +1,96 @@
+//! Workers end with their server, and are started again when they end before it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::cluster::{Stream, pids, request, signal, wait_for_workers, wait_until_gone};
+use crate::server::{Server, gaterail};
+
+#[test]
+fn a_worker_that_ends_is_started_again() {
+    let mut server = Server::start(&["--workers", "2"]);
+    let before = pids(&wait_for_workers(&server, 2));
+    signal(before[0], "KILL");
+    server.line_with(&["ended", "signal: 9", "started again"]);
+    wait_until_gone(before[0]);
+    let after = pids(&wait_for_workers(&server, 2));
+    assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} {after:?}");
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_no_worker() {
+    let mut server = Server::start(&["--workers", "2"]);
+    let workers = pids(&wait_for_workers(&server, 2));
+    // Even one that could not hear of it.
+    signal(workers[1], "STOP");
+    server.signal("KILL");
+    server.wait();
+    workers.into_iter().for_each(wait_until_gone);
+}
+
+#[test]
+fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
+    let mut server = Server::start(&["--workers", "2"]);
+    let workers = pids(&wait_for_workers(&server, 2));
+    let mut stream = Stream::open(&server, &request(0, 600));
+    stream.read_events(2);
+    server.signal("INT");
+    let (text, _) = stream.finish();
+    assert!(!text.is_empty());
+    assert!(server.wait().success());
+    workers.into_iter().for_each(wait_until_gone);
+}
+
+#[test]
+fn a_second_interrupt_ends_the_workers_too() {
+    let mut server = Server::start(&["--workers", "2", "--drain-seconds", "600"]);
+    let workers = pids(&wait_for_workers(&server, 2));
+    let mut streams: Vec<Stream> =
+        (0..8).map(|number| Stream::open(&server, &request(number, 3900))).collect();
+    streams[0].read_events(1);
+    server.signal("INT");
+    server.line_with(&["stopping"]);
+    server.signal("INT");
+    assert_eq!(server.wait().code(), Some(130));
+    workers.into_iter().for_each(wait_until_gone);
+}
+
+#[test]
+fn the_demo_model_has_two_workers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = gaterail(&folder, &["serve", "--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let mut seen = String::new();
+    for line in BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok) {
+        seen += &format!("{line}\n");
+        if line.contains("curl") {
+            break;
+        }
+    }
+    for part in ["workers     2, ep", "worker-0: ", "  worker-1", "experts"] {
+        assert!(seen.contains(part), "{part:?} is not in:\n{seen}");
+    }
+    let status = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
+    assert!(status.expect("kill runs").success());
+    assert!(child.wait().expect("a child").success());
+}
+
+#[test]
+fn secrets_are_on_no_command_line() {
+    let server = Server::start(&["--workers", "1"]);
+    let worker = pids(&wait_for_workers(&server, 1))[0];
+    let line = std::fs::read(format!("/proc/{worker}/cmdline")).expect("a command line");
+    let variables = std::fs::read(format!("/proc/{worker}/environ")).expect("its variables");
+    let token =
+        variables.split(|byte| *byte == 0).find_map(|variable| variable.strip_prefix(b"GATERAIL_TOKEN="));
+    let token = token.expect("a token");
+    assert!(token.len() >= 32 && !line.windows(token.len()).any(|window| window == token));
+    let answer = server.post("/v1/completions", &json!({"prompt": [5, 6], "max_tokens": 3}));
+    assert_eq!(answer.status, 200);
+}

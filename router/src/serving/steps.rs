@@ -1,0 +1,252 @@
+//! Where the time of steps goes: the walk's clocks and the exchange's, as shares of a step that add up to one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use gaterail_model::walk::LaneTimes;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::ExchangeStats;
+
+/// Shares are those of the last window in which there were steps.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// What steps spend their time on, in the order of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepParts {
+    /// Norm, projections, attention over KV.
+    pub attention: f64,
+    pub gate: f64,
+    /// Dense layers, shared experts, adding what came home.
+    pub dense: f64,
+    /// Handing rows out, and the experts that this process holds beside its workers.
+    pub dispatch: f64,
+    /// The experts, as workers compute them on average.
+    pub experts: f64,
+    /// What the slowest worker takes longer than the average.
+    pub slowest: f64,
+    /// Rows on their way.
+    pub travel: f64,
+    /// Adding sums.
+    pub combine: f64,
+    /// Embedding and head.
+    pub ends: f64,
+    /// All else.
+    pub other: f64,
+}
+
+/// The steps of the last window that had any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepStatus {
+    pub steps: u64,
+    pub steps_per_second: f64,
+    pub rows_per_second: f64,
+    /// Milliseconds of a step.
+    pub step_ms: f64,
+    /// From 0 to 1; together 1, or 0 where there was no step yet.
+    pub shares: StepParts,
+    /// Since the start: layers that were computed again, and how long answers stood still for it.
+    pub stalls: u64,
+    pub stalled_ms: f64,
+    pub last_stall_ms: f64,
+}
+
+/// Totals since the start, in seconds but for the counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepTotals {
+    pub steps: u64,
+    pub rows: u64,
+    pub step: f64,
+    pub parts: StepParts,
+}
+
+/// Reads the clocks of the walk and of the exchange.
+pub struct StepMeter {
+    lane: Arc<LaneTimes>,
+    exchange: Option<Arc<ExchangeStats>>,
+    window: Mutex<Window>,
+}
+
+struct Window {
+    since: Instant,
+    before: StepTotals,
+    last: StepStatus,
+}
+
+impl StepMeter {
+    /// `exchange` is `None` where this process computes all experts.
+    pub fn new(lane: Arc<LaneTimes>, exchange: Option<Arc<ExchangeStats>>) -> StepMeter {
+        let (before, last) = (StepTotals::default(), StepStatus::default());
+        StepMeter { lane, exchange, window: Mutex::new(Window { since: Instant::now(), before, last }) }
+    }
+
+    /// Closes a window where one is over; to be called more often than once in a window.
+    pub fn sample(&self, now: Instant) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = now.saturating_duration_since(window.since);
+        if since < WINDOW {
+            return;
+        }
+        let totals = self.totals();
+        if totals.steps > window.before.steps {
+            window.last = StepStatus::between(&window.before, &totals, since);
+        }
+        (window.since, window.before) = (now, totals);
+    }
+
+    /// The last window that had steps.
+    pub fn status(&self) -> StepStatus {
+        let last = self.window.lock().unwrap_or_else(PoisonError::into_inner).last;
+        let Some(exchange) = &self.exchange else { return last };
+        let ms = |total: &AtomicU64| total.load(Ordering::Relaxed) as f64 / 1e6;
+        StepStatus {
+            stalls: exchange.stalls.load(Ordering::Relaxed),
+            stalled_ms: ms(&exchange.stall_ns),
+            last_stall_ms: ms(&exchange.last_stall_ns),
+            ..last
+        }
+    }
+
+    pub fn totals(&self) -> StepTotals {
+        let seconds = |total: &AtomicU64| total.load(Ordering::Relaxed) as f64 / 1e9;
+        let LaneTimes { steps, rows, step_ns, attention_ns, gate_ns, dense_ns, ends_ns } = &*self.lane;
+        let lane = StepParts {
+            attention: seconds(attention_ns),
+            gate: seconds(gate_ns),
+            dense: seconds(dense_ns),
+            ends: seconds(ends_ns),
+            ..StepParts::default()
+        };
+        let step = seconds(step_ns);
+        let parts = match &self.exchange {
+            // The walk's other time is the experts'.
+            None => StepParts { experts: (step - lane.sum()).max(0.0), ..lane },
+            Some(exchange) => {
+                let wait = seconds(&exchange.wait_ns);
+                // A worker begins before it is waited for, so that it may have computed longer than that.
+                let experts = seconds(&exchange.mean_ns).min(wait);
+                let slowest =
+                    (seconds(&exchange.slowest_ns) - seconds(&exchange.mean_ns)).clamp(0.0, wait - experts);
+                let with = StepParts {
+                    dispatch: seconds(&exchange.dispatch_ns),
+                    experts,
+                    slowest,
+                    travel: wait - experts - slowest,
+                    combine: seconds(&exchange.combine_ns),
+                    ..lane
+                };
+                StepParts { other: (step - with.sum()).max(0.0), ..with }
+            }
+        };
+        let count = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        StepTotals { steps: count(steps), rows: count(rows), step, parts }
+    }
+}
+
+impl StepStatus {
+    fn between(before: &StepTotals, after: &StepTotals, time: Duration) -> StepStatus {
+        let (steps, seconds) = (after.steps - before.steps, time.as_secs_f64());
+        let spent = after.parts.minus(&before.parts);
+        StepStatus {
+            steps: after.steps,
+            steps_per_second: steps as f64 / seconds,
+            rows_per_second: (after.rows - before.rows) as f64 / seconds,
+            step_ms: (after.step - before.step) * 1e3 / steps.max(1) as f64,
+            shares: spent.over(spent.sum()),
+            ..StepStatus::default()
+        }
+    }
+}
+
+impl StepParts {
+    /// With their names, in the order of a layer.
+    pub fn named(&self) -> [(&'static str, f64); 10] {
+        [
+            ("attention", self.attention),
+            ("gate", self.gate),
+            ("dense", self.dense),
+            ("dispatch", self.dispatch),
+            ("experts", self.experts),
+            ("slowest", self.slowest),
+            ("travel", self.travel),
+            ("combine", self.combine),
+            ("ends", self.ends),
+            ("other", self.other),
+        ]
+    }
+
+    fn sum(&self) -> f64 {
+        self.named().iter().map(|(_, value)| value).sum()
+    }
+
+    fn minus(&self, before: &StepParts) -> StepParts {
+        self.with(before, |after, before| (after - before).max(0.0))
+    }
+
+    fn over(&self, whole: f64) -> StepParts {
+        self.with(self, |part, _| if whole > 0.0 { part / whole } else { 0.0 })
+    }
+
+    fn with(&self, other: &StepParts, f: impl Fn(f64, f64) -> f64) -> StepParts {
+        StepParts {
+            attention: f(self.attention, other.attention),
+            gate: f(self.gate, other.gate),
+            dense: f(self.dense, other.dense),
+            dispatch: f(self.dispatch, other.dispatch),
+            experts: f(self.experts, other.experts),
+            slowest: f(self.slowest, other.slowest),
+            travel: f(self.travel, other.travel),
+            combine: f(self.combine, other.combine),
+            ends: f(self.ends, other.ends),
+            other: f(self.other, other.other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(total: &AtomicU64, ms: u64) {
+        total.store(ms * 1_000_000, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn shares_are_those_of_the_last_window_with_steps() {
+        let (lane, exchange) = (Arc::new(LaneTimes::default()), Arc::new(ExchangeStats::default()));
+        let meter = StepMeter::new(lane.clone(), Some(exchange.clone()));
+        let start = Instant::now();
+        assert_eq!(meter.status(), StepStatus::default());
+        lane.steps.store(10, Ordering::Relaxed);
+        lane.rows.store(40, Ordering::Relaxed);
+        set(&lane.step_ns, 100);
+        set(&lane.attention_ns, 20);
+        set(&exchange.dispatch_ns, 10);
+        set(&exchange.wait_ns, 50);
+        set(&exchange.mean_ns, 30);
+        set(&exchange.slowest_ns, 35);
+        meter.sample(start + 2 * WINDOW);
+        let status = meter.status();
+        assert_eq!((status.steps, status.step_ms.round(), status.steps_per_second.round()), (10, 10.0, 5.0));
+        let shares = status.shares;
+        let percent =
+            [shares.attention, shares.dispatch, shares.experts, shares.slowest, shares.travel, shares.other];
+        assert_eq!(percent.map(|share| (share * 100.0).round()), [20.0, 10.0, 30.0, 5.0, 15.0, 20.0]);
+        assert!((shares.sum() - 1.0).abs() < 1e-9);
+        // Nothing happens: what was stays to be seen.
+        meter.sample(start + 4 * WINDOW);
+        assert_eq!(meter.status(), status);
+    }
+
+    #[test]
+    fn without_workers_the_rest_is_the_experts() {
+        let lane = Arc::new(LaneTimes::default());
+        lane.steps.store(1, Ordering::Relaxed);
+        set(&lane.step_ns, 10);
+        set(&lane.attention_ns, 4);
+        let meter = StepMeter::new(lane, None);
+        meter.sample(Instant::now() + 2 * WINDOW);
+        assert!((meter.status().shares.experts - 0.6).abs() < 1e-9);
+    }
+}
