@@ -182,9 +182,11 @@ impl Chunks {
     }
 }
 
+/// What the queries get of each chunk: values, and maximum and sum.
+type ChunkParts = (Vec<f32>, Vec<(f32, f32)>);
+
 thread_local! {
-    /// What the queries get of each chunk: values, and maximum and sum.
-    static PARTS: std::cell::Cell<(Vec<f32>, Vec<(f32, f32)>)> = std::cell::Cell::default();
+    static PARTS: std::cell::Cell<ChunkParts> = std::cell::Cell::default();
 }
 
 /// Few rows with long contexts: threads share out the chunks, for all KV heads of a page are one run of memory; then the
