@@ -1,11 +1,13 @@
 //! The CPU's own threads: started once, they split an operation into parts and meet again at its end.
 //!
-//! A part is claimed from an atomic counter, so that an uneven split evens out. Between operations a thread spins, then
+//! Every thread has a run of parts, which it takes in ascending order: what follows each other in memory is read by one thread,
+//! for two that take turns lose a microsecond at every jump (notes/2026-11-20-roof.md). Who is done takes the others' last parts, so
+//! that an uneven split evens out. Between operations a thread spins, then
 //! spins with its core on offer to others, then sleeps; the caller works along. Small operations should ask for one part: that runs on the
 //! caller and wakes nobody.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,7 +31,6 @@ pub struct Pool {
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
-    parts: usize,
 }
 
 struct Shared {
@@ -37,8 +38,8 @@ struct Shared {
     job: std::cell::UnsafeCell<Option<Job>>,
     /// Counts jobs; workers wait for it to move.
     epoch: AtomicUsize,
-    /// The next part to claim.
-    next: AtomicUsize,
+    /// The parts that each thread still has, as `first << 32 | end`.
+    parts: Vec<Parts>,
     /// Workers still inside the job.
     busy: AtomicUsize,
     panicked: AtomicBool,
@@ -52,6 +53,28 @@ unsafe impl Sync for Shared {}
 // SAFETY: the raw pointer inside `job` is used only while `run` keeps the closure alive.
 unsafe impl Send for Shared {}
 
+/// On a cache line of its own.
+#[repr(align(64))]
+struct Parts(AtomicU64);
+
+impl Parts {
+    /// The first or the last part that is left.
+    fn claim(&self, first: bool) -> Option<u64> {
+        let mut left = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (left >> 32, left & u64::from(u32::MAX));
+            if start >= end {
+                return None;
+            }
+            let (part, then) = if first { (start, (start + 1) << 32 | end) } else { (end - 1, left - 1) };
+            match self.0.compare_exchange_weak(left, then, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(part),
+                Err(now) => left = now,
+            }
+        }
+    }
+}
+
 impl Pool {
     /// Starts `threads - 1` workers; with `pin`, thread i is bound to the i-th core this process may use, the caller
     /// included.
@@ -63,7 +86,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             job: std::cell::UnsafeCell::new(None),
             epoch: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            parts: (0..threads).map(|_| Parts(AtomicU64::new(0))).collect(),
             busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -77,7 +100,7 @@ impl Pool {
                 if let Some(core) = core {
                     bind_to_core(core);
                 }
-                shared.work();
+                shared.work(index);
             };
             // Workers that have been started stop when the pool is dropped.
             pool.workers.push(std::thread::Builder::new().name(format!("kernel-{index}")).spawn(worker)?);
@@ -102,16 +125,19 @@ impl Pool {
         let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         // SAFETY: only the lifetime is erased; `run` does not return before every worker has left the job.
         let task: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task) };
-        let job = Job { task, parts };
+        let job = Job { task };
         // SAFETY: no worker is inside a job here (busy was 0 when the last run returned), and `turn` is held.
         unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.next.store(0, Ordering::Relaxed);
+        let (threads, upto) = (self.threads(), |thread: usize| (parts * thread / self.threads()) as u64);
+        for (thread, mine) in self.shared.parts[..threads].iter().enumerate() {
+            mine.0.store(upto(thread) << 32 | upto(thread + 1), Ordering::Relaxed);
+        }
         self.shared.busy.store(self.workers.len(), Ordering::Relaxed);
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);
         if *self.shared.lock_sleepers() > 0 {
             self.shared.wake.notify_all();
         }
-        self.shared.take_parts(job);
+        self.shared.take_parts(job, 0);
         let mut spins = 0u32;
         while self.shared.busy.load(Ordering::Acquire) > 0 {
             spins = spins.saturating_add(1);
@@ -140,7 +166,7 @@ impl Shared {
         self.sleepers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut seen = 0;
         loop {
             seen = self.wait_beyond(seen);
@@ -149,26 +175,28 @@ impl Shared {
             }
             // SAFETY: the epoch moved, so `job` was written before and stays until `busy` is 0.
             if let Some(job) = unsafe { *self.job.get() } {
-                self.take_parts(job);
+                self.take_parts(job, thread);
             }
             self.busy.fetch_sub(1, Ordering::Release);
         }
     }
 
-    fn take_parts(&self, job: Job) {
+    fn take_parts(&self, job: Job, thread: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let part = self.next.fetch_add(1, Ordering::Relaxed);
-                if part >= job.parts {
-                    break;
-                }
+            while let Some(part) = self.claim(thread) {
                 // SAFETY: `run` keeps the closure alive until all threads have left the job.
-                unsafe { (*job.task)(part) };
+                unsafe { (*job.task)(part as usize) };
             }
         }));
         if result.is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// The next of the thread's own parts, or else the last of another's.
+    fn claim(&self, thread: usize) -> Option<u64> {
+        let others = (1..self.parts.len()).map(|step| &self.parts[(thread + step) % self.parts.len()]);
+        self.parts[thread].claim(true).or_else(|| others.into_iter().find_map(|parts| parts.claim(false)))
     }
 
     /// Spins for a while, then sleeps, until the epoch differs from `seen`; returns the new one.

@@ -4,13 +4,18 @@
 //! heads / kv_heads query heads share a KV head. Threads share out (KV head, row, up to eight heads); where no heads share one,
 //! eight rows that follow each other do.
 
+use std::ops::Range;
+
 use super::kv::{KvBuffer, PAGE_POSITIONS};
 use super::run_of;
 use crate::buffer::Buffer;
-use crate::cpu::attention::{Attended, Heads, KvElement, Paged, Scratch, TASK_HEADS, attend};
+use crate::cpu::attention::{
+    Attended, Gathered, Heads, KvElement, Paged, Part, QUERIES_MAX, Scratch, TASK_HEADS, attend, attend_part,
+};
 use crate::cuda;
+use crate::device::CpuDevice;
 use crate::stream::Stream;
-use crate::view::{View, ViewMut};
+use crate::view::{Layout, SharedRows, SharedSlice, View, ViewMut};
 
 /// Positions of one chunk, the unit of summation (ARITHMETIC.md, 4).
 pub const ATTENTION_CHUNK: usize = 256;
@@ -92,55 +97,50 @@ pub fn attention(stream: &Stream, args: &AttentionArgs<'_>, out: ViewMut<'_>) {
 /// Keys, and values where they are not part of them.
 type Caches<'a, E> = (&'a Buffer<E>, Option<&'a Buffer<E>>);
 
+impl AttentionArgs<'_> {
+    /// The positions that a row sees: `first..=last`.
+    fn seen(&self, row: usize) -> (usize, usize) {
+        let last = self.positions.host()[row] as usize;
+        (self.mask.first(last), last)
+    }
+}
+
 fn attend_all<E: KvElement>(
     stream: &Stream,
     args: &AttentionArgs<'_>,
     caches: Caches<'_, E>,
     mut out: ViewMut<'_>,
 ) {
-    let (qs, os, kv) = (args.q.layout(), out.layout(), args.kv);
-    let group = qs.heads / kv.kv_heads;
-    let blocks = group.div_ceil(TASK_HEADS);
-    let tasks_per_row = kv.kv_heads * blocks;
-    let cpu = stream.cpu();
-    let positions = &args.positions.host()[..qs.rows];
-    let seen: usize = positions.iter().map(|&p| p as usize + 1 - args.mask.first(p as usize)).sum();
-    // Where no heads share keys, rows that follow each other do.
-    let rows_together = if group == 1 { TASK_HEADS } else { 1 };
-    let runs = qs.rows.div_ceil(rows_together);
-    let items = runs * tasks_per_row;
-    let parts = cpu.parts_within(items, seen * qs.heads * (kv.key_width + kv.value_width) / 8, 16);
-    let shared = out.shared();
+    let (qs, kv, cpu) = (args.q.layout(), args.kv, stream.cpu());
+    let seen: usize = (0..qs.rows).map(|row| args.seen(row)).map(|(first, last)| last + 1 - first).sum();
+    let work = seen * qs.heads * (kv.key_width + kv.value_width) / 8;
+    let at = out.layout();
+    let tasks = Tasks::new(args, caches, (out.shared(), at));
+    let threads = cpu.pool.threads();
+    let room = |chunks: &Chunks| chunks.count() * qs.heads * kv.value_width <= PARTS_MAX;
+    let worth = |chunks: &Chunks| tasks.rows_together == 1 && chunks.count() >= 2 * threads;
+    if let Some(chunks) = Chunks::new(args).filter(|chunks| worth(chunks) && room(chunks)) {
+        return attend_chunks(cpu, &tasks, &chunks, work);
+    }
+    // Two items a thread at least.
+    let together = if qs.rows <= FEW_ROWS { tasks.per_row * qs.rows / (2 * threads) } else { 1 };
+    let together = together.clamp(1, tasks.together_max());
+    let (row_runs, head_runs) = (qs.rows.div_ceil(tasks.rows_together), tasks.per_row.div_ceil(together));
+    let items = row_runs * head_runs;
+    let parts = cpu.parts_within(items, work, 16);
     cpu.pool.run(parts, &|part| {
         let mut scratch = Scratch::take();
         for item in run_of(items, parts, part) {
-            // A thread stays with a KV head as long as it can: its keys and values stay close by.
-            let (run, task) = (item % runs, item / runs);
-            let kv_head = task / blocks;
-            let first_head = kv_head * group + task % blocks * TASK_HEADS;
-            let heads = TASK_HEADS.min((kv_head + 1) * group - first_head);
-            let mut row = run * rows_together;
-            let end = (row + rows_together).min(qs.rows);
+            // A thread stays with its KV heads as long as it can: their keys and values stay close by.
+            let (run, first) = (item % row_runs, item / row_runs * together);
+            let heads = first..(first + together).min(tasks.per_row);
+            let mut row = run * tasks.rows_together;
+            let end = (row + tasks.rows_together).min(qs.rows);
             while row < end {
-                let rows = if group == 1 { same_sequence(args, row..end) } else { 1 };
-                let (task, stride) = match rows {
-                    1 => (
-                        queries(args, caches, (row, kv_head, first_head), (heads, qs.head_stride)),
-                        os.head_stride,
-                    ),
-                    _ => (
-                        queries(args, caches, (row, kv_head, first_head), (rows, qs.row_stride)),
-                        os.row_stride,
-                    ),
-                };
-                // The last query's element is inside the view, and so are those before it.
-                let (last_row, last_head) =
-                    if rows > 1 { (row + rows - 1, first_head) } else { (row, first_head + heads - 1) };
-                shared.pointer(last_row, last_head, os.width - 1);
-                let pointer = shared.pointer(row, first_head, 0);
-                let out = Attended { pointer, stride, width: os.width };
+                let rows = same_sequence(args, row..end);
+                let (queries, out) = tasks.queries(row..row + rows, heads.clone());
                 // SAFETY: inside the view; every (row, head) belongs to one item.
-                unsafe { attend(cpu.isa, &task, &mut scratch, out) };
+                unsafe { attend(cpu.isa, &queries, &mut scratch, out) };
                 row += rows;
             }
         }
@@ -148,43 +148,184 @@ fn attend_all<E: KvElement>(
     });
 }
 
+/// Rows of a batch that only decodes, or nearly so.
+const FEW_ROWS: usize = 16;
+
+/// Values of chunks that wait to be merged: 32 MB.
+const PARTS_MAX: usize = 8 << 20;
+
+/// The chunks of a few rows' contexts.
+struct Chunks {
+    /// How many the rows before each have.
+    before: [usize; FEW_ROWS + 1],
+    rows: usize,
+}
+
+impl Chunks {
+    fn new(args: &AttentionArgs<'_>) -> Option<Chunks> {
+        let rows = args.q.layout().rows;
+        let mut before = [0; FEW_ROWS + 1];
+        for row in 0..rows {
+            let (first, last) = args.seen(row);
+            *before.get_mut(row + 1)? = before[row] + last / ATTENTION_CHUNK + 1 - first / ATTENTION_CHUNK;
+        }
+        Some(Chunks { before, rows })
+    }
+
+    fn count(&self) -> usize {
+        self.before[self.rows]
+    }
+
+    /// A chunk's row.
+    fn row(&self, chunk: usize) -> usize {
+        self.before[1..=self.rows].partition_point(|&upto| upto <= chunk)
+    }
+}
+
+/// What the queries get of each chunk: values, and maximum and sum.
+type ChunkParts = (Vec<f32>, Vec<(f32, f32)>);
+
+thread_local! {
+    static PARTS: std::cell::Cell<ChunkParts> = std::cell::Cell::default();
+}
+
+/// Few rows with long contexts: threads share out the chunks, for all KV heads of a page are one run of memory; then the
+/// heads, to merge the chunks in their order.
+fn attend_chunks<E: KvElement>(cpu: &CpuDevice, tasks: &Tasks<'_, E>, chunks: &Chunks, work: usize) {
+    let together = tasks.together_max().min(tasks.per_row);
+    let head_runs = tasks.per_row.div_ceil(together);
+    let (room, width) = (together * tasks.heads_max(), tasks.args.kv.value_width);
+    let items = chunks.count() * head_runs;
+    let (mut values, mut sums) = PARTS.take();
+    values.resize((items * room * width).max(values.len()), 0.0);
+    sums.resize((items * room).max(sums.len()), (0.0, 0.0));
+    let (shared, shared_sums) = (SharedSlice::new(&mut values), SharedSlice::new(&mut sums));
+    // What an item has of them, from a query on. Sound while no two threads write the same item.
+    let part = |item: usize, chunk: usize, (first, count): (usize, usize)| {
+        let at = item * room + first;
+        // SAFETY: items have parts of their own, which are written in one run of the pool and only read in the next.
+        let (partial, own) =
+            unsafe { (shared.range(at * width, count * width), shared_sums.range(at, count)) };
+        Part { chunk, own, partial }
+    };
+    let start_of = |row: usize, index: usize| {
+        (tasks.args.seen(row).0 / ATTENTION_CHUNK + index - chunks.before[row]) * ATTENTION_CHUNK
+    };
+    let parts = cpu.parts_within(items, work, 16);
+    cpu.pool.run(parts, &|which| {
+        let mut scratch = Scratch::take();
+        for item in run_of(items, parts, which) {
+            let (index, first) = (item / head_runs, item % head_runs * together);
+            let row = chunks.row(index);
+            let (queries, _) = tasks.queries(row..row + 1, first..(first + together).min(tasks.per_row));
+            let part = part(item, start_of(row, index), (0, queries.queries()));
+            attend_part(cpu.isa, &queries, &mut scratch, part);
+        }
+        scratch.keep();
+    });
+    let merges = chunks.rows * tasks.per_row;
+    let parts = cpu.parts_for(merges, items * room * width);
+    cpu.pool.run(parts, &|which| {
+        for merge in run_of(merges, parts, which) {
+            let (row, head) = (merge / tasks.per_row, merge % tasks.per_row);
+            let (queries, out) = tasks.queries(row..row + 1, head..head + 1);
+            // SAFETY: every (row, head) belongs to one merge.
+            let mut gathered = unsafe { Gathered::begin(cpu.isa, &queries, out) };
+            for index in chunks.before[row]..chunks.before[row + 1] {
+                let at = (head % together * tasks.heads_max(), queries.queries());
+                gathered.add(&part(index * head_runs + head / together, start_of(row, index), at));
+            }
+            gathered.finish();
+        }
+    });
+    PARTS.set((values, sums));
+}
+
 /// How many of the rows, from the first on, belong to its sequence.
-fn same_sequence(args: &AttentionArgs<'_>, rows: std::ops::Range<usize>) -> usize {
+fn same_sequence(args: &AttentionArgs<'_>, rows: Range<usize>) -> usize {
     let sequences = &args.sequences.host()[rows];
     sequences.iter().take_while(|sequence| **sequence == sequences[0]).count()
 }
 
-/// The queries from (row, first_head) on: `count` of them, `stride` apart, which is the heads' distance or the rows'.
-fn queries<'a, E: KvElement>(
-    args: &AttentionArgs<'a>,
+/// How rows and heads become tasks: a KV head and up to eight of its queries for one row, or for rows that follow each other
+/// in a sequence where no heads share a KV head.
+struct Tasks<'a, E: KvElement> {
+    args: &'a AttentionArgs<'a>,
     caches: Caches<'a, E>,
-    (row, kv_head, first_head): (usize, usize, usize),
-    (count, stride): (usize, usize),
-) -> Heads<'a, E> {
-    let (qs, kv) = (args.q.layout(), args.kv);
-    let sequence = args.sequences.host()[row] as usize;
-    let by_rows = count > 1 && stride == qs.row_stride && qs.heads == kv.kv_heads;
-    let mut seen = [(0, 0); TASK_HEADS];
-    for (index, seen) in seen.iter_mut().enumerate().take(count) {
-        let last = args.positions.host()[if by_rows { row + index } else { row }] as usize;
-        *seen = (args.mask.first(last), last);
+    out: SharedRows,
+    out_at: Layout,
+    /// Heads that share a KV head.
+    group: usize,
+    /// Tasks of a KV head.
+    blocks: usize,
+    /// Tasks of a row.
+    per_row: usize,
+    rows_together: usize,
+}
+
+impl<'a, E: KvElement> Tasks<'a, E> {
+    fn new(args: &'a AttentionArgs<'a>, caches: Caches<'a, E>, out: (SharedRows, Layout)) -> Self {
+        let rows = args.q.layout().rows;
+        let group = args.q.layout().heads / args.kv.kv_heads;
+        let blocks = group.div_ceil(TASK_HEADS);
+        let alone =
+            group > 1 || (rows <= FEW_ROWS && (0..rows).all(|row| same_sequence(args, row..rows) == 1));
+        let rows_together = if alone { 1 } else { TASK_HEADS };
+        let per_row = args.kv.kv_heads * blocks;
+        Tasks { args, caches, out: out.0, out_at: out.1, group, blocks, per_row, rows_together }
     }
-    let paged = |buffer: &'a Buffer<E>, width: usize| Paged {
-        cache: buffer.host(),
-        page_stride: kv.kv_heads * PAGE_POSITIONS * width,
-        head_offset: kv_head * PAGE_POSITIONS * width,
-        width,
-    };
-    Heads {
-        q: &args.q.data[qs.at(row, first_head)..],
-        q_stride: stride,
-        heads: count,
-        keys: paged(caches.0, kv.key_width),
-        values: caches.1.map_or(paged(caches.0, kv.key_width), |values| paged(values, kv.value_width)),
-        value_width: kv.value_width,
-        pages: &args.tables.host()[sequence * args.table_stride..][..args.table_stride],
-        seen,
-        scale: args.scale,
-        sinks: args.sinks.map(|sinks| &sinks.host()[first_head..][..if by_rows { 1 } else { count }]),
+
+    /// The most queries of a task.
+    fn heads_max(&self) -> usize {
+        if self.rows_together > 1 { self.rows_together } else { self.group.min(TASK_HEADS) }
+    }
+
+    /// The most tasks of one call: of KV heads that follow each other.
+    fn together_max(&self) -> usize {
+        if self.blocks > 1 { 1 } else { QUERIES_MAX / self.heads_max() }
+    }
+
+    /// The queries of some tasks, for rows of one sequence, and where their results go.
+    fn queries(&self, rows: Range<usize>, tasks: Range<usize>) -> (Heads<'a, E>, Attended) {
+        let (args, qs, os, kv) = (self.args, self.args.q.layout(), self.out_at, self.args.kv);
+        let kv_head = tasks.start / self.blocks;
+        let first = kv_head * self.group + tasks.start % self.blocks * TASK_HEADS;
+        let heads = TASK_HEADS.min((kv_head + 1) * self.group - first);
+        let by_rows = self.rows_together > 1;
+        let count = if by_rows { rows.len() } else { heads };
+        let mut seen = [(0, 0); TASK_HEADS];
+        for (index, seen) in seen.iter_mut().enumerate().take(count) {
+            *seen = args.seen(if by_rows { rows.start + index } else { rows.start });
+        }
+        let paged = |buffer: &'a Buffer<E>, width: usize| Paged {
+            cache: buffer.host(),
+            page_stride: kv.kv_heads * PAGE_POSITIONS * width,
+            head_offset: kv_head * PAGE_POSITIONS * width,
+            width,
+        };
+        let sequence = args.sequences.host()[rows.start] as usize;
+        // The last query's last element is inside the view, and so are those before it.
+        self.out.pointer(rows.end - 1, first + (tasks.len() - 1) * self.group + heads - 1, os.width - 1);
+        let out = Attended {
+            pointer: self.out.pointer(rows.start, first, 0),
+            step: self.group * os.head_stride,
+            stride: if by_rows { os.row_stride } else { os.head_stride },
+            width: os.width,
+        };
+        let queries = Heads {
+            q: &args.q.data[qs.at(rows.start, first)..],
+            q_step: self.group * qs.head_stride,
+            q_stride: if by_rows { qs.row_stride } else { qs.head_stride },
+            kv_heads: tasks.len(),
+            heads: count,
+            keys: paged(self.caches.0, kv.key_width),
+            values: self.caches.1.map_or(paged(self.caches.0, kv.key_width), |v| paged(v, kv.value_width)),
+            value_width: kv.value_width,
+            pages: &args.tables.host()[sequence * args.table_stride..][..args.table_stride],
+            seen,
+            scale: args.scale,
+            sinks: args.sinks.map(|sinks| (&sinks.host()[first..], by_rows)),
+        };
+        (queries, out)
     }
 }

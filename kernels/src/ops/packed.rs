@@ -5,9 +5,9 @@
 
 use super::{linear, run_of};
 use crate::buffer::Buffer;
-use crate::cpu::packed::{PanelRun, QuantRow, QuantSet, panel_run, quantize_row};
+use crate::cpu::packed::{Decode, PanelRun, QuantRow, QuantSet, TileScratch, Tiles, panel_run, quantize_row};
 use crate::cuda::{self, LinearPath, Quantized, WeightOnDevice};
-use crate::device::Device;
+use crate::device::{CpuDevice, Device};
 use crate::error::KernelError;
 use crate::packed::Packed;
 use crate::stream::Stream;
@@ -267,18 +267,54 @@ fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'
         return;
     }
     let cpu = stream.cpu();
+    let mut scratch = TileScratch::take();
+    // Rows are laid side by side once for all codes of one bias, and that is nearly always all.
+    let mut runs = runs.as_mut_slice();
+    while let Some(bias) = runs.iter().flatten().next().map(Run::bias) {
+        let x = lay(cpu, x, bias, &mut scratch);
+        let end = runs.iter().position(|run| run.as_ref().is_some_and(|run| run.bias() != bias));
+        let (now, later) = runs.split_at_mut(end.unwrap_or(runs.len()));
+        run_panels(cpu, &x, now);
+        runs = later;
+    }
+    scratch.keep();
+}
+
+/// The rows side by side, for codes with that bias.
+fn lay(cpu: &CpuDevice, x: &QuantRows, bias: i32, scratch: &mut TileScratch) -> Tiles {
+    let (set, rows) = (x.set(), x.rows);
+    if rows <= FEW_ROWS {
+        // SAFETY: the set has these rows, and both stay while the tiles are read.
+        return unsafe { scratch.lay(&set, rows, bias, |row| row) };
+    }
+    let tiles = scratch.room(&set, rows);
+    let parts = cpu.parts_for(rows, rows * x.width / 8);
+    cpu.pool.run(parts, &|part| {
+        for row in run_of(rows, parts, part) {
+            // SAFETY: the set has this row, there is room for it, and every row belongs to one part.
+            unsafe { tiles.put(row, &set.row(row), bias) };
+        }
+    });
+    tiles
+}
+
+/// Threads share out the panels.
+fn run_panels(cpu: &CpuDevice, x: &Tiles, runs: &[Option<Run<'_>>]) {
+    let first = runs.iter().flatten().map(|run| run.first).min().unwrap_or(0);
+    let panels: usize = runs.iter().flatten().map(|run| run.w.panels()).sum();
     // Few rows: many parts, for memory does not serve all threads alike.
-    let parts = cpu.parts_within(panels, x.rows * panels * x.width / 4, if x.rows > 8 { 3 } else { 8 });
+    let work = x.rows * panels * x.groups * x.group / 4;
+    let parts = cpu.parts_within(panels, work, if x.rows > FEW_ROWS { 3 } else { 8 });
     cpu.pool.run(parts, &|part| {
         let mine = run_of(panels, parts, part);
+        let mine = first + mine.start..first + mine.end;
         for run in runs.iter().flatten() {
             let (start, end) = (mine.start.max(run.first), mine.end.min(run.first + run.w.panels()));
             if start < end {
                 let panels = PanelRun {
                     w: run.w,
                     panels: start - run.first..end - run.first,
-                    x: x.set(),
-                    rows: x.rows,
+                    x: *x,
                     bias: run.bias,
                     out: run.out.pointer(0, 0, 0),
                     stride: run.stride,
@@ -290,6 +326,9 @@ fn packed_linear(stream: &Stream, x: &QuantRows, projections: &mut [Projection<'
     });
 }
 
+/// Rows that are bound by memory.
+const FEW_ROWS: usize = 8;
+
 /// A projection's panels among those of all.
 struct Run<'a> {
     w: &'a Packed,
@@ -297,4 +336,11 @@ struct Run<'a> {
     out: SharedRows,
     stride: usize,
     first: usize,
+}
+
+impl Run<'_> {
+    /// What was added to make the codes unsigned.
+    fn bias(&self) -> i32 {
+        Decode::of(self.w.format().codes).bias
+    }
 }

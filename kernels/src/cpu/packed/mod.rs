@@ -14,9 +14,7 @@ use std::ops::Range;
 
 pub(crate) use form::{Decode, FormOf, Span, TileFn, tile_for};
 pub(crate) use rows::{QuantRow, QuantSet, TILE, TileScratch, Tiles, quantize_group, quantize_row};
-pub(crate) use tile::Panel;
-
-use tile::IntLanes;
+pub(crate) use tile::{IntLanes, Panel};
 
 use crate::cpu::lanes::{LANES, Lanes, by_isa};
 use crate::device::Isa;
@@ -25,10 +23,8 @@ use crate::packed::{LINE, Packed};
 /// A run of panels of a projection.
 pub(crate) struct PanelRun<'a> {
     pub w: &'a Packed,
-    pub panels: std::ops::Range<usize>,
-    pub x: QuantSet,
-    /// T
-    pub rows: usize,
+    pub panels: Range<usize>,
+    pub x: Tiles,
     pub bias: Option<&'a [f32]>,
     /// Row t goes to `out + t * stride`, from column 0 of the whole matrix on.
     pub out: *mut f32,
@@ -37,7 +33,7 @@ pub(crate) struct PanelRun<'a> {
 
 /// # Safety
 /// `out` is good for all rows and for the columns of these panels, which nobody else uses meanwhile; the rows have the
-/// matrix's groups.
+/// matrix's groups, and were laid for its codes.
 pub(crate) unsafe fn panel_run(isa: Isa, run: &PanelRun<'_>) {
     run_panels_on(isa, run, tile_for(FormOf::of(run.w.format()), isa));
 }
@@ -48,9 +44,7 @@ by_isa! { fn run_panels_on(run: &PanelRun<'_>, tile: TileFn) = run_panels }
 fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
     let w = run.w;
     let decode = Decode::of(w.format().codes);
-    let mut scratch = TileScratch::take();
-    // SAFETY: the caller has these rows.
-    let x = unsafe { scratch.lay(&run.x, run.rows, decode.bias, |row| row) };
+    let x = &run.x;
     for panels in blocks(run.panels.clone(), w) {
         for index in 0..x.count() {
             // SAFETY: there are so many tiles.
@@ -76,7 +70,6 @@ fn run_panels<L: Lanes>(run: &PanelRun<'_>, tile: TileFn) {
             }
         }
     }
-    scratch.keep();
 }
 
 /// Bytes of weights that stay in the second-level cache while the tiles of rows pass by.

@@ -99,6 +99,22 @@ impl Tiles {
         }
     }
 
+    /// Puts a row in its place, for codes with that bias.
+    ///
+    /// # Safety
+    /// There is room for the row, which nobody else uses meanwhile, and it has these groups.
+    pub unsafe fn put(&self, t: usize, row: &QuantRow, bias: i32) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self.group {
+                32 => lay_row::<32>(self, t, row, bias),
+                64 => lay_row::<64>(self, t, row, bias),
+                128 => lay_row::<128>(self, t, row, bias),
+                group => panic!("groups of {group}"),
+            }
+        }
+    }
+
     /// Where a group of a row lies, counted in groups.
     #[inline(always)]
     pub fn place(&self, row: usize, group: usize) -> usize {
@@ -141,13 +157,9 @@ impl TileScratch {
         bias: i32,
         row: impl Fn(usize) -> usize,
     ) -> Tiles {
-        let (groups, group) = (set.groups, set.group);
-        if self.starts.len() < count * groups {
-            self.scales.resize(count * groups, 0.0);
-            self.sums.resize(count * groups, 0);
-            self.starts.resize(count * groups, 0);
-        }
+        let groups = set.groups;
         if count == 1 {
+            self.starts.resize(groups.max(self.starts.len()), 0);
             // SAFETY: the caller's row has these groups.
             let row = unsafe { set.row(row(0)) };
             // SAFETY: as above.
@@ -155,12 +167,29 @@ impl TileScratch {
             self.starts.iter_mut().zip(sums).for_each(|(start, sum)| *start = -bias * sum);
             // Nobody writes through these.
             let (codes, scales, sums) = (row.codes.cast_mut(), row.scales.cast_mut(), row.sums.cast_mut());
-            return Tiles { codes, scales, sums, starts: self.starts.as_mut_ptr(), rows: 1, groups, group };
+            let starts = self.starts.as_mut_ptr();
+            return Tiles { codes, scales, sums, starts, rows: 1, groups, group: set.group };
+        }
+        let tiles = self.room(set, count);
+        for t in 0..count {
+            // SAFETY: inside the set, as the caller promises, and inside the scratch, which was made to fit.
+            unsafe { tiles.put(t, &set.row(row(t)), bias) };
+        }
+        tiles
+    }
+
+    /// Room for `count` rows of a set, to be `put` there.
+    pub fn room(&mut self, set: &QuantSet, count: usize) -> Tiles {
+        let (groups, group) = (set.groups, set.group);
+        if self.scales.len() < count * groups {
+            self.scales.resize(count * groups, 0.0);
+            self.sums.resize(count * groups, 0);
+            self.starts.resize((count * groups).max(self.starts.len()), 0);
         }
         if self.codes.len() < count * groups * group {
             self.codes.resize(count * groups * group, 0);
         }
-        let tiles = Tiles {
+        Tiles {
             codes: self.codes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
@@ -168,20 +197,7 @@ impl TileScratch {
             rows: count,
             groups,
             group,
-        };
-        for t in 0..count {
-            // SAFETY: inside the set, as the caller promises, and inside the scratch, which was made to fit.
-            unsafe {
-                let row = set.row(row(t));
-                match group {
-                    32 => lay_row::<32>(&tiles, t, &row, bias),
-                    64 => lay_row::<64>(&tiles, t, &row, bias),
-                    128 => lay_row::<128>(&tiles, t, &row, bias),
-                    group => panic!("groups of {group}"),
-                }
-            }
         }
-        tiles
     }
 }
 

@@ -28,7 +28,19 @@ pub(crate) trait IntLanes: Lanes {
     unsafe fn to_f32(int: Self::Int) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    /// Adds `y[i * step] * scale` for up to eight `i`, each rounded half to even, to 16 sums; adds nothing and says so where a
+    /// term's magnitude is `SMALL` or more, or NaN.
+    unsafe fn add_rounded(
+        y: *const [f32; LANES],
+        step: usize,
+        count: usize,
+        scale: f32,
+        sums: &mut [i64; LANES],
+    ) -> bool;
 }
+
+/// Eight integers of less than this magnitude have a sum in i32.
+pub(super) const SMALL: f32 = (1 << 28) as f32;
 
 /// The records of one panel.
 #[derive(Clone, Copy)]
@@ -224,5 +236,25 @@ impl IntLanes for crate::cpu::lanes::Portable {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         Self::map(|j| self.lane(j) + other.lane(j))
+    }
+    #[inline(always)]
+    unsafe fn add_rounded(
+        y: *const [f32; LANES],
+        step: usize,
+        count: usize,
+        scale: f32,
+        sums: &mut [i64; LANES],
+    ) -> bool {
+        // SAFETY: the terms are there, as the caller promises.
+        let terms = || (0..count).map(|i| unsafe { &*y.add(i * step) }.map(|y| y * scale));
+        let small = terms().all(|terms| terms.iter().all(|y| y.abs() < SMALL));
+        if small {
+            for terms in terms() {
+                sums.iter_mut()
+                    .zip(terms)
+                    .for_each(|(sum, y)| *sum = sum.wrapping_add(i64::from(y.round_ties_even() as i32)));
+            }
+        }
+        small
     }
 }

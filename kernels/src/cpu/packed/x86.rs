@@ -5,7 +5,8 @@
 
 use super::PEAK_CHAINS;
 use super::form::{Decode, Form, INT8, PLAIN4};
-use super::tile::IntLanes;
+use super::tile::{IntLanes, SMALL};
+use crate::cpu::lanes::LANES;
 use crate::cpu::lanes::x86::{Avx2, Avx512};
 use crate::packed::LINE;
 use std::arch::x86_64::*;
@@ -77,6 +78,35 @@ impl IntLanes for Avx512 {
     unsafe fn add(self, other: Self) -> Self {
         unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
     }
+    #[inline(always)]
+    unsafe fn add_rounded(
+        y: *const [f32; LANES],
+        step: usize,
+        count: usize,
+        scale: f32,
+        sums: &mut [i64; LANES],
+    ) -> bool {
+        unsafe {
+            let (scale, mask) = (_mm512_set1_ps(scale), _mm512_set1_epi32(i32::MAX));
+            let (mut sum, mut most) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for i in 0..count {
+                let y = _mm512_mul_ps(_mm512_loadu_ps(y.add(i * step) as *const f32), scale);
+                // As integers magnitudes order like the values, NaN on top.
+                most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_castps_si512(y), mask));
+                sum = _mm512_add_epi32(sum, _mm512_cvtps_epi32(y));
+            }
+            let small = _mm512_cmplt_epu32_mask(most, _mm512_set1_epi32(SMALL.to_bits() as i32)) == u16::MAX;
+            if small {
+                let halves = [_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64::<1>(sum)];
+                for (half, sums) in halves.into_iter().zip(sums.as_chunks_mut::<8>().0) {
+                    let at = sums.as_mut_ptr() as *mut __m512i;
+                    let total = _mm512_add_epi64(_mm512_loadu_si512(at), _mm512_cvtepi32_epi64(half));
+                    _mm512_storeu_si512(at, total);
+                }
+            }
+            small
+        }
+    }
 }
 
 /// Four activations in every lane.
@@ -132,6 +162,40 @@ impl IntLanes for Avx2 {
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
         unsafe { Avx2(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+    }
+    #[inline(always)]
+    unsafe fn add_rounded(
+        y: *const [f32; LANES],
+        step: usize,
+        count: usize,
+        scale: f32,
+        sums: &mut [i64; LANES],
+    ) -> bool {
+        unsafe {
+            let (scale, mask) = (_mm256_set1_ps(scale), _mm256_set1_epi32(i32::MAX));
+            let (mut sum, mut most) = ([_mm256_setzero_si256(); 2], _mm256_setzero_si256());
+            for i in 0..count {
+                for (half, sum) in sum.iter_mut().enumerate() {
+                    let at = (y.add(i * step) as *const f32).add(half * LANES / 2);
+                    let y = _mm256_mul_ps(_mm256_loadu_ps(at), scale);
+                    most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(y), mask));
+                    *sum = _mm256_add_epi32(*sum, _mm256_cvtps_epi32(y));
+                }
+            }
+            // No magnitude has the highest bit.
+            let less = _mm256_cmpgt_epi32(_mm256_set1_epi32(SMALL.to_bits() as i32), most);
+            let small = _mm256_movemask_epi8(less) == -1;
+            if small {
+                let quarters =
+                    sum.map(|sum| [_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum)]);
+                for (quarter, sums) in quarters.as_flattened().iter().zip(sums.as_chunks_mut::<4>().0) {
+                    let at = sums.as_mut_ptr() as *mut __m256i;
+                    let total = _mm256_add_epi64(_mm256_loadu_si256(at), _mm256_cvtepi32_epi64(*quarter));
+                    _mm256_storeu_si256(at, total);
+                }
+            }
+            small
+        }
     }
 }
 

@@ -28,8 +28,10 @@ pub(crate) struct GateUp<'a> {
     pub next: Option<(&'a Packed, usize)>,
 }
 
-/// Panels of a unit, `[panels][T]`.
-type Unit = [[[f32; LANES]; TILE]; UNIT_MIN / PANEL_ROWS];
+/// Panels of a unit.
+pub(crate) const UNIT_PANELS: usize = UNIT_MIN / PANEL_ROWS;
+/// Room for the results of a run of panels, `[panels][T]`.
+const RUN: usize = 4 * UNIT_PANELS * TILE;
 
 by_isa! { fn gate_up(task: &GateUp<'_>, tile: TileFn) = gate_up_units }
 
@@ -40,22 +42,27 @@ fn gate_up_units<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
     let mut scratch = TileScratch::take();
     // SAFETY: routed rows are rows of the batch.
     let x = unsafe { scratch.lay(&task.x, task.rows.len(), decode.bias, |row| task.rows[row] as usize) };
-    let mut gates: Unit = [[[0.0; LANES]; TILE]; UNIT_MIN / PANEL_ROWS];
+    // Few rows: units of one matrix follow each other, for where a run of memory begins a thread waits.
+    let tiles = x.count();
+    let run = match tiles {
+        1 => RUN / (UNIT_PANELS * x.rows),
+        _ => 1,
+    };
+    let mut gates = [[0.0; LANES]; RUN];
     let (mut ups, mut hidden) = (gates, [0.0f32; UNIT_MIN]);
-    for unit in task.units.clone() {
-        let start = unit * UNIT_MIN;
-        let length = UNIT_MIN.min(task.gate.rows() - start);
-        let panels = start / PANEL_ROWS..(start + length).div_ceil(PANEL_ROWS);
-        let next = if unit + 1 < task.units.end { Some((task.gate, panels.end)) } else { task.next };
-        for index in 0..x.count() {
+    for first in task.units.clone().step_by(run) {
+        let units = first..(first + run).min(task.units.end);
+        let panels = units.start * UNIT_PANELS..(units.end * UNIT_PANELS).min(task.gate.panels());
+        let next = if units.end < task.units.end { Some((task.gate, panels.end)) } else { task.next };
+        for index in 0..tiles {
             // SAFETY: there are so many tiles.
             let x = unsafe { x.tile(index) };
-            // One matrix after the other: each unit of it is one run of memory.
-            let next = next.filter(|_| index == task.rows.len().div_ceil(TILE) - 1);
+            // One matrix after the other: the units of it are one run of memory.
+            let next = next.filter(|_| index + 1 == tiles);
             let then_gate = next.map_or(std::ptr::null(), |(gate, panel)| gate.panel(panel).as_ptr());
             let then_up = task.up.panel(panels.start).as_ptr();
             for (w, out, then) in [(task.gate, &mut gates, then_up), (task.up, &mut ups, then_gate)] {
-                for (panel, out) in panels.clone().zip(out) {
+                for (panel, out) in panels.clone().zip(out.chunks_exact_mut(x.rows)) {
                     if panel + 1 == panels.end {
                         ask_for::<L>(then);
                     }
@@ -63,14 +70,19 @@ fn gate_up_units<L: Lanes>(task: &GateUp<'_>, tile: TileFn) {
                     unsafe { tile(&Panel::new(w, panel), &decode, &x, Span::whole(groups), out) };
                 }
             }
-            for t in 0..x.rows {
-                let row = index * TILE + t;
-                let columns = hidden.as_chunks_mut::<LANES>().0.iter_mut().zip(&mut gates).zip(&mut ups);
-                for (panel, ((hidden, gate), up)) in panels.clone().zip(columns) {
-                    inner_of::<L>(task, row, panel, &mut gate[t], &mut up[t]);
-                    *hidden = gate[t];
+            for unit in units.clone() {
+                let start = unit * UNIT_MIN;
+                let length = UNIT_MIN.min(task.gate.rows() - start);
+                for t in 0..x.rows {
+                    let row = index * TILE + t;
+                    let panels = unit * UNIT_PANELS..(start + length).div_ceil(PANEL_ROWS);
+                    for (panel, hidden) in panels.zip(hidden.as_chunks_mut::<LANES>().0) {
+                        let at = (panel - units.start * UNIT_PANELS) * x.rows + t;
+                        inner_of::<L>(task, row, panel, &mut gates[at], &mut ups[at]);
+                        *hidden = gates[at];
+                    }
+                    put::<L>(task, row, start, &hidden[..length]);
                 }
-                put::<L>(task, row, start, &hidden[..length]);
             }
         }
     }

@@ -11,13 +11,13 @@ mod plan;
 pub(crate) use plan::Plan;
 
 use down::{Down, down_run};
-use gate_up::{GateUp, gate_up};
+use gate_up::{GateUp, UNIT_PANELS, gate_up};
 use plan::{GROUP_MIN, Job};
 
 use crate::cpu::lanes::Lanes;
 use crate::cpu::packed::{Decode, FormOf, QuantSet, Tiles, tile_for};
 use crate::device::CpuDevice;
-use crate::ops::{ExpertsArgs, UNIT_MIN, run_of};
+use crate::ops::{ExpertsArgs, run_of};
 use crate::packed::{LINE, PANEL_ROWS, Packed};
 use crate::view::SharedSlice;
 
@@ -46,21 +46,19 @@ pub(crate) fn add_packed_pieces(
         starts: SharedSlice::new(starts),
     };
     let work: usize = jobs.iter().map(|job| job.count * args.pieces[job.piece].gate.rows() * width / 4).sum();
-    let parts = cpu.parts_within(tasks.len(), work, TASKS_PER_THREAD);
+    let few = rows.len() <= MANY_ROWS;
+    let parts = cpu.parts_within(tasks.len(), work, if few { 8 } else { TASKS_PER_THREAD });
     cpu.pool.run(parts, &|part| {
         let mine = run_of(tasks.len(), parts, part);
         // A job's units in this part are one task.
-        for tasks_of_job in tasks[mine.clone()].chunk_by(|a, b| a.0 == b.0) {
+        let mut at = mine.start;
+        for tasks_of_job in tasks[mine].chunk_by(|a, b| a.0 == b.0) {
             let (index, first) = tasks_of_job[0];
             let (job, after) = (&jobs[index as usize], first + tasks_of_job.len() as u32);
-            // Where this part ends, the parts of the other threads come.
-            let next = match tasks.element_offset(&tasks_of_job[tasks_of_job.len() - 1]) {
-                Some(at) if at + 1 < mine.end => at + 1,
-                _ => mine.end + mine.len() * (cpu.pool.threads() - 1),
-            };
-            let next = tasks.get(next).map(|&(job, unit)| {
+            at += tasks_of_job.len();
+            let next = tasks.get(at).map(|&(job, unit)| {
                 let gate = packed(&args.pieces[jobs[job as usize].piece].gate);
-                (gate, unit as usize * UNIT_MIN / PANEL_ROWS)
+                (gate, unit as usize * UNIT_PANELS)
             });
             let piece = &args.pieces[job.piece];
             let down = packed(&piece.down);
@@ -83,8 +81,8 @@ pub(crate) fn add_packed_pieces(
         }
     });
     let panels = width.div_ceil(PANEL_ROWS);
-    // Few rows: many parts, for memory does not serve all threads alike.
-    let parts = cpu.parts_within(panels, work / 2, if rows.len() > MANY_ROWS { 2 } else { 8 });
+    // An expert's columns of one part are one run of memory.
+    let parts = cpu.parts_within(panels, work / 2, if few { 4 } else { 2 });
     let (sums, poison) = (SharedSlice::new(sums), SharedSlice::new(poison));
     cpu.pool.run(parts, &|part| {
         for (index, job) in jobs.iter().enumerate() {
