@@ -11,7 +11,7 @@
 //! | [`banner`] | what a person sees when it is ready |
 
 mod banner;
-mod config;
+pub mod config;
 mod load;
 mod plan;
 mod run;
