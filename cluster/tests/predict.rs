@@ -26,7 +26,13 @@ fn rates(workers: u64, together: f64) -> Rates {
         Compute { read_bytes_per_second: 1e9, operations_per_second: 1e9, few_rows: None, call_seconds: 0.0 };
     let hop = Hop { seconds: 1e-5, bytes_per_second: 1e9 };
     let worker = |id| WorkerRate { worker: WorkerId(id), compute, host: 0, hop };
-    Rates { router: compute, attention: compute, own: compute, workers: (1..=workers).map(worker).collect(), hosts: vec![together] }
+    Rates {
+        router: compute,
+        attention: compute,
+        own: compute,
+        workers: (1..=workers).map(worker).collect(),
+        hosts: vec![together],
+    }
 }
 
 fn placed(shape: &Shape, workers: u64, mode: Mode) -> Placement {

@@ -149,7 +149,9 @@ impl BenchArgs {
     pub fn modes(&self) -> Result<Option<compare::Plan>, CliError> {
         let plan = self.modes.plan(&self.compare, self.seed, seconds("--timeout", self.timeout)?)?;
         if plan.is_none() && !self.compare.is_empty() && self.json.is_some() {
-            return Err(CliError::Usage("--compare FILES measures nothing that --json could save".to_string()));
+            return Err(CliError::Usage(
+                "--compare FILES measures nothing that --json could save".to_string(),
+            ));
         }
         Ok(plan)
     }

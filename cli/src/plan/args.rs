@@ -131,7 +131,9 @@ impl Crew {
         }
         match (1..=WORKERS_MAX).contains(&all.len()) {
             true => Ok(Crew::Elsewhere(all)),
-            false => Err(CliError::Usage(format!("{} workers, and there may be 1 to {WORKERS_MAX}", all.len()))),
+            false => {
+                Err(CliError::Usage(format!("{} workers, and there may be 1 to {WORKERS_MAX}", all.len())))
+            }
         }
     }
 
@@ -178,7 +180,9 @@ impl FromStr for WorkerSpec {
                 "memory" => spec.memory = Some(parse_bytes(value).map_err(|_| wrong("bytes, such as 24g"))?),
                 "read" => spec.read = Some(rate(value).ok_or_else(|| wrong("bytes a second, such as 900g"))?),
                 "link" => spec.link = Some(rate(value).ok_or_else(|| wrong("bytes a second, such as 12g"))?),
-                "int8" => spec.int8 = Some(rate(value).ok_or_else(|| wrong("operations a second, such as 280t"))?),
+                "int8" => {
+                    spec.int8 = Some(rate(value).ok_or_else(|| wrong("operations a second, such as 280t"))?)
+                }
                 "hop" => spec.hop = Some(time(value).ok_or_else(|| wrong("a time, such as 20us"))?),
                 _ => return Err(format!("{key} is none of name, memory, read, int8, hop, link and host")),
             }
@@ -276,7 +280,9 @@ impl Contenders {
             if let Contender::On(mode) = contender
                 && let Some(wanted) = mode.workers().filter(|&wanted| wanted != workers)
             {
-                return Err(CliError::Usage(format!("{mode} takes {wanted} workers, not {workers}: --workers {wanted}")));
+                return Err(CliError::Usage(format!(
+                    "{mode} takes {wanted} workers, not {workers}: --workers {wanted}"
+                )));
             }
         }
         Ok(())
@@ -293,7 +299,9 @@ mod tests {
         let found: Contenders = text.parse().unwrap();
         assert_eq!(found.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(","), text);
         assert_eq!(found.0.len(), 4);
-        for (text, says) in [("", "none of"), ("ep,ep", "twice"), ("ep:2", "none of"), ("ep:2,local", "none of")] {
+        for (text, says) in
+            [("", "none of"), ("ep,ep", "twice"), ("ep:2", "none of"), ("ep:2,local", "none of")]
+        {
             let error = text.parse::<Contenders>().expect_err(text);
             assert!(error.contains(says), "{text}: {error}");
         }
@@ -310,7 +318,8 @@ mod tests {
         assert_eq!((spec.memory, spec.read, spec.int8), (Some(24 << 30), Some(9e11), Some(1.5e12)));
         assert_eq!((spec.hop, spec.link), (Some(Duration::from_micros(20)), Some(1.2e10)));
         assert_eq!((spec.name.as_deref(), spec.host.as_deref()), (Some("a"), Some("h")));
-        for text in ["0", "257", "x", "2:", "memory=", "read=fast", "hop=20", "size=3", "2:3", "-1", "read=0"] {
+        for text in ["0", "257", "x", "2:", "memory=", "read=fast", "hop=20", "size=3", "2:3", "-1", "read=0"]
+        {
             assert!(text.parse::<WorkersArg>().is_err(), "{text}");
         }
         let here = WorkersArg::Here(2);

@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn first_tokens_come_when_their_steps_are_done() {
-        let question = |prompt, step_rows| Question { streams: vec![], context: 1, prompt, step_rows, copies: 1 };
+        let question =
+            |prompt, step_rows| Question { streams: vec![], context: 1, prompt, step_rows, copies: 1 };
         // A step of so many rows takes as many seconds.
         let seconds = |step: Step| f64::from(step.rows);
         assert_eq!(first_tokens(&question(100, 512), 1, seconds), 100.0);

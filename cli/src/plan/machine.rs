@@ -98,7 +98,8 @@ impl Measured {
     pub fn rates(&self, crew: &Crew) -> Rates {
         let (workers, hosts) = match crew {
             Crew::Here(count) => {
-                let one = |at| WorkerRate { worker: WorkerId(at), compute: self.worker, host: 0, hop: self.hop };
+                let one =
+                    |at| WorkerRate { worker: WorkerId(at), compute: self.worker, host: 0, hop: self.hop };
                 ((0..*count as u64).map(one).collect(), vec![self.experts.read_bytes_per_second])
             }
             Crew::Elsewhere(all) => self.elsewhere(all),
@@ -139,7 +140,9 @@ impl Measured {
         let seat = |(at, rate): (usize, &WorkerRate)| Seat {
             worker: rate.worker,
             memory_bytes: match crew {
-                Crew::Here(count) => (here.saturating_sub(beside) / *count as u64).saturating_sub(WORKER_RESERVE),
+                Crew::Here(count) => {
+                    (here.saturating_sub(beside) / *count as u64).saturating_sub(WORKER_RESERVE)
+                }
                 Crew::Elsewhere(all) => all[at].memory.unwrap_or(here),
             },
             read_bytes_per_second: rate.compute.read_bytes_per_second,

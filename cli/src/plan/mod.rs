@@ -17,8 +17,8 @@ mod text;
 
 use serde::Serialize;
 
-pub use args::{Contender, Contenders, PlanArgs};
 use args::Crew;
+pub use args::{Contender, Contenders, PlanArgs};
 use forecast::{Forecast, Known, Question, Winner, forecasts, winners};
 use machine::Measured;
 pub use measure::hop::{EchoArgs, echo};

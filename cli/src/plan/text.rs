@@ -16,12 +16,14 @@ pub fn text(plan: &Plan) -> String {
         text += &line("", fitting.iter().map(|one| one.mode.clone()));
         for (at, &streams) in plan.question.streams.iter().enumerate() {
             text += &format!("{} at {}\n", decode_name(streams), plan.question.context);
-            text += &steps(&fitting.iter().filter_map(|one| one.decode.get(at)).collect::<Vec<_>>(), "TPOT, ms");
+            text +=
+                &steps(&fitting.iter().filter_map(|one| one.decode.get(at)).collect::<Vec<_>>(), "TPOT, ms");
         }
         text += &format!("prefill of {}\n", plan.question.prompt);
         let first = fitting.iter().map(|one| format!("{:.1}", first_ms(plan, one)));
         text += &line("  TTFT, ms", first);
-        text += &steps(&fitting.iter().filter_map(|one| one.prefill.as_ref()).collect::<Vec<_>>(), "a step, ms");
+        text +=
+            &steps(&fitting.iter().filter_map(|one| one.prefill.as_ref()).collect::<Vec<_>>(), "a step, ms");
         text += &line("memory of the fullest worker", fitting.iter().map(|one| fullest(one)));
     }
     for one in &plan.forecasts {

@@ -111,12 +111,18 @@ mod tests {
 
     #[test]
     fn few_rows_cost_what_was_measured_and_more_rows_the_rate_of_many() {
-        let many =
-            Compute { read_bytes_per_second: 1.0, operations_per_second: 10.0, few_rows: None, call_seconds: 0.0 };
+        let many = Compute {
+            read_bytes_per_second: 1.0,
+            operations_per_second: 10.0,
+            few_rows: None,
+            call_seconds: 0.0,
+        };
         assert_eq!(many.seconds(40.0, 4.0), 4.0);
         let few = Compute { few_rows: Some([2.0, 4.0, 4.0, 8.0]), ..many };
         // A weight takes 0.5 s for one row and for two, 1 s for four and for eight, 0.1 s for each more.
-        for (rows, each) in [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (3.0, 0.75), (4.0, 1.0), (8.0, 1.0), (18.0, 2.0)] {
+        for (rows, each) in
+            [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (3.0, 0.75), (4.0, 1.0), (8.0, 1.0), (18.0, 2.0)]
+        {
             assert!((few.seconds(rows * 6.0, rows) - 6.0 * each).abs() < 1e-12, "{rows}");
         }
     }

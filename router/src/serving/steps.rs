@@ -145,7 +145,8 @@ impl StepMeter {
             }
         };
         let count = |total: &AtomicU64| total.load(Ordering::Relaxed);
-        let mut totals = StepTotals { steps: count(steps), rows: count(rows), step, parts, ..Default::default() };
+        let mut totals =
+            StepTotals { steps: count(steps), rows: count(rows), step, parts, ..Default::default() };
         if let Some(exchange) = &self.exchange {
             totals.layers = count(&exchange.layers);
             for link in exchange.links().values() {

@@ -81,7 +81,8 @@ impl CompareArgs {
             if self.served.is_some() {
                 return refuse("a model is for --compare MODES --workers N; --url names a server that runs");
             }
-            let is_modes = |path: &PathBuf| path.to_str().is_some_and(|text| text.parse::<Contenders>().is_ok());
+            let is_modes =
+                |path: &PathBuf| path.to_str().is_some_and(|text| text.parse::<Contenders>().is_ok());
             if let [one] = compare
                 && is_modes(one)
                 && !one.exists()
@@ -96,7 +97,10 @@ impl CompareArgs {
             ([modes, model], None) => (modes, Some(model.to_string_lossy().into_owned())),
             _ => return refuse("--compare takes one list of modes: ep,tp,ep:2,tp:2,local"),
         };
-        let modes: Contenders = modes.to_string_lossy().parse().map_err(|error| CliError::Usage(format!("--compare: {error}")))?;
+        let modes: Contenders = modes
+            .to_string_lossy()
+            .parse()
+            .map_err(|error| CliError::Usage(format!("--compare: {error}")))?;
         modes.check(workers)?;
         within("--workers", workers, WORKERS_MAX)?;
         within("--rounds", self.rounds, ROUNDS_MAX)?;
@@ -107,7 +111,9 @@ impl CompareArgs {
             return refuse("--output-tokens has to be 2 or more");
         }
         let streams = if self.streams.is_empty() { vec![1, 4, 16] } else { self.streams.clone() };
-        streams.iter().try_for_each(|&streams| within("--streams", streams as usize, STREAMS_MAX as usize))?;
+        streams
+            .iter()
+            .try_for_each(|&streams| within("--streams", streams as usize, STREAMS_MAX as usize))?;
         Ok(Some(Plan {
             model: model.unwrap_or_else(|| crate::demo::NAME.to_string()),
             contenders: modes,

@@ -97,7 +97,8 @@ pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecast: Option<&Fore
         step: tpot,
     };
     let of = |phase: fn(&Turn) -> &Phase| turns.iter().map(phase).collect::<Vec<_>>();
-    let fullest = turns.iter().filter_map(|turn| turn.memory.iter().max()).map(|&bytes| bytes as f64).collect();
+    let fullest =
+        turns.iter().filter_map(|turn| turn.memory.iter().max()).map(|&bytes| bytes as f64).collect();
     let predicted = forecast.and_then(|one| one.memory.iter().copied().reduce(f64::max));
     // The prompt's last step is for one prompt alone only where there is one.
     let one_step = if streams == 1 { prefill.step } else { None };
@@ -120,7 +121,9 @@ struct Expected<'a> {
 }
 
 fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
-    let each = |value: &dyn Fn(&Phase) -> Option<f64>| Spread::of(phases.iter().filter_map(|one| value(one)).collect());
+    let each = |value: &dyn Fn(&Phase) -> Option<f64>| {
+        Spread::of(phases.iter().filter_map(|one| value(one)).collect())
+    };
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let per = |total: f64, count: u64| (count > 0).then(|| total / count as f64);
     let step = expected.step;
@@ -207,7 +210,8 @@ pub struct Lead {
 /// Among cells with the same number of streams.
 pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> Option<Winner> {
     let rate = |cell: &Cell| side(cell).tokens_per_second.measured;
-    let mut ranked: Vec<(&Cell, Spread)> = cells.iter().filter_map(|cell| Some((*cell, rate(cell)?))).collect();
+    let mut ranked: Vec<(&Cell, Spread)> =
+        cells.iter().filter_map(|cell| Some((*cell, rate(cell)?))).collect();
     ranked.sort_by(|a, b| b.1.median.total_cmp(&a.1.median));
     let (best, fastest) = *ranked.first()?;
     let over = ranked.iter().skip(1).map(|(cell, spread)| {
@@ -225,7 +229,8 @@ pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> O
     let over = over.collect();
     let guess = |cell: &&Cell| side(cell).latency_ms.predicted;
     let known = cells.iter().all(|cell| guess(cell).is_some());
-    let guessed = cells.iter().min_by(|a, b| guess(a).unwrap_or(f64::MAX).total_cmp(&guess(b).unwrap_or(f64::MAX)));
+    let guessed =
+        cells.iter().min_by(|a, b| guess(a).unwrap_or(f64::MAX).total_cmp(&guess(b).unwrap_or(f64::MAX)));
     let foreseen = guessed.filter(|_| known).map(|cell| cell.mode == best.mode);
     Some(Winner { what, winner: best.mode.clone(), over, foreseen })
 }

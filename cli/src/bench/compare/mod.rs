@@ -24,7 +24,7 @@ use serde::Serialize;
 use super::dialect::Dialect;
 use super::{interrupt, write};
 use crate::error::CliError;
-use crate::plan::{self, Contender};
+use crate::plan;
 use crate::progress::Tally;
 use crate::terminal;
 use crate::weights::KvArg;
@@ -70,7 +70,8 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
     let found = gathered(plan, prediction, turns, same);
     terminal::print(&terminal::visible(&report::text(&found)))?;
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&found).map_err(|error| CliError::Refused(error.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&found).map_err(|error| CliError::Refused(error.to_string()))?;
         write(path, &(text + "\n"))?;
     }
     if let Some(path) = page {
@@ -157,10 +158,13 @@ fn check_texts(turns: &[Turn]) -> Result<String, CliError> {
             answers += 1;
         }
     }
-    let modes: std::collections::BTreeSet<String> = turns.iter().map(|turn| turn.contender.to_string()).collect();
+    let modes: std::collections::BTreeSet<String> =
+        turns.iter().map(|turn| turn.contender.to_string()).collect();
     Ok(match modes.len() {
         0 | 1 => "one mode alone: there was no other text to compare with".to_string(),
-        count => format!("all {count} modes gave the same texts, byte for byte: {answers} answers were compared"),
+        count => {
+            format!("all {count} modes gave the same texts, byte for byte: {answers} answers were compared")
+        }
     })
 }
 
@@ -170,7 +174,8 @@ fn first_alike(turns: &[Turn], at: usize) -> Option<&Turn> {
         let same = |turn: &&Turn| turn.contender == turns[at].contender && turn.streams == turns[at].streams;
         turns[..at].iter().filter(same).count()
     };
-    let alike = (0..at).find(|&other| turns[other].streams == turns[at].streams && round(other) == round(at))?;
+    let alike =
+        (0..at).find(|&other| turns[other].streams == turns[at].streams && round(other) == round(at))?;
     Some(&turns[alike])
 }
 

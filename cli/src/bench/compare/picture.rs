@@ -36,7 +36,11 @@ pub fn steps(cells: &[Cell]) -> String {
     let names = cells.first().map(|cell| cell.decode.parts.iter().map(|part| part.name).collect::<Vec<_>>());
     for (at, name) in names.unwrap_or_default().into_iter().enumerate() {
         let x = at as f64 * 155.0;
-        let _ = writeln!(out, "<rect x=\"{x}\" y=\"38\" width=\"12\" height=\"10\" fill=\"{}\"/>", COLORS[at % COLORS.len()]);
+        let _ = writeln!(
+            out,
+            "<rect x=\"{x}\" y=\"38\" width=\"12\" height=\"10\" fill=\"{}\"/>",
+            COLORS[at % COLORS.len()]
+        );
         let _ = writeln!(out, "<text x=\"{}\" y=\"47\">{}</text>", x + 17.0, escaped(name));
     }
     for (at, (name, measured, predicted)) in rows.iter().enumerate() {

@@ -19,7 +19,8 @@ const PREFILL: [Row; 6] = [
     ("wait for slowest, ms", |side| &side.slowest_ms, 2),
     ("slowest over mean", |side| &side.imbalance, 2),
 ];
-const DECODE: [Row; 6] = [("TPOT, ms", |side| &side.latency_ms, 2), PREFILL[1], PREFILL[2], PREFILL[3], PREFILL[4], PREFILL[5]];
+const DECODE: [Row; 6] =
+    [("TPOT, ms", |side| &side.latency_ms, 2), PREFILL[1], PREFILL[2], PREFILL[3], PREFILL[4], PREFILL[5]];
 
 pub fn text(found: &Comparison) -> String {
     let mut text = format!(
@@ -33,7 +34,10 @@ pub fn text(found: &Comparison) -> String {
         for (name, rows, side) in sides() {
             text += &line(&format!("\n{name}, {of}"), cells.iter().map(|cell| cell.mode.clone()));
             for (title, figure, decimals) in rows {
-                text += &line(&format!("  {title}"), cells.iter().map(|cell| shown(figure(side(cell)), decimals)));
+                text += &line(
+                    &format!("  {title}"),
+                    cells.iter().map(|cell| shown(figure(side(cell)), decimals)),
+                );
             }
             for part in 0..side(cells[0]).parts.len() {
                 let title = format!("    {}, ms", side(cells[0]).parts[part].name);
@@ -146,7 +150,8 @@ th:first-child,td:first-child{text-align:left}caption{text-align:left;font-weigh
 
 fn table(caption: &str, cells: &[&Cell], rows: &[Row], side: fn(&Cell) -> &Side) -> String {
     let row = |title: &str, values: Vec<String>, tag: &str| {
-        let values: String = values.iter().map(|value| format!("<{tag}>{}</{tag}>", escaped(value))).collect();
+        let values: String =
+            values.iter().map(|value| format!("<{tag}>{}</{tag}>", escaped(value))).collect();
         format!("<tr><{tag}>{}</{tag}>{values}</tr>\n", escaped(title))
     };
     let mut text = format!("<table><caption>{}</caption>\n", escaped(caption));

@@ -110,7 +110,9 @@ impl Server {
 
     /// What `/cluster` says.
     pub fn page(&self) -> Result<ClusterPage, CliError> {
-        let wrong = |error: &dyn std::fmt::Display| CliError::Refused(format!("{}: /cluster: {error}", self.contender));
+        let wrong = |error: &dyn std::fmt::Display| {
+            CliError::Refused(format!("{}: /cluster: {error}", self.contender))
+        };
         let value = self.endpoint.get(&self.endpoint.root_url("/cluster")).map_err(|error| wrong(&error))?;
         serde_json::from_value(value).map_err(|error| wrong(&error))
     }

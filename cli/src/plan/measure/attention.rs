@@ -82,8 +82,10 @@ impl Layer {
             let mut cache = KvBuffer::zeros(device, form, len * width)?;
             // Pages that nobody wrote would all be one page of zeros, and lie in the cache.
             match &mut cache {
-                KvBuffer::F32(cache) => cache.host_mut().fill(0.25),
-                KvBuffer::F16(cache) => cache.host_mut().fill(half::f16::from_f32_const(0.25)),
+                KvBuffer::F32(cache) => stream.upload(&vec![0.25; len * width], cache)?,
+                KvBuffer::F16(cache) => {
+                    stream.upload(&vec![half::f16::from_f32_const(0.25); len * width], cache)?;
+                }
             }
             Ok::<_, KernelError>(cache)
         };
@@ -114,7 +116,13 @@ impl Layer {
         Ok(median_seconds(|| {
             let args = AttentionArgs {
                 q: View::heads(&self.q, self.rows, heads, key_width),
-                kv: KvView { keys: &self.keys, values: self.values.as_ref(), kv_heads, key_width, value_width },
+                kv: KvView {
+                    keys: &self.keys,
+                    values: self.values.as_ref(),
+                    kv_heads,
+                    key_width,
+                    value_width,
+                },
                 tables: &self.tables,
                 table_stride: self.table_stride,
                 sequences: &self.sequences,

@@ -26,7 +26,9 @@ impl Kind {
                 group: 32,
                 ..PackedFormat::INT4
             }),
-            (_, stored) if stored.contains("int4") || stored.contains("4-bit") => groups_of(PackedFormat::INT4, 128),
+            (_, stored) if stored.contains("int4") || stored.contains("4-bit") => {
+                groups_of(PackedFormat::INT4, 128)
+            }
             (Precision::Int8, _) => Kind::Packed(PackedFormat::INT8),
             (Precision::Int4, _) => Kind::Packed(PackedFormat::INT4),
             (Precision::AsStored, "f32") => Kind::Plain(ElementType::F32),
@@ -46,9 +48,7 @@ impl Kind {
     pub fn weight(self, bytes: Bytes, rows: usize, cols: usize) -> Weight {
         match self {
             Kind::Packed(format) => Packed::new(format, bytes, rows, cols).into(),
-            Kind::Plain(kind) => {
-                Matrix::new(MatrixData::Plain { kind, elements: bytes }, rows, cols).into()
-            }
+            Kind::Plain(kind) => Matrix::new(MatrixData::Plain { kind, elements: bytes }, rows, cols).into(),
         }
     }
 }
@@ -69,7 +69,9 @@ pub fn any_bytes(len: usize) -> Bytes {
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Kind::Packed(format) if format.codes == Codes::Int8 => write!(f, "int8 in groups of {}", format.group),
+            Kind::Packed(format) if format.codes == Codes::Int8 => {
+                write!(f, "int8 in groups of {}", format.group)
+            }
             Kind::Packed(format) if format.codes == Codes::MXFP4 => write!(f, "mxfp4"),
             Kind::Packed(format) => write!(f, "int4 in groups of {}", format.group),
             Kind::Plain(ElementType::F32) => write!(f, "f32"),
