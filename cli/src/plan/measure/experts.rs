@@ -9,7 +9,7 @@ use gaterail_kernels::{Buffer, Device, KernelError, Stream, View};
 
 use super::kind::any_bytes;
 use super::products::some_values;
-use super::{COLD_BYTES, Kind, compute, median_seconds};
+use super::{COLD_BYTES, Kind, compute, usual_seconds};
 
 /// Larger experts are measured with a part of their width.
 const EXPERT_BYTES_MAX: usize = 24 << 20;
@@ -31,7 +31,7 @@ pub fn experts(device: &Device, kind: Kind, (h, f): (usize, usize)) -> Result<Co
     let mut failed = None;
     let mut seconds = |rows: usize| {
         let measured = Layer::new(device, &stream, &pieces, rows, h).map(|mut layer| {
-            median_seconds(|| {
+            usual_seconds(|| {
                 // A cycle has no end.
                 let first = turn.next().unwrap_or(0) * HIT;
                 failed = layer.step(first).err().or(failed.take());

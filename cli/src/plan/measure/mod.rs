@@ -30,8 +30,8 @@ const MANY_ROWS: usize = 64;
 /// Each figure is measured for so long, and so many times at least.
 const AT_LEAST: (Duration, usize) = (Duration::from_millis(120), 5);
 
-/// Calls `work` again and again. Out: the median of its seconds.
-fn median_seconds(mut work: impl FnMut()) -> f64 {
+/// Calls `work` again and again. Out: its seconds where little disturbed it, the lower quartile.
+fn usual_seconds(mut work: impl FnMut()) -> f64 {
     work();
     let started = Instant::now();
     let mut seconds = Vec::new();
@@ -41,7 +41,7 @@ fn median_seconds(mut work: impl FnMut()) -> f64 {
         seconds.push(begun.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+    seconds[seconds.len() / 4]
 }
 
 /// From the seconds that `bytes` of weights take which meet so many rows. `operations` are those of one row.

@@ -5,7 +5,7 @@ use gaterail_kernels::ops::{self, Projection, QuantRows};
 use gaterail_kernels::{Buffer, Device, KernelError, Stream, View, ViewMut, Weight};
 
 use super::kind::any_bytes;
-use super::{COLD_BYTES, Kind, compute, median_seconds};
+use super::{COLD_BYTES, Kind, compute, usual_seconds};
 
 /// Rows of a matrix: as many as a projection of attention has.
 const OUT: usize = 2048;
@@ -30,7 +30,7 @@ pub fn products(device: &Device, kind: Kind, cols: usize) -> Result<Compute, Ker
             failed = Some(error);
             1.0
         }
-        Ok((x, mut quantized, mut y)) => median_seconds(|| {
+        Ok((x, mut quantized, mut y)) => usual_seconds(|| {
             // All of them, in turns, for ever.
             for w in turn.next().into_iter().flatten() {
                 let out = ViewMut::rows(&mut y, rows, OUT);
