@@ -30,6 +30,8 @@ pub fn text(found: &Comparison) -> String {
     );
     for &streams in &found.streams {
         let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
+        // An interrupt may have come before them.
+        let Some(first) = cells.first() else { continue };
         let of = if streams == 1 { "1 stream".to_string() } else { format!("{streams} streams") };
         for (name, rows, side) in sides() {
             text += &line(&format!("\n{name}, {of}"), cells.iter().map(|cell| cell.mode.clone()));
@@ -39,8 +41,8 @@ pub fn text(found: &Comparison) -> String {
                     cells.iter().map(|cell| shown(figure(side(cell)), decimals)),
                 );
             }
-            for part in 0..side(cells[0]).parts.len() {
-                let title = format!("    {}, ms", side(cells[0]).parts[part].name);
+            for part in 0..side(first).parts.len() {
+                let title = format!("    {}, ms", side(first).parts[part].name);
                 text += &line(&title, cells.iter().map(|cell| part_shown(side(cell), part)));
             }
         }
@@ -132,6 +134,9 @@ pub fn page(found: &Comparison) -> String {
     body += &picture::steps(&found.cells);
     for &streams in &found.streams {
         let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
+        if cells.is_empty() {
+            continue;
+        }
         for (name, rows, side) in sides() {
             body += &table(&format!("{name}, {streams} at once"), &cells, &rows, side);
         }

@@ -5,8 +5,8 @@ use gaterail_kernels::ops::{self, AttentionArgs, KvBuffer, KvForm, KvView, Mask,
 use gaterail_kernels::{Buffer, Device, KernelError, Stream, View, ViewMut};
 use serde::Serialize;
 
-use super::usual_seconds;
 use super::products::some_values;
+use super::usual_seconds;
 
 /// KV that is gone through where memory is what counts.
 const KV_BYTES: usize = 64 << 20;
