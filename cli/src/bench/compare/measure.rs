@@ -30,7 +30,7 @@ pub struct Turn {
     pub decode: Phase,
     /// Of every request, in order.
     pub texts: Vec<String>,
-    /// Bytes of experts that each worker holds.
+    /// Bytes of experts that each worker holds of the plan in force.
     pub memory: Vec<u64>,
 }
 
@@ -136,7 +136,7 @@ pub fn turn(
             totals: difference(&whole_totals, &again_totals),
             answers: whole,
         },
-        memory: workers.iter().map(|worker| worker.held_bytes).collect(),
+        memory: workers.iter().map(|worker| worker.bytes).collect(),
     }))
 }
 
