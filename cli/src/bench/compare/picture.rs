@@ -34,14 +34,12 @@ pub fn steps(cells: &[Cell]) -> String {
          <text x=\"0\" y=\"20\" font-size=\"16\" font-weight=\"bold\">A step of decode, ms: measured, and below it as predicted</text>\n"
     );
     let names = cells.first().map(|cell| cell.decode.parts.iter().map(|part| part.name).collect::<Vec<_>>());
+    let mut x = 0.0;
     for (at, name) in names.unwrap_or_default().into_iter().enumerate() {
-        let x = at as f64 * 155.0;
-        let _ = writeln!(
-            out,
-            "<rect x=\"{x}\" y=\"38\" width=\"12\" height=\"10\" fill=\"{}\"/>",
-            COLORS[at % COLORS.len()]
-        );
+        let color = COLORS[at % COLORS.len()];
+        let _ = writeln!(out, "<rect x=\"{x}\" y=\"38\" width=\"12\" height=\"10\" fill=\"{color}\"/>");
         let _ = writeln!(out, "<text x=\"{}\" y=\"47\">{}</text>", x + 17.0, escaped(name));
+        x += 50.0 + 7.5 * name.len() as f64;
     }
     for (at, (name, measured, predicted)) in rows.iter().enumerate() {
         let y = TOP + PAIR * at as f64;
