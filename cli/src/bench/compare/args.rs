@@ -32,8 +32,8 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N", value_delimiter = ',', requires = "workers")]
     pub streams: Vec<u32>,
 
-    /// With --compare MODES: tokens of a prompt
-    #[arg(long, value_name = "N", default_value_t = 128, requires = "workers")]
+    /// With --compare MODES: tokens of a prompt; one more than whole pages of 64 tells decode best from prefill
+    #[arg(long, value_name = "N", default_value_t = 129, requires = "workers")]
     pub prompt_tokens: u32,
 
     /// With --compare MODES: tokens of an answer

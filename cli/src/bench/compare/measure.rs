@@ -1,7 +1,8 @@
 //! One turn of a mode: prompts that are new to it, and then their answers.
 //!
 //! Three loads with the same prompts: an answer of one token each, which is prefill; the same once more, which finds its
-//! prompts in the prefix cache; and the whole answers. What the third costs more than the second is decode and nothing else.
+//! prompts in the prefix cache, but for what whole pages of 64 do not hold; and the whole answers. What the third costs more than
+//! the second is decode and nothing else; where the second costs much, it is a difference of large numbers.
 
 use std::sync::atomic::AtomicBool;
 
