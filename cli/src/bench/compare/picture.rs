@@ -14,10 +14,13 @@ const BAR: f64 = 15.0;
 const PAIR: f64 = 44.0;
 const TOP: f64 = 76.0;
 
+/// Of a mode: its name, and milliseconds by part, measured and predicted.
+type Bars = (String, Vec<Option<f64>>, Vec<Option<f64>>);
+
 /// A pair of bars for each mode and number of streams: decode's step by part, measured above, predicted below.
 pub fn steps(cells: &[Cell]) -> String {
     let total = |values: &[Option<f64>]| values.iter().map(|value| value.unwrap_or(0.0)).sum::<f64>();
-    let rows: Vec<(String, Vec<Option<f64>>, Vec<Option<f64>>)> = cells
+    let rows: Vec<Bars> = cells
         .iter()
         .map(|cell| {
             let parts = &cell.decode.parts;
