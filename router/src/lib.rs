@@ -37,6 +37,7 @@ pub mod cluster;
 pub mod grpc;
 pub mod http;
 pub mod metrics;
+pub mod notes;
 pub mod openai;
 pub mod serving;
 

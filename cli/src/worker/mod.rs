@@ -9,9 +9,11 @@ mod args;
 pub mod parent;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gaterail_cluster::exchange::Waiting;
 use gaterail_kernels::KernelError;
+use gaterail_router::notes::Notes;
 use gaterail_worker::{Worker, WorkerLimits, WorkerOptions};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +28,8 @@ use crate::{device, machine, terminal};
 const EVENT_THREADS: usize = 1;
 /// Ended by a second signal, as shells have it for an interrupt.
 const INTERRUPTED: i32 = 130;
+/// The end waits so long for what was said to be written.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
 
 pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
     parent::end_with()?;
@@ -33,13 +37,17 @@ pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
     if let Some(cores) = &args.cores {
         cores.bind()?;
     }
-    let options = options(args)?;
-    note(&format!(
-        "{} holds up to {} of experts; joining {}",
-        options.name,
-        bytes_text(options.memory_bytes),
-        options.join.join(", ")
-    ));
+    let notes = Notes::to(terminal::note).map_err(CliError::io("starting a thread"))?;
+    let options = options(args, notes.clone())?;
+    note(
+        &notes,
+        &format!(
+            "{} holds up to {} of experts; joining {}",
+            options.name,
+            bytes_text(options.memory_bytes),
+            options.join.join(", ")
+        ),
+    );
     let runtime = Builder::new_multi_thread()
         .worker_threads(EVENT_THREADS)
         .thread_name("worker-front")
@@ -49,27 +57,29 @@ pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
     let result = runtime.block_on(async {
         let listen = |kind| signal(kind).map_err(CliError::io("waiting for signals"));
         let (end, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-        let ended = Worker::run(options, until_signal(end, interrupt)).await;
+        let ended = Worker::run(options, until_signal(end, interrupt, notes.clone())).await;
         ended.map_err(|error| CliError::Refused(error.to_string()))
     });
     // Threads that load or compute have nothing left to do.
     runtime.shutdown_background();
-    result?;
-    note("drained: nobody waits for this worker");
-    Ok(())
+    if result.is_ok() {
+        note(&notes, "drained: nobody waits for this worker");
+    }
+    notes.flush(LAST_WORDS_MAX);
+    result
 }
 
 /// The first signal drains, the second ends at once.
-async fn until_signal(mut end: Signal, mut interrupt: Signal) {
+async fn until_signal(mut end: Signal, mut interrupt: Signal, notes: Notes) {
     tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
-    note("draining: routers are told to do without this worker. Once more to stop at once");
+    note(&notes, "draining: routers are told to do without this worker. Once more to stop at once");
     tokio::spawn(async move {
         tokio::select! { _ = end.recv() => {}, _ = interrupt.recv() => {} };
         std::process::exit(INTERRUPTED);
     });
 }
 
-fn options(args: &WorkerArgs) -> Result<WorkerOptions, CliError> {
+fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
     let memory = match args.memory {
         Some(bytes) => bytes,
         None => machine::available_memory_bytes().map(args::usual_memory).ok_or_else(|| {
@@ -95,10 +105,11 @@ fn options(args: &WorkerArgs) -> Result<WorkerOptions, CliError> {
         shared_memory: !args.no_shared_memory,
         waiting: Waiting::default(),
         limits: WorkerLimits::default(),
-        note: Arc::new(note),
+        note: Arc::new(move |line| note(&notes, line)),
     })
 }
 
-fn note(line: &str) {
-    terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+/// Heartbeats and rows do not wait for whoever reads standard error.
+fn note(notes: &Notes, line: &str) {
+    notes.tell(terminal::visible(&format!("gaterail: {line}")));
 }

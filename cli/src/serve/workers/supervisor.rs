@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gaterail_router::notes::Notes;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::share::Share;
@@ -46,6 +47,8 @@ pub struct Crew {
     /// More of their command line, the same for all.
     pub flags: Vec<String>,
     pub shares: Vec<Share>,
+    /// Where the workers' words go, and the supervisor's.
+    pub notes: Notes,
 }
 
 /// Ends them when it is dropped.
@@ -169,7 +172,7 @@ impl Watch {
             slot.wait = if early { (slot.wait * 2).min(RESTART.1) } else { RESTART.0 };
             slot.due = Instant::now() + slot.wait;
             let Slot { name, wait, .. } = slot;
-            terminal::note(&format!(
+            self.crew.notes.tell(format!(
                 "gaterail: {name} ended ({status}) after {:.1} s; it is started again in {:.1} s",
                 lived.as_secs_f64(),
                 wait.as_secs_f64()
@@ -186,7 +189,7 @@ impl Watch {
             && self.present.lock().unwrap_or_else(PoisonError::into_inner).is_missing(child.id(), *started)
         {
             let name = &slot.name;
-            terminal::note(&format!(
+            self.crew.notes.tell(format!(
                 "gaterail: {name} runs, and has not been there for {MISSING_MAX:?}: it is killed"
             ));
             let _ = child.kill();
@@ -203,8 +206,9 @@ impl Watch {
             Ok(mut child) => {
                 if let Some(stderr) = child.stderr.take() {
                     let reader = std::thread::Builder::new().name(format!("{name}-log"));
+                    let notes = self.crew.notes.clone();
                     // Without one the worker's words are lost, and nothing else.
-                    let _ = reader.spawn(move || pass_on(&name, stderr));
+                    let _ = reader.spawn(move || pass_on(&name, stderr, &notes));
                 }
                 slot.running = Some((child, started));
             }
@@ -212,7 +216,7 @@ impl Watch {
                 slot.wait = (slot.wait * 2).min(RESTART.1);
                 slot.due = started + slot.wait;
                 let why = format!("{name} cannot be started: {error}");
-                terminal::note(&format!("gaterail: {why}"));
+                self.crew.notes.tell(format!("gaterail: {why}"));
                 self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
             }
         }
@@ -268,8 +272,9 @@ fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
     command
 }
 
-/// A worker's lines with its name before them.
-fn pass_on(name: &str, stderr: impl Read) {
+/// A worker's lines with its name before them. They are read even where nobody reads ours: a worker that writes must not
+/// wait for that.
+fn pass_on(name: &str, stderr: impl Read, notes: &Notes) {
     let mut lines = BufReader::new(stderr);
     let mut line = Vec::new();
     loop {
@@ -279,7 +284,7 @@ fn pass_on(name: &str, stderr: impl Read) {
                 let text = String::from_utf8_lossy(&line);
                 let text = text.trim_end();
                 let text = text.strip_prefix("gaterail: ").unwrap_or(text);
-                terminal::note(&terminal::visible(&format!("{name}: {text}")));
+                notes.tell(terminal::visible(&format!("{name}: {text}")));
             }
             Ok(0) | Err(_) => return,
         }
