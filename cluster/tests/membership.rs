@@ -138,10 +138,12 @@ fn a_death_with_copies_left_loads_nothing_and_then_restores_them() {
     let mut bench = Bench::serving(3, 2);
     let done = bench.on(lost(2));
     // First what is left: 24 experts have 48 copies on three, 16 each; the survivors keep their 16.
-    assert_eq!(prepares(&done)[..2], [(1, 2, 16), (3, 2, 16)]);
+    assert_eq!(prepares(&done), [(1, 2, 16), (3, 2, 16)]);
+    assert_eq!(activated(&done), [(2, 2)]);
     // Then two copies of all again, on both.
-    assert_eq!(prepares(&done)[2..], [(1, 3, 24), (3, 3, 24)]);
-    assert_eq!(activated(&done), [(2, 2), (3, 2)]);
+    let done = bench.on(Event::Switched { epoch: Epoch(2) });
+    assert_eq!(prepares(&done), [(1, 3, 24), (3, 3, 24)]);
+    assert_eq!(activated(&done), [(3, 2)]);
     assert_eq!(bench.roster.view().copies, 2);
 }
 
@@ -159,6 +161,7 @@ fn fewer_workers_than_copies_are_not_none() {
     assert_eq!(activated(&bench.on(lost(2))), [(2, 1)]);
     let view = bench.roster.view();
     assert_eq!((view.serving, view.copies, view.copies_wanted), (true, 1, 2));
+    bench.on(Event::Switched { epoch: Epoch(2) });
     bench.on(Event::Joined(about(3)));
     assert_eq!(bench.roster.view().copies, 2);
 }
@@ -235,7 +238,7 @@ fn who_prepares_without_getting_on_has_failed() {
 #[test]
 fn silence_is_death() {
     let mut bench = Bench::serving(2, 1);
-    assert_eq!(bench.pass(Duration::from_millis(600), &[2]), []);
+    assert_eq!(bench.pass(Duration::from_millis(800), &[2]), []);
     let done = bench.pass(Duration::from_millis(100), &[2]);
     assert_eq!((dismissed(&done), activated(&done)), (vec![(2, true)], vec![(2, 1)]));
 }
@@ -248,8 +251,56 @@ fn a_router_that_slept_blames_nobody() {
     let actions = bench.roster.tick(bench.now);
     assert_eq!(bench.answered(actions), []);
     // Silence counts from now on.
-    assert_eq!(bench.pass(Duration::from_millis(600), &[1]), []);
+    assert_eq!(bench.pass(Duration::from_millis(800), &[1]), []);
     assert_eq!(dismissed(&bench.pass(Duration::from_millis(200), &[1])), [(1, true)]);
+}
+
+/// Epochs that workers hold after more was done.
+fn holding(held: &mut Vec<Epoch>, done: &[Action]) {
+    for action in done {
+        match action {
+            Action::Activate { epoch, .. } => held.push(*epoch),
+            Action::Retire { before } => held.retain(|epoch| epoch >= before),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn who_joins_and_cannot_prepare_again_and_again_leaves_nothing_behind() {
+    let mut bench = Bench::serving(2, 1);
+    let mut held = vec![Epoch(1)];
+    let mut tried = 0;
+    for round in 0..50 {
+        bench.answering = false;
+        let mut done = bench.on(Event::Joined(about(3)));
+        bench.answering = true;
+        if let Some(&(_, epoch, _)) = prepares(&done).first() {
+            tried += 1;
+            let (worker, epoch) = (WorkerId(3), Epoch(epoch));
+            done.extend(bench.on(Event::PrepareFailed { worker, epoch, detail: "no such file".to_string() }));
+        } else {
+            bench.on(lost(3));
+        }
+        // Nobody says that the engine switched: it has nothing to compute.
+        done.extend(bench.pass(Duration::from_millis(500), &[]));
+        holding(&mut held, &done);
+        assert!(held.len() <= 2, "round {round}: {held:?} are held");
+    }
+    assert!(tried >= 10, "{tried} attempts");
+}
+
+#[test]
+fn deaths_one_after_another_leave_nothing_behind() {
+    let mut bench = Bench::serving(8, 1);
+    let mut held = vec![Epoch(1)];
+    for worker in 1..8 {
+        let done = bench.on(lost(worker));
+        holding(&mut held, &done);
+        let done = bench.pass(Duration::from_millis(900), &[]);
+        holding(&mut held, &done);
+        assert!(held.len() <= 4, "{held:?} are held");
+    }
 }
 
 #[test]
@@ -258,14 +309,15 @@ fn who_is_waited_for_and_does_not_move_is_stuck() {
     let worker = WorkerId(2);
     let waiting = |waiting| Event::Waiting { worker, waiting };
     bench.on(waiting(true));
-    bench.pass(Duration::from_millis(1900), &[]);
-    // A call is done: the wait begins anew.
+    bench.pass(Duration::from_millis(9_900), &[]);
+    // A call is done: the wait begins anew, and may be four times as long on top.
     bench.on(Event::Heard { worker, calls: 1, held_bytes: 0 });
-    assert_eq!(bench.pass(Duration::from_millis(1900), &[]), []);
+    assert_eq!(bench.pass(Duration::from_millis(9_900), &[]), []);
     bench.on(waiting(false));
-    assert_eq!(bench.pass(Duration::from_secs(5), &[]), []);
+    assert_eq!(bench.pass(Duration::from_secs(60), &[]), []);
     bench.on(waiting(true));
-    let done = bench.pass(Duration::from_millis(2100), &[]);
+    assert_eq!(bench.pass(Duration::from_millis(49_500), &[]), []);
+    let done = bench.pass(Duration::from_millis(200), &[]);
     assert_eq!(dismissed(&done), [(2, true)]);
     assert_eq!(activated(&done), [(2, 1)]);
 }

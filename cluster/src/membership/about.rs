@@ -55,7 +55,8 @@ pub struct Policy {
     pub join_wait: Duration,
     /// A worker that is not heard for so long is dead.
     pub silence_max: Duration,
-    /// A worker that the engine waits for, and that computes nothing for so long, is stuck.
+    /// A worker that the engine waits for, and that computes nothing for so long and four times as long as the slowest call of
+    /// all workers took, is stuck.
     pub stuck_max: Duration,
     /// A worker that prepares, and loads nothing more for so long, has failed.
     pub prepare_max: Duration,
@@ -73,8 +74,8 @@ impl Default for Policy {
             replica_bytes: 0,
             expected: 1,
             join_wait: Duration::from_secs(30),
-            silence_max: Duration::from_millis(600),
-            stuck_max: Duration::from_secs(2),
+            silence_max: Duration::from_millis(800),
+            stuck_max: Duration::from_secs(10),
             prepare_max: Duration::from_secs(60),
             retry_wait: Duration::from_secs(2),
             retire_max: Duration::from_secs(2),

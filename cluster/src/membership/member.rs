@@ -14,6 +14,8 @@ pub(super) struct Member {
     pub held_bytes: u64,
     /// Since when the engine waits for it without seeing it move.
     pub waiting: Option<Instant>,
+    /// The longest that the engine waited for a call of it.
+    pub slowest: Duration,
     pub loading: Option<Progress>,
     /// When its loading last got on.
     pub moved: Instant,
@@ -29,6 +31,7 @@ impl Member {
             calls: 0,
             held_bytes: 0,
             waiting: None,
+            slowest: Duration::ZERO,
             loading: None,
             moved: now,
             leaving: false,
@@ -40,6 +43,7 @@ impl Member {
         self.held_bytes = held_bytes;
         if calls > self.calls {
             self.calls = calls;
+            self.called(now);
             self.waiting = self.waiting.map(|_| now);
         }
     }
@@ -52,7 +56,16 @@ impl Member {
     }
 
     pub fn waiting(&mut self, waiting: bool, now: Instant) {
+        if !waiting {
+            self.called(now);
+        }
         self.waiting = waiting.then(|| self.waiting.unwrap_or(now));
+    }
+
+    /// A call that was waited for is done.
+    fn called(&mut self, now: Instant) {
+        let waited = self.waiting.map(|since| now.saturating_duration_since(since));
+        self.slowest = self.slowest.max(waited.unwrap_or_default());
     }
 
     pub fn loading(&mut self, progress: Progress, now: Instant) {

@@ -1,13 +1,14 @@
 //! Which plan comes next: what a roster does when nothing more happens.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gaterail_proto::{Epoch, Placement};
+use gaterail_proto::{Epoch, ExpertSlice, Placement};
 
 use super::roster::{Pending, Roster};
 use super::{Action, Note};
-use crate::placement::{Mode, Seat, Wanted, copies, fit, place, without};
+use crate::placement::{Mode, Seat, Wanted, copies, fit, place, run_bytes, without};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -49,7 +50,9 @@ impl Roster {
 
     /// The active plan is whole: is there a better one?
     fn improve(&mut self, now: Instant) {
-        if self.retry.is_some() || !std::mem::take(&mut self.changed) {
+        // Workers that hold what it replaced have no room for what is next.
+        let retired = self.active.as_ref().is_none_or(|active| active.retire.is_empty());
+        if self.retry.is_some() || !retired || !std::mem::take(&mut self.changed) {
             return;
         }
         let seats = self.seats(false);
@@ -87,13 +90,43 @@ impl Roster {
         let seats = self.seats(false);
         let found = self.best(&seats, false).or_else(|| self.any());
         match found {
-            Some(placement) => self.prepare(placement, why, now),
+            Some(placement) => {
+                let has_room = self.has_room(&placement);
+                self.prepare(placement, why, now);
+                if !has_room {
+                    self.make_room();
+                }
+            }
             None if !std::mem::replace(&mut self.no_plan, true) => {
                 let why = format!("{} workers do not suffice", self.members.len());
                 self.note(Note::NoPlan { why });
             }
             None => {}
         }
+    }
+
+    /// Whether all workers can hold a plan beside the active one.
+    fn has_room(&self, placement: &Placement) -> bool {
+        let Some(active) = &self.active else { return true };
+        let layers: HashMap<_, _> = self.inventory.layers.iter().map(|at| (at.layer, at)).collect();
+        let bytes = |slice: &ExpertSlice| {
+            layers.get(&slice.layer).map_or(0, |at| run_bytes(at.expert_bytes, at.units, slice.units))
+        };
+        placement.workers.iter().enumerate().all(|(index, worker)| {
+            let mut slices: HashSet<ExpertSlice> = placement.shard(index).slices.into_iter().collect();
+            let before = active.placement.workers.iter().position(|at| at == worker);
+            slices.extend(before.into_iter().flat_map(|before| active.placement.shard(before).slices));
+            let memory = self.members.get(worker).map_or(0, |member| member.about.machine.memory_bytes);
+            slices.iter().map(bytes).sum::<u64>() <= memory
+        })
+    }
+
+    /// What is held for any but the pending plan is over. It cannot compute all layers any more.
+    fn make_room(&mut self) {
+        let (Some(active), Some(pending)) = (&mut self.active, &self.pending) else { return };
+        active.retire.clear();
+        let before = pending.epoch;
+        self.act(Action::Retire { before });
     }
 
     /// Whether the first plan may be made.
@@ -170,7 +203,7 @@ impl Roster {
     fn let_go(&mut self) {
         let mut needed: Vec<_> = Vec::new();
         if let Some(active) = &self.active {
-            if active.retire.is_some() {
+            if !active.retire.is_empty() {
                 return;
             }
             needed.extend(&active.placement.workers);

@@ -1,5 +1,6 @@
 //! The roster: who is there, which plan is active, which is being prepared.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
 
 use super::member::Member;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
-use crate::placement::{Misfit, Popularity, Wanted, place};
+use crate::placement::{Held, Misfit, Popularity, Wanted, place};
 
 /// All that is known of the workers of one router.
 pub struct Roster {
@@ -46,8 +47,10 @@ pub(super) struct Active {
     pub placement: Arc<Placement>,
     /// Those of it that are gone: it is not whole any more.
     pub lost: BTreeSet<WorkerId>,
-    /// When what it replaced is retired in any case; `None`: it is.
-    pub retire: Option<Instant>,
+    /// What it means for each of its workers, and copies of every expert; worked out when somebody looks.
+    pub held: OnceCell<(Vec<Held>, u32)>,
+    /// Epochs up to it that wait for what is below them to be retired, and when that is done in any case.
+    pub retire: Vec<(Epoch, Instant)>,
 }
 
 /// A plan that is being prepared.
@@ -112,12 +115,11 @@ impl Roster {
                 self.member(worker, |member| member.leaving = true);
             }
             Event::Switched { epoch } => {
-                if self.active.as_ref().is_some_and(|active| active.epoch <= epoch) {
-                    self.retire();
-                }
+                self.retire(|at, _| at <= epoch);
             }
             Event::Popularity(hits) => {
                 self.popularity = Some(hits);
+                self.active.iter_mut().for_each(|active| active.held = OnceCell::new());
                 self.changed |= self.policy.replica_bytes > 0;
             }
             Event::Rebalance { mode, copies, replica_bytes } => {
@@ -144,9 +146,7 @@ impl Roster {
             let why = format!("no progress in preparing for {:?}", self.policy.prepare_max);
             self.failed(worker, &why, now);
         }
-        if self.active.as_ref().is_some_and(|active| active.retire.is_some_and(|at| at <= now)) {
-            self.retire();
-        }
+        self.retire(|_, at| at <= now);
         self.settle(now);
         std::mem::take(&mut self.out)
     }
@@ -156,8 +156,13 @@ impl Roster {
         let gap = self.told.map_or(Duration::ZERO, |told| now.saturating_duration_since(told));
         self.told = Some(now);
         if gap > self.policy.silence_max / 2 {
-            self.members.values_mut().for_each(|member| member.excuse(gap));
+            self.deaf(gap);
         }
+    }
+
+    /// For so long nobody could be heard, for a reason that is no worker's: it does not count.
+    pub fn deaf(&mut self, gap: Duration) {
+        self.members.values_mut().for_each(|member| member.excuse(gap));
     }
 
     pub(super) fn note(&mut self, note: Note) {
@@ -211,18 +216,23 @@ impl Roster {
         self.act(Action::Activate { epoch, placement: placement.clone() });
         // After a death there may be something better than what could be had quickly.
         self.changed |= !self.whole() || std::mem::take(&mut self.makeshift);
-        let retire = Some(now + self.policy.retire_max);
-        self.active = Some(Active { epoch, placement, lost: BTreeSet::new(), retire });
+        // What older ones replaced is still retired when its time comes, however many plans follow.
+        let mut retire = self.active.take().map_or_else(Vec::new, |active| active.retire);
+        retire.push((epoch, now + self.policy.retire_max));
+        self.active = Some(Active { epoch, placement, lost: BTreeSet::new(), held: OnceCell::new(), retire });
         self.dregs = false;
         self.retry = None;
         self.retry_wait = self.policy.retry_wait;
         self.no_plan = false;
     }
 
-    fn retire(&mut self) {
+    /// What is below the epochs that are due is over.
+    fn retire(&mut self, due: impl Fn(Epoch, Instant) -> bool) {
         let Some(active) = &mut self.active else { return };
-        if active.retire.take().is_some() {
-            let before = active.epoch;
+        let before =
+            active.retire.iter().filter(|(epoch, at)| due(*epoch, *at)).map(|(epoch, _)| *epoch).max();
+        if let Some(before) = before {
+            active.retire.retain(|(epoch, _)| *epoch > before);
             self.act(Action::Retire { before });
         }
     }
@@ -295,6 +305,9 @@ impl Roster {
     fn overdue(&self, now: Instant) -> Vec<(WorkerId, String)> {
         let Policy { silence_max, stuck_max, .. } = self.policy;
         let over = |since: Instant, limit: Duration| now.saturating_duration_since(since) > limit;
+        // A prompt's call may take long, and the next one longer.
+        let slowest = self.members.values().map(|member| member.slowest).max().unwrap_or_default();
+        let stuck_max = stuck_max + slowest * STUCK_CALLS;
         let why = |member: &Member| {
             if over(member.heard, silence_max) {
                 return Some(format!("nothing heard for {silence_max:?}"));
@@ -315,5 +328,7 @@ impl Roster {
     }
 }
 
+/// A worker may take so many times as long for a call as the slowest so far.
+const STUCK_CALLS: u32 = 4;
 /// The wait before another attempt grows to so many times its first length.
 const RETRY_GROWTH_MAX: u32 = 16;

@@ -76,21 +76,25 @@ pub struct Progress {
 impl Roster {
     /// For `gaterail status`.
     pub fn view(&self) -> RosterView {
-        let parts = |active: &Active| held(&self.inventory, &active.placement, self.popularity.as_ref());
-        let parts = self.active.as_ref().map(parts).unwrap_or_default();
+        let work_out = |active: &Active| {
+            let parts = held(&self.inventory, &active.placement, self.popularity.as_ref());
+            (parts, copies(&active.placement))
+        };
+        let looked = self.active.as_ref().map(|active| active.held.get_or_init(|| work_out(active)));
+        let (parts, copies) = looked.map_or((&[][..], 0), |(parts, copies)| (&parts[..], *copies));
         let mut members: Vec<&Member> = self.members.values().collect();
         members.sort_by_key(|member| member.joined);
         RosterView {
             mode: self.policy.mode.to_string(),
             copies_wanted: self.policy.copies,
-            copies: self.active.as_ref().map_or(0, |active| copies(&active.placement)),
+            copies,
             epoch: self.active.as_ref().map(|active| active.epoch),
             serving: self.whole(),
             pending: self.pending.as_ref().map(|pending| PendingView {
                 epoch: pending.epoch,
                 waits_for: pending.open.iter().copied().collect(),
             }),
-            workers: members.iter().map(|member| self.worker(member, &parts)).collect(),
+            workers: members.iter().map(|member| self.worker(member, parts)).collect(),
         }
     }
 
