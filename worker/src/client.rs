@@ -25,7 +25,7 @@ pub struct Shared {
     pub machine: Machine,
     /// Empty where no memory can be shared.
     pub host: String,
-    pub models: Models,
+    pub models: Arc<Models>,
 }
 
 /// An expert server.
@@ -43,7 +43,7 @@ impl Worker {
         let host = gaterail_cluster::host().unwrap_or_default();
         let routers = options.join.clone();
         let shared =
-            Arc::new(Shared { id: WorkerId(id), options, version, machine, host, models: Models::default() });
+            Arc::new(Shared { id: WorkerId(id), options, version, machine, host, models: Arc::default() });
         let (stop, stopped) = watch::channel(false);
         let mut links = JoinSet::new();
         for address in routers {
@@ -97,10 +97,13 @@ async fn join_again(
     let mut said = String::new();
     let mut alone_since = Instant::now();
     loop {
-        let Connection { joined, ended } = link::run(shared, address, stop, kept).await;
+        let Connection { joined, settled, ended } = link::run(shared, address, stop, kept).await;
         let Ended::Again(why) = ended else { return ended };
+        if settled {
+            wait = retry_min;
+        }
         if joined {
-            (wait, alone_since) = (retry_min, Instant::now());
+            alone_since = Instant::now();
             said.clear();
         } else if alone_since.elapsed() > keep_max {
             forget(kept);

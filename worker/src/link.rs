@@ -54,6 +54,8 @@ pub enum Ended {
 pub struct Connection {
     /// Whether the router said welcome.
     pub joined: bool,
+    /// Whether it was of use: something was prepared, or it lasted.
+    pub settled: bool,
     pub ended: Ended,
 }
 
@@ -94,14 +96,16 @@ pub async fn run(
     };
     let mut link = match link {
         Ok(link) => link,
-        Err(ended) => return Connection { joined: false, ended },
+        Err(ended) => return Connection { joined: false, settled: false, ended },
     };
     kept.retain(|(router, _)| *router != link.router);
     kept.push((link.router, link.model.clone()));
     (shared.options.note)(&format!("joined {address} (router {})", link.router));
+    let since = Instant::now();
     let ended = link.live(shared, stop, kept).await;
+    let settled = link.prepared || since.elapsed() > SETTLED_AFTER;
     link.close().await;
-    Connection { joined: true, ended }
+    Connection { joined: true, settled, ended }
 }
 
 fn again(error: impl std::error::Error) -> Ended {
@@ -116,6 +120,13 @@ fn again(error: impl std::error::Error) -> Ended {
     Ended::Again(text)
 }
 
+/// An answer to anything but Join: the router has taken this worker, and may again.
+fn broken(status: Status) -> Ended {
+    let why = status.message();
+    Ended::Again(if why.is_empty() { status.code().to_string() } else { why.to_string() })
+}
+
+/// An answer to Join.
 fn refused(status: Status) -> Ended {
     let why = status.message().to_string();
     match status.code() {
@@ -124,7 +135,7 @@ fn refused(status: Status) -> Ended {
         | Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::Unimplemented => Ended::Refused(why),
-        code => Ended::Again(if why.is_empty() { code.to_string() } else { why }),
+        _ => broken(status),
     }
 }
 
@@ -183,8 +194,10 @@ async fn welcomed(
             "frames of {body_bytes_max} bytes are more than this worker takes"
         )));
     }
-    let model = shared.models.of(served);
     let router = RouterId(router);
+    let (shared_models, options) = (shared.models.clone(), shared.options.clone());
+    let model = tokio::task::spawn_blocking(move || shared_models.of(router, served, &options)).await;
+    let model = model.map_err(|error| Ended::Again(error.to_string()))?;
     let runtime = tokio::runtime::Handle::current();
     let weights = FromRouter { runtime, client, session };
     let offer = shared_memory.filter(|_| shared.options.shared_memory);
@@ -205,6 +218,7 @@ async fn welcomed(
         computing,
         heartbeat,
         loading: None,
+        prepared: false,
         said: Instant::now(),
     })
 }
@@ -232,7 +246,7 @@ async fn exchange(
     let mut client = router.client.clone();
     let called = stream::call(&mut client, &router.session, body_bytes_max);
     let end = timeout(shared.options.limits.connect_max, called).await;
-    let end = end.map_err(|_| Ended::Again("it takes no rows".to_string()))?.map_err(refused)?;
+    let end = end.map_err(|_| Ended::Again("it takes no rows".to_string()))?.map_err(broken)?;
     Ok(Box::new(end))
 }
 
@@ -271,6 +285,8 @@ struct Link {
     computing: oneshot::Receiver<String>,
     heartbeat: Duration,
     loading: Option<Loading>,
+    /// Whether anything that the router wanted was ever there.
+    prepared: bool,
     /// When it was said last how far loading is.
     said: Instant,
 }
@@ -287,7 +303,7 @@ impl Link {
                 message = self.incoming.message() => match message {
                     Ok(Some(message)) => self.hear(message, shared, &tell),
                     Ok(None) => Err(Ended::Again("its stream ended".to_string())),
-                    Err(status) => Err(refused(status)),
+                    Err(status) => Err(broken(status)),
                 },
                 Some(told) = told.recv() => self.tell(told, shared, kept),
                 _ = beat.tick() => self.beat(),
@@ -373,6 +389,7 @@ impl Link {
                     }
                     own
                 });
+                self.prepared = true;
                 let held_bytes = self.model.shards.held_bytes();
                 let source = source.to_string();
                 self.said = Instant::now();
@@ -407,6 +424,8 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
+/// A connection that lasted for so long was no mistake.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// Where loading takes long, the operator is told this often how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(2);
 /// A call that computes for longer does so without anybody.

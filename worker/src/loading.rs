@@ -16,6 +16,9 @@ use crate::options::WorkerOptions;
 
 /// Progress is told this often.
 const PROGRESS: Duration = Duration::from_millis(100);
+/// What has no room waits so long for it, and looks this often.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+const ROOM_WAIT: Duration = Duration::from_millis(10);
 /// What was loaded may be dropped by another router's retreat before it is prepared.
 const ATTEMPTS_MAX: usize = 3;
 
@@ -54,11 +57,16 @@ impl Loading {
         if let Some(before) = &before {
             before.cancel();
         }
+        // Before anything else that the router says: what it retires next is not what it wants now.
+        model.shards.want(wanted.router, wanted.epoch, &wanted.shard);
         let job = Job { model, wanted, options, router, cancelled: cancelled.clone(), tell };
         let thread = std::thread::Builder::new().name("load-experts".into()).spawn(move || {
             if let Some(before) = before {
                 // How it ended does not matter; what it holds does.
                 let _ = before.thread.join();
+                // It may have kept one more piece.
+                let Wanted { router, epoch, shard } = &job.wanted;
+                job.model.shards.want(*router, *epoch, shard);
             }
             job.run();
         })?;
@@ -86,7 +94,10 @@ impl Job {
         let told = match self.load() {
             Ok(Some(source)) => Told::Prepared { epoch, source },
             Ok(None) => return,
-            Err(detail) => Told::Failed { epoch, detail },
+            Err(detail) => {
+                self.model.shards.give_up(self.wanted.router, epoch);
+                Told::Failed { epoch, detail }
+            }
         };
         // The connection may have ended meanwhile.
         let _ = self.tell.blocking_send(told);
@@ -136,8 +147,6 @@ impl Job {
 /// How far loading is.
 struct Progress<'a> {
     job: &'a Job,
-    /// Held when it began.
-    held: u64,
     bytes: u64,
     pieces: usize,
     pieces_total: usize,
@@ -147,8 +156,7 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(job: &'a Job, pieces_total: usize) -> Progress<'a> {
-        let held = job.model.shards.held_bytes();
-        Progress { job, held, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false }
+        Progress { job, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false }
     }
 
     /// Whether loading goes on with this piece.
@@ -157,9 +165,10 @@ impl<'a> Progress<'a> {
             return false;
         }
         let weights = [&piece.gate, &piece.up, &piece.down];
-        self.bytes += weights.iter().map(|weight| weight.stored_bytes() as u64).sum::<u64>();
+        let bytes = weights.iter().map(|weight| weight.stored_bytes() as u64).sum::<u64>();
+        self.bytes += bytes;
         self.pieces += 1;
-        self.full = self.held + self.bytes > self.job.options.memory_bytes;
+        self.full = !self.has_room(bytes);
         if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
             // Pieces are of one size, more or less.
@@ -169,6 +178,18 @@ impl<'a> Progress<'a> {
             let _ = self.job.tell.try_send(Told::Loading { epoch, bytes, total: total.max(bytes) });
         }
         !self.full
+    }
+
+    /// Whether there is room for so much more. What another epoch holds may be about to go.
+    fn has_room(&self, bytes: u64) -> bool {
+        let deadline = Instant::now() + ROOM_WAIT_MAX;
+        while self.job.model.shards.held_bytes() + bytes > self.job.options.memory_bytes {
+            if Instant::now() >= deadline || self.job.cancelled.load(Ordering::Relaxed) {
+                return false;
+            }
+            std::thread::sleep(ROOM_WAIT);
+        }
+        true
     }
 }
 

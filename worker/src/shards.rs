@@ -17,7 +17,18 @@ pub struct Shards {
 #[derive(Default)]
 struct State {
     pieces: HashMap<ExpertSlice, ExpertPiece>,
+    /// Bytes of the pieces.
+    held: u64,
     epochs: BTreeMap<(RouterId, Epoch), Prepared>,
+    /// What is being loaded: it stays, whatever is retired meanwhile.
+    wanted: HashMap<RouterId, (Epoch, HashSet<ExpertSlice>)>,
+}
+
+/// What nobody wants any more. Freeing it takes long, so that nobody waits for it.
+#[derive(Default)]
+struct Unwanted {
+    pieces: Vec<ExpertPiece>,
+    shards: Vec<Arc<ExpertShard>>,
 }
 
 /// What one plan wants here.
@@ -32,6 +43,18 @@ impl Shards {
         Shards { layers, state: Mutex::default() }
     }
 
+    /// A router wants `shard` for its next epoch, and nothing that it wanted before and does not serve. What no plan wants goes.
+    pub fn want(&self, router: RouterId, epoch: Epoch, shard: &ShardSpec) {
+        self.change(|state| {
+            state.wanted.insert(router, (epoch, shard.slices.iter().copied().collect()));
+        });
+    }
+
+    /// An epoch that was wanted will not be prepared.
+    pub fn give_up(&self, router: RouterId, epoch: Epoch) {
+        self.change(|state| state.wanted.retain(|owner, (wanted, _)| *owner != router || *wanted != epoch));
+    }
+
     /// What has to be loaded before `shard` is here.
     pub fn missing(&self, shard: &ShardSpec) -> Vec<ExpertSlice> {
         let state = self.lock();
@@ -40,7 +63,10 @@ impl Shards {
 
     /// A slice that was loaded.
     pub fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) {
-        self.lock().pieces.insert(slice, piece);
+        let mut state = self.lock();
+        state.held += bytes(&piece);
+        let before = state.pieces.insert(slice, piece);
+        state.held -= before.as_ref().map_or(0, bytes);
     }
 
     /// From here on calls of this epoch are answered. Fails where a slice is missing.
@@ -53,6 +79,7 @@ impl Shards {
         let pieces: Vec<_> = spec.slices.iter().map(piece).collect::<Result<_, ExpertSlice>>()?;
         let shard = Arc::new(ExpertShard::new(self.layers, pieces));
         state.epochs.insert((router, epoch), Prepared { spec, shard });
+        state.wanted.retain(|owner, (wanted, _)| *owner != router || *wanted != epoch);
         Ok(())
     }
 
@@ -63,27 +90,38 @@ impl Shards {
 
     /// Forgets a router's epochs below `before`, and what no plan wants any more.
     pub fn retire(&self, router: RouterId, before: Epoch) {
-        let mut state = self.lock();
-        state.epochs.retain(|(owner, epoch), _| *owner != router || *epoch >= before);
-        state.drop_unwanted();
+        self.change_epochs(|owner, epoch| owner != router || epoch >= before, |_| ());
     }
 
     /// Forgets all epochs of a router.
     pub fn forget(&self, router: RouterId) {
-        let mut state = self.lock();
-        state.epochs.retain(|(owner, _), _| *owner != router);
-        state.drop_unwanted();
+        self.change_epochs(|owner, _| owner != router, |state| drop(state.wanted.remove(&router)));
     }
 
     /// Bytes of the weights that are held.
     pub fn held_bytes(&self) -> u64 {
-        let weights = |piece: &ExpertPiece| {
-            [&piece.gate, &piece.up, &piece.down]
-                .iter()
-                .map(|weight| weight.stored_bytes() as u64)
-                .sum::<u64>()
-        };
-        self.lock().pieces.values().map(weights).sum()
+        self.lock().held
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        self.change_epochs(|_, _| true, change);
+    }
+
+    /// Keeps some epochs, changes the rest, and lets go what nobody wants after that.
+    fn change_epochs(&self, keep: impl Fn(RouterId, Epoch) -> bool, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        let mut unwanted = Unwanted::default();
+        state.epochs.retain(|(owner, epoch), prepared| {
+            let kept = keep(*owner, *epoch);
+            if !kept {
+                unwanted.shards.push(prepared.shard.clone());
+            }
+            kept
+        });
+        change(&mut state);
+        unwanted.pieces = state.take_unwanted();
+        drop(state);
+        unwanted.free();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,9 +130,28 @@ impl Shards {
 }
 
 impl State {
-    fn drop_unwanted(&mut self) {
-        let wanted: HashSet<ExpertSlice> =
-            self.epochs.values().flat_map(|prepared| &prepared.spec.slices).copied().collect();
-        self.pieces.retain(|slice, _| wanted.contains(slice));
+    fn take_unwanted(&mut self) -> Vec<ExpertPiece> {
+        let served = self.epochs.values().flat_map(|prepared| &prepared.spec.slices);
+        let coming = self.wanted.values().flat_map(|(_, slices)| slices);
+        let wanted: HashSet<ExpertSlice> = served.chain(coming).copied().collect();
+        let unwanted = self.pieces.extract_if(|slice, _| !wanted.contains(slice));
+        let unwanted: Vec<ExpertPiece> = unwanted.map(|(_, piece)| piece).collect();
+        self.held -= unwanted.iter().map(bytes).sum::<u64>();
+        unwanted
     }
+}
+
+impl Unwanted {
+    /// On a thread of its own: the caller has heartbeats to send.
+    fn free(self) {
+        if self.pieces.is_empty() && self.shards.is_empty() {
+            return;
+        }
+        // Without a thread it is freed here.
+        let _ = std::thread::Builder::new().name("free-experts".into()).spawn(move || drop(self));
+    }
+}
+
+fn bytes(piece: &ExpertPiece) -> u64 {
+    [&piece.gate, &piece.up, &piece.down].iter().map(|weight| weight.stored_bytes() as u64).sum()
 }

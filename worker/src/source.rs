@@ -44,6 +44,11 @@ impl Default for Source {
 }
 
 impl Source {
+    /// Whether weights come from a checkpoint of this machine, whose digest is the router's.
+    pub fn reads_checkpoint(&self, served: &ServedModel, options: &WorkerOptions) -> bool {
+        self.checkpoint.get_or_init(|| open(served, options)).is_some()
+    }
+
     /// Loads slices of the model's inventory, one by one. Takes as long as it takes; the error is a sentence.
     pub fn load(
         &self,
