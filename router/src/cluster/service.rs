@@ -85,7 +85,7 @@ impl Service for Front {
     ) -> Result<Response<Self::ExpertsStream>, Status> {
         self.door.check(request.metadata())?;
         let session = self.cluster.sessions.of(request.metadata())?;
-        let pieces = experts::pieces(&self.cluster, &session, request.into_inner()).await?;
+        let pieces = experts::pieces(&self.cluster, session, request.into_inner()).await?;
         Ok(Response::new(from_queue(pieces)))
     }
 }

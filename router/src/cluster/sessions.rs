@@ -1,7 +1,7 @@
 //! Streams of workers that are open, by the session that admits a worker to its other calls.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use gaterail_cluster::exchange::Channel;
@@ -30,6 +30,7 @@ pub(super) struct Session {
     pub serial: Serial,
     /// Whoever waits for the worker to call Exchange.
     exchange: Mutex<Option<oneshot::Sender<Box<dyn Channel>>>>,
+    over: AtomicBool,
     /// One call of Experts at a time.
     pub experts: Arc<Semaphore>,
 }
@@ -79,6 +80,7 @@ impl Sessions {
             id: id.clone(),
             serial: self.serials.fetch_add(1, Ordering::Relaxed),
             exchange: Mutex::new(None),
+            over: AtomicBool::new(false),
             experts: Arc::new(Semaphore::new(1)),
         });
         self.open.lock().insert(id, session.clone());
@@ -101,6 +103,11 @@ impl Open {
 }
 
 impl Session {
+    /// Whether its worker's stream has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// What comes when the worker calls Exchange.
     pub fn await_exchange(&self) -> oneshot::Receiver<Box<dyn Channel>> {
         let (sender, receiver) = oneshot::channel();
@@ -121,6 +128,7 @@ impl Session {
 
 impl Drop for OpenSession {
     fn drop(&mut self) {
+        self.session.over.store(true, Ordering::Relaxed);
         self.open.lock().remove(&self.session.id);
     }
 }
