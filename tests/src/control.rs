@@ -94,7 +94,7 @@ impl Router {
     pub async fn until(&self, what: &str, wanted: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let status = self.cluster.status().await.expect("control");
+            let status = self.cluster.status().expect("control");
             if wanted(&status) {
                 return status;
             }

@@ -210,7 +210,7 @@ fn start(
         Ok(EngineParts { runner, tokenizer, stop_ids })
     };
     let (engine, thread, times) = start_engine(build, limits)?;
-    let status = wait::until_placed(&workers, &team, front)?;
+    let status = wait::until_placed(&workers, &team)?;
     let steps = StepMeter::new(times, Some(workers.stats.clone()));
     let rig = Rig { steps, cluster: Some(workers.cluster.clone()) };
     Ok(Running { engine, thread, rig, workers: Some((workers, status)) })

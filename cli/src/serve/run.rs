@@ -135,10 +135,6 @@ impl Loading {
         self.runtime.spawn(task);
     }
 
-    pub fn block_on<T>(&self, task: impl Future<Output = T>) -> T {
-        self.runtime.block_on(task)
-    }
-
     /// The model is there.
     pub fn serve(self, loaded: Loaded) -> Serving {
         let Loading { runtime, http, grpc, listening, .. } = self;
@@ -234,11 +230,16 @@ async fn watch_keys(server: Arc<Server>) {
     let mut last = None;
     loop {
         tokio::time::sleep(KEYS_EVERY).await;
-        let outcome = server.entrance.gate.reload().map_err(|error| error.to_string()).err();
-        // Once for each new trouble, not every second.
-        if let Some(error) = outcome.as_ref().filter(|_| outcome != last) {
-            terminal::note(&format!("gaterail: the keys stay as they were: {error}"));
-        }
-        last = outcome;
+        let (server, before) = (server.clone(), last.take());
+        // A file may be slow, and so may be who reads standard error: the event loop waits for neither.
+        let reload = move || {
+            let outcome = server.entrance.gate.reload().map_err(|error| error.to_string()).err();
+            // Once for each new trouble, not every second.
+            if let Some(error) = outcome.as_ref().filter(|_| outcome != before) {
+                terminal::note(&format!("gaterail: the keys stay as they were: {error}"));
+            }
+            outcome
+        };
+        last = tokio::task::spawn_blocking(reload).await.unwrap_or_default();
     }
 }

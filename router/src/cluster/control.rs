@@ -11,15 +11,18 @@ use gaterail_cluster::membership::{Action, Event, Roster, WorkerAbout};
 use gaterail_proto::grpc::v1::from_router::What;
 use gaterail_proto::grpc::v1::{FromRouter, Goodbye, Prepare, Retire};
 use gaterail_proto::{Epoch, Placement, RouterId, WorkerId};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::options::ClusterOptions;
 use super::own::{Own, OwnExperts, OwnPrepared};
 use super::plans::{Fault, OwnShard, Plan, Plans};
+use super::pulse::Pulse;
+use super::routes::WORKERS_MAX;
 use super::served::ServedExperts;
 use super::sessions::{Outgoing, Serial, Sessions};
 use super::stats::ExchangeStats;
 use super::status::{ClusterStatus, Rates};
+use crate::notes::Notes;
 
 /// The roster is told the time this often.
 const TICK: Duration = Duration::from_millis(50);
@@ -49,7 +52,6 @@ pub(super) enum Input {
     Fault(Fault),
     /// The router's own shard is there, or cannot be.
     Own(OwnPrepared),
-    Status(oneshot::Sender<ClusterStatus>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -79,13 +81,15 @@ pub struct Cluster {
     pub(super) served: ServedExperts,
     pub(super) sessions: Sessions,
     pub(super) inputs: mpsc::Sender<Input>,
+    status: watch::Receiver<Arc<ClusterStatus>>,
+    pub(super) pulse: Arc<Pulse>,
     /// Workers that get weights take turns.
     pub(super) experts_turns: Arc<Semaphore>,
 }
 
 impl Cluster {
     /// Starts control. `plans` is shared with the engine, whose faults come by `faults`; `note` is told what an operator wants
-    /// to know. `own` is what the router's process may hold itself.
+    /// to know, on a thread where it may wait. `own` is what the router's process may hold itself.
     pub fn start(
         router: RouterId,
         options: ClusterOptions,
@@ -96,8 +100,14 @@ impl Cluster {
         note: impl Fn(&str) + Send + 'static,
     ) -> std::io::Result<Arc<Cluster>> {
         let (inputs, received) = mpsc::channel(options.limits.inputs_max);
+        let holds_own = own.is_some();
+        let rates = Rates::default();
+        let roster = Roster::new(options.policy.clone(), served.inventory.clone());
+        let nobody = ClusterStatus::new(router, &served.message, roster.view(), |_| None, &rates);
+        let (publish, status) = watch::channel(Arc::new(nobody));
+        let pulse = Arc::new(Pulse::default());
         let control = Control {
-            roster: Roster::new(options.policy.clone(), served.inventory.clone()),
+            roster,
             router,
             model: served.message.clone(),
             members: HashMap::new(),
@@ -106,8 +116,13 @@ impl Cluster {
             own_again: None,
             plans,
             stats,
-            rates: Rates::default(),
-            note: Box::new(note),
+            rates,
+            publish,
+            pulse: pulse.clone(),
+            deaf_until: Instant::now(),
+            waits_for: None,
+            switched: None,
+            notes: Notes::to(note)?,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new()
@@ -122,9 +137,11 @@ impl Cluster {
                 }
             }
         })?;
-        let sessions = Sessions::new(options.limits.workers_max);
+        // No plan has more workers, this process included.
+        let workers_max = options.limits.workers_max.min(WORKERS_MAX - usize::from(holds_own));
+        let sessions = Sessions::new(workers_max);
         let experts_turns = Arc::new(Semaphore::new(options.limits.experts_streams_max));
-        Ok(Arc::new(Cluster { router, options, served, sessions, inputs, experts_turns }))
+        Ok(Arc::new(Cluster { router, options, served, sessions, inputs, status, pulse, experts_turns }))
     }
 
     /// For whoever has something to tell: the engine, an operator.
@@ -132,11 +149,11 @@ impl Cluster {
         Tell(self.inputs.clone())
     }
 
-    /// Who is there and what they do; `None` when control has ended.
-    pub async fn status(&self) -> Option<ClusterStatus> {
-        let (answer, status) = oneshot::channel();
-        self.inputs.send(Input::Status(answer)).await.ok()?;
-        status.await.ok()
+    /// Who is there and what they do, as it was a moment ago; `None` when control has ended.
+    pub fn status(&self) -> Option<ClusterStatus> {
+        // Whoever asks, and how often, is nothing to control.
+        self.status.has_changed().ok()?;
+        Some((**self.status.borrow()).clone())
     }
 
     /// Says goodbye to all workers; nobody is taken in any more.
@@ -162,7 +179,15 @@ struct Control {
     plans: Arc<Plans>,
     stats: Arc<ExchangeStats>,
     rates: Rates,
-    note: Box<dyn Fn(&str) + Send>,
+    publish: watch::Sender<Arc<ClusterStatus>>,
+    pulse: Arc<Pulse>,
+    /// The time of the last tick, as far as the front's loop moved.
+    deaf_until: Instant,
+    /// The worker that the engine waits for, and since when.
+    waits_for: Option<(WorkerId, Instant)>,
+    /// The plan that the engine uses.
+    switched: Option<Epoch>,
+    notes: Notes,
 }
 
 /// A worker that is there.
@@ -214,9 +239,32 @@ impl Control {
             let about = self.own.as_ref().map(|own| own.about.clone());
             about.into_iter().for_each(|about| self.tell(Event::Joined(about)));
         }
+        self.look_at_engine();
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.deaf_until, now));
+        // All heartbeats come through the front's loop: while that stands still nobody is heard.
+        if self.pulse.stands_still(now) {
+            self.roster.deaf(since);
+        }
         self.rates.sample(&self.stats, now);
         let actions = self.roster.tick(now);
         self.carry_out(actions);
+        self.publish.send_replace(Arc::new(self.status()));
+    }
+
+    /// What the engine does, which has no time to tell.
+    fn look_at_engine(&mut self) {
+        if let Some(epoch) = self.plans.in_use().filter(|epoch| self.switched.is_none_or(|at| at < *epoch)) {
+            self.switched = Some(epoch);
+            self.tell(Event::Switched { epoch });
+        }
+        let (before, now) = (self.waits_for, self.plans.waiting());
+        if before != now {
+            self.waits_for = now;
+            let told = before.map(|(worker, _)| Event::Waiting { worker, waiting: false });
+            told.into_iter().for_each(|event| self.tell(event));
+            let told = now.map(|(worker, _)| Event::Waiting { worker, waiting: true });
+            told.into_iter().for_each(|event| self.tell(event));
+        }
     }
 
     fn on(&mut self, input: Input) {
@@ -237,9 +285,6 @@ impl Control {
             Input::Event(event) => self.tell(event),
             Input::Fault(fault) => self.fault(fault),
             Input::Own(prepared) => self.own_prepared(prepared),
-            Input::Status(answer) => {
-                let _ = answer.send(self.status());
-            }
             Input::Stop(_) => unreachable!("the loop ends with it"),
         }
     }
@@ -271,7 +316,7 @@ impl Control {
     fn own_prepared(&mut self, prepared: OwnPrepared) {
         let Some(own) = &mut self.own else { return };
         let (worker, epoch) = (own.about.id, prepared.epoch);
-        own.loaded();
+        own.loaded(epoch);
         match prepared.loaded {
             Ok(loaded) => {
                 own.keep(epoch, loaded);
@@ -325,7 +370,7 @@ impl Control {
                     self.own_again = Some(Instant::now() + OWN_AGAIN)
                 }
                 Action::Dismiss { worker, why, again } => self.dismiss(worker, &why, again),
-                Action::Note(note) => (self.note)(&note.to_string()),
+                Action::Note(note) => self.notes.tell(note.to_string()),
             }
         }
     }

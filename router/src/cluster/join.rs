@@ -28,6 +28,7 @@ pub(super) async fn join(
 ) -> Result<ToWorkers, Status> {
     let limits = &cluster.options.limits;
     let permit = cluster.sessions.room()?;
+    cluster.pulse.begin();
     let first = timeout(limits.register_time_max, stream.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded("a worker registers first, and at once"))??;
     let Some(What::Register(register)) = first.and_then(|message| message.what) else {

@@ -13,6 +13,7 @@ mod link;
 mod options;
 mod own;
 mod plans;
+mod pulse;
 mod remote;
 mod routes;
 mod served;

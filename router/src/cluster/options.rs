@@ -7,6 +7,7 @@ use gaterail_cluster::membership::Policy;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::routes::WORKERS_MAX;
 use crate::auth::KeyHash;
 
 /// A token that others could guess is none.
@@ -56,7 +57,7 @@ pub struct ClusterLimits {
 impl Default for ClusterLimits {
     fn default() -> ClusterLimits {
         ClusterLimits {
-            workers_max: 64,
+            workers_max: WORKERS_MAX,
             register_time_max: Duration::from_secs(5),
             exchange_time_max: Duration::from_secs(5),
             message_bytes_max: 4 << 20,
@@ -65,7 +66,7 @@ impl Default for ClusterLimits {
             outgoing_max: 64,
             inputs_max: 1024,
             experts_streams_max: 2,
-            heartbeat: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(50),
         }
     }
 }

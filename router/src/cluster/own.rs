@@ -32,7 +32,8 @@ pub(super) struct Own {
     cache: Option<PackedCache>,
     pieces: Arc<Pieces>,
     epochs: BTreeMap<Epoch, (ShardSpec, Arc<ExpertShard>)>,
-    loading: Option<Arc<AtomicBool>>,
+    /// What is being loaded, and whether nobody wants it any more.
+    loading: Option<(Epoch, Arc<AtomicBool>)>,
     inputs: mpsc::WeakSender<Input>,
 }
 
@@ -67,7 +68,7 @@ impl Own {
     /// Loads what is missing, on a thread of its own; `Input::Own` says how it went.
     pub fn prepare(&mut self, epoch: Epoch, shard: ShardSpec) {
         let cancelled = Arc::new(AtomicBool::new(false));
-        if let Some(before) = self.loading.replace(cancelled.clone()) {
+        if let Some((_, before)) = self.loading.replace((epoch, cancelled.clone())) {
             before.store(true, Ordering::Relaxed);
         }
         let (served, cache, pieces) = (self.served.clone(), self.cache.clone(), self.pieces.clone());
@@ -104,14 +105,14 @@ impl Own {
         self.epochs.retain(|epoch, _| *epoch >= before);
         let wanted: HashSet<ExpertSlice> =
             self.epochs.values().flat_map(|(spec, _)| &spec.slices).copied().collect();
-        if self.loading.as_ref().is_none_or(|loading| loading.load(Ordering::Relaxed)) {
+        if self.loading.as_ref().is_none_or(|(_, cancelled)| cancelled.load(Ordering::Relaxed)) {
             self.pieces.lock().retain(|slice, _| wanted.contains(slice));
         }
     }
 
-    /// Nothing is being loaded any more.
-    pub fn loaded(&mut self) {
-        self.loading = None;
+    /// An epoch is not being loaded any more; a later one may be.
+    pub fn loaded(&mut self, epoch: Epoch) {
+        self.loading.take_if(|(loading, _)| *loading == epoch);
     }
 
     pub fn held_bytes(&self) -> u64 {

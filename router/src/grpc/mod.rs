@@ -90,7 +90,7 @@ async fn watch(reporter: HealthReporter, server: std::sync::Weak<Server>) {
     let mut last = None;
     loop {
         let Some(server) = server.upgrade() else { return };
-        let ready = server.readiness().await == Readiness::Ready;
+        let ready = server.readiness() == Readiness::Ready;
         if last != Some(ready) {
             let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
             let models = server.served.names.iter().map(|name| format!("model/{name}"));

@@ -21,7 +21,7 @@ pub async fn live() -> Response {
 
 /// Whether requests should come here, and with `?verbose` why.
 pub async fn ready(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
-    let cluster = server.cluster_status().await;
+    let cluster = server.cluster_status();
     let readiness = server.readiness_with(cluster.as_ref());
     let mut body = json!({"status": readiness.word()});
     if query.is_some_and(|query| query.split('&').any(|word| word == "verbose" || word == "verbose=true")) {
@@ -55,7 +55,7 @@ pub async fn ready(State(server): State<Arc<Server>>, RawQuery(query): RawQuery)
 
 /// The same without words, as load balancers ask for it.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
-    let readiness = server.readiness().await;
+    let readiness = server.readiness();
     with_status(readiness, json_response(&json!({"status": readiness.word()})))
 }
 
@@ -69,7 +69,7 @@ fn with_status(readiness: Readiness, mut response: Response) -> Response {
 /// Prometheus' page; `?aliases=off` leaves vLLM's names out.
 pub async fn metrics(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
     let without = query.is_some_and(|query| query.split('&').any(|word| word == "aliases=off"));
-    let cluster = server.cluster_status().await;
+    let cluster = server.cluster_status();
     let about = About {
         model: server.served.name(),
         version: VERSION,

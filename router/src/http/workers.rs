@@ -29,7 +29,7 @@ pub struct ClusterPage {
 
 pub async fn show(State(server): State<Arc<Server>>) -> Response {
     let load = server.served.engine.load();
-    let cluster = server.cluster_status().await;
+    let cluster = server.cluster_status();
     let page = ClusterPage {
         model: server.served.name().to_string(),
         status: server.readiness_with(cluster.as_ref()).word().to_string(),

@@ -96,7 +96,7 @@ pub enum Readiness {
     Waiting,
     /// There is work, and it does not move.
     Stuck,
-    /// The engine's thread has ended.
+    /// The engine's thread has ended, or control's.
     Dead,
 }
 
@@ -133,12 +133,12 @@ impl Server {
     }
 
     /// Who computes for this server, if it has workers.
-    pub async fn cluster_status(&self) -> Option<ClusterStatus> {
-        self.rig.cluster.as_ref()?.status().await
+    pub fn cluster_status(&self) -> Option<ClusterStatus> {
+        self.rig.cluster.as_ref()?.status()
     }
 
-    pub async fn readiness(&self) -> Readiness {
-        self.readiness_with(self.cluster_status().await.as_ref())
+    pub fn readiness(&self) -> Readiness {
+        self.readiness_with(self.cluster_status().as_ref())
     }
 
     /// The same for whoever has asked after the workers already.
@@ -150,8 +150,11 @@ impl Server {
         if !load.alive {
             return Readiness::Dead;
         }
-        if cluster.is_some_and(|cluster| !cluster.serving) {
-            return Readiness::Waiting;
+        match (&self.rig.cluster, cluster) {
+            // Nobody knows any more who is there.
+            (Some(_), None) => return Readiness::Dead,
+            (_, Some(cluster)) if !cluster.serving => return Readiness::Waiting,
+            _ => {}
         }
         let patience = self.options.stuck_after.max(load.last_step * 20);
         if load.is_busy() && load.last_step_age > patience { Readiness::Stuck } else { Readiness::Ready }

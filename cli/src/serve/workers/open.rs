@@ -15,6 +15,7 @@ use gaterail_router::cluster::{
     Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
     RemoteLimits, ServedExperts,
 };
+use gaterail_router::notes::Notes;
 
 use super::choice::Team;
 use super::settings::WorkerSettings;
@@ -116,11 +117,12 @@ impl Opening<'_> {
         )
         .map_err(CliError::io("starting the threads of the cluster"))?;
         front.take_workers(socket, cluster.clone(), door)?;
-        front.spawn(watch_stalls(stats.clone()));
+        let notes = Notes::to(terminal::note).map_err(CliError::io("starting a thread"))?;
+        front.spawn(watch_stalls(stats.clone(), notes.clone()));
         let join = reachable(address);
         let supervisor = (team.spawn > 0).then(|| {
             let flags = flags(settings, packed_cache);
-            Supervisor::start(Crew { join, token: token.unwrap_or_default(), flags, shares })
+            Supervisor::start(Crew { join, token: token.unwrap_or_default(), flags, shares, notes })
         });
         let (supervisor, plan_max) = (supervisor.transpose()?, settings.plan_max);
         if let Some(supervisor) = &supervisor {
@@ -260,14 +262,14 @@ async fn tell_who_is_there(cluster: Weak<Cluster>, present: Arc<Mutex<Present>>)
     loop {
         tokio::time::sleep(PRESENT_EVERY).await;
         let Some(cluster) = cluster.upgrade() else { return };
-        let Some(status) = cluster.status().await else { return };
+        let Some(status) = cluster.status() else { return };
         let pids = status.workers.iter().map(|at| at.pid);
         present.lock().unwrap_or_else(PoisonError::into_inner).tell(pids);
     }
 }
 
 /// Says how long answers stood still because a worker failed.
-async fn watch_stalls(stats: Arc<ExchangeStats>) {
+async fn watch_stalls(stats: Arc<ExchangeStats>, notes: Notes) {
     use std::sync::atomic::Ordering;
     let mut seen = 0;
     loop {
@@ -280,7 +282,7 @@ async fn watch_stalls(stats: Arc<ExchangeStats>) {
             } else {
                 format!("{} layers were", stalls - seen)
             };
-            terminal::note(&format!(
+            notes.tell(format!(
                 "gaterail: {what} computed again without the worker that failed; answers stood still for {ms:.0} ms, and none was lost"
             ));
             seen = stalls;

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use gaterail_cluster::membership::Policy;
 use gaterail_cluster::placement::Parallel;
+use gaterail_router::cluster::WORKERS_MAX;
 
 use crate::error::CliError;
 use crate::settings::Settings;
 use crate::worker::read_token;
 
-/// More on one machine is surely a mistake.
-pub const WORKERS_MAX: usize = 256;
 const COPIES_MAX: u32 = 64;
 
 #[derive(Clone, Debug)]
@@ -61,17 +60,20 @@ impl WorkerSettings {
             (None, Some(file)) => Some(read_token(&file)?),
             (None, None) => None,
         };
+        let local = settings.switch("local-experts");
+        // Of one plan; this process may be one of them.
+        let workers_max = WORKERS_MAX - usize::from(local);
         Ok(WorkerSettings {
-            spawn: count("workers", 0, WORKERS_MAX)?,
+            spawn: count("workers", 0, workers_max)?,
             parallel: settings.parsed_by("parallel", |text| {
                 text.parse::<Parallel>().map_err(|_| "it has to be ep, tp, ep:N,tp:M or auto".to_string())
             })?,
             copies: count("expert-copies", 1, COPIES_MAX as usize)?.unwrap_or(1) as u32,
             replica_bytes: settings.parsed_by("replica-memory", bytes)?.unwrap_or(0),
-            local: settings.switch("local-experts"),
+            local,
             listen: settings.parsed_by("cluster-listen", address)?,
             token,
-            expected: count("wait-for-workers", 1, WORKERS_MAX)?,
+            expected: count("wait-for-workers", 1, workers_max)?,
             join_wait: settings.parsed_by("join-seconds", &seconds)?.unwrap_or(policy.join_wait),
             silence_max: settings
                 .parsed_by("worker-silence-seconds", &seconds)?

@@ -8,7 +8,6 @@ use super::choice::Team;
 use super::open::Workers;
 use crate::error::CliError;
 use crate::progress::{self, ByteProgress, bytes_text};
-use crate::serve::run::Loading;
 use crate::terminal;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -16,7 +15,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Waits for the first plan in force. It ends early where no worker will ever be there.
-pub fn until_placed(workers: &Workers, team: &Team, front: &Loading) -> Result<ClusterStatus, CliError> {
+pub fn until_placed(workers: &Workers, team: &Team) -> Result<ClusterStatus, CliError> {
     let started = Instant::now();
     let mut shown = progress::on_stderr("load");
     let (mut drawn, mut said) = (false, None);
@@ -27,7 +26,7 @@ pub fn until_placed(workers: &Workers, team: &Team, front: &Loading) -> Result<C
         ));
     }
     loop {
-        let status = front.block_on(workers.cluster.status());
+        let status = workers.cluster.status();
         let Some(status) = status else {
             return Err(CliError::Refused("the control of workers ended; its message is above".to_string()));
         };
