@@ -116,7 +116,7 @@ pub static TABLE: [Setting; 52] = [
     Setting {
         name: "worker-silence-seconds",
         value: "S",
-        default: "0.6",
+        default: "0.8",
         help: "A worker that is not heard for so long is taken for dead",
         ..ONE
     },
