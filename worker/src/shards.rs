@@ -155,3 +155,58 @@ impl Unwanted {
 fn bytes(piece: &ExpertPiece) -> u64 {
     [&piece.gate, &piece.up, &piece.down].iter().map(|weight| weight.stored_bytes() as u64).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use gaterail_kernels::{Matrix, Weight};
+    use gaterail_proto::{ExpertId, LayerId, UnitRange};
+
+    use super::*;
+
+    const ROUTER: RouterId = RouterId(1);
+
+    fn spec(experts: &[u32]) -> ShardSpec {
+        let units = UnitRange { start: 0, end: 1 };
+        let slice = |&expert| ExpertSlice { layer: LayerId(0), expert: ExpertId(expert), units };
+        ShardSpec { slices: experts.iter().map(slice).collect() }
+    }
+
+    fn load(shards: &Shards, spec: &ShardSpec) {
+        let weight = || -> Weight { Matrix::from_f32(&[0.5; 16], 4, 4).into() };
+        for slice in shards.missing(spec) {
+            let (gate, up, down) = (weight(), weight(), weight());
+            let expert = slice.expert.0;
+            let piece =
+                ExpertPiece { expert, gate, up, down, gate_bias: None, up_bias: None, down_bias: None };
+            shards.keep(slice, piece);
+        }
+    }
+
+    #[test]
+    fn what_is_being_loaded_stays_and_the_rest_goes() {
+        let shards = Shards::new(1);
+        let (one, two, other) = (spec(&[0, 1]), spec(&[1, 2]), spec(&[3]));
+        shards.want(ROUTER, Epoch(1), &one);
+        load(&shards, &one);
+        shards.prepare(ROUTER, Epoch(1), one).unwrap();
+        let piece = shards.held_bytes() / 2;
+        // A plan that is given up for another one.
+        shards.want(ROUTER, Epoch(2), &other);
+        load(&shards, &other);
+        assert_eq!(shards.held_bytes(), 3 * piece);
+        shards.want(ROUTER, Epoch(3), &two);
+        assert_eq!(shards.held_bytes(), 2 * piece);
+        // What is served goes while it is loaded: what both have in common stays, and what has come.
+        load(&shards, &two);
+        shards.retire(ROUTER, Epoch(3));
+        assert!(shards.of(ROUTER, Epoch(1)).is_none());
+        assert_eq!((shards.held_bytes(), shards.missing(&two)), (2 * piece, Vec::new()));
+        shards.prepare(ROUTER, Epoch(3), two).unwrap();
+        shards.want(ROUTER, Epoch(4), &other);
+        load(&shards, &other);
+        shards.give_up(ROUTER, Epoch(4));
+        assert_eq!(shards.held_bytes(), 2 * piece);
+        shards.forget(ROUTER);
+        assert_eq!(shards.held_bytes(), 0);
+    }
+}
