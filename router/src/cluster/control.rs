@@ -119,7 +119,7 @@ impl Cluster {
             rates,
             publish,
             pulse: pulse.clone(),
-            deaf_until: Instant::now(),
+            ticked: Instant::now(),
             waits_for: None,
             switched: None,
             notes: Notes::to(note)?,
@@ -181,8 +181,8 @@ struct Control {
     rates: Rates,
     publish: watch::Sender<Arc<ClusterStatus>>,
     pulse: Arc<Pulse>,
-    /// The time of the last tick, as far as the front's loop moved.
-    deaf_until: Instant,
+    /// When the last tick was.
+    ticked: Instant,
     /// The worker that the engine waits for, and since when.
     waits_for: Option<(WorkerId, Instant)>,
     /// The plan that the engine uses.
@@ -240,7 +240,7 @@ impl Control {
             about.into_iter().for_each(|about| self.tell(Event::Joined(about)));
         }
         self.look_at_engine();
-        let since = now.saturating_duration_since(std::mem::replace(&mut self.deaf_until, now));
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.ticked, now));
         // All heartbeats come through the front's loop: while that stands still nobody is heard.
         if self.pulse.stands_still(now) {
             self.roster.deaf(since);
