@@ -336,10 +336,7 @@ impl Control {
 
     /// Of reading experts, which is what few rows take.
     fn speed(&self, worker: WorkerId) -> f64 {
-        let own = self.own.iter().map(|own| &own.about);
-        let about =
-            own.chain(self.members.values().map(|member| &member.about)).find(|about| about.id == worker);
-        about.map_or(1.0, |about| about.machine.read_bytes_per_second.max(1.0))
+        self.roster.speed(worker).unwrap_or(1.0).max(1.0)
     }
 
     fn own_shard(&self, epoch: Epoch, placement: &Placement) -> Option<OwnShard> {
