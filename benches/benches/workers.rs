@@ -185,7 +185,12 @@ impl Mode {
         let source = ModelSource::open(model).expect("a model");
         let (spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("a checkpoint"));
         let (faults, told) = channel();
-        std::thread::spawn(move || told.into_iter().for_each(|fault| panic!("{fault:?}")));
+        std::thread::spawn(move || {
+            if let Ok(fault) = told.recv() {
+                eprintln!("{fault:?}");
+                std::process::exit(1);
+            }
+        });
         let plans = Arc::new(Plans::new(faults));
         let stats = Arc::new(ExchangeStats::default());
         let math = ExpertMath::of(&spec);

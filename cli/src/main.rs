@@ -15,6 +15,7 @@ mod inspect;
 mod keys;
 mod machine;
 mod packed_cache;
+mod plan;
 mod progress;
 mod serve;
 mod settings;
@@ -48,6 +49,9 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
     Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
+    #[command(name = "plan-echo", hide = true)]
+    PlanEcho(plan::EchoArgs),
     Synth(synth::SynthArgs),
     Pull(hub::PullArgs),
     Cache(packed_cache::CacheArgs),
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::PlanEcho(args) => plan::echo(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => hub::run(&args, &machine::free_disk_bytes),
         Command::Cache(args) => packed_cache::run(&args),

@@ -30,15 +30,22 @@ pub enum WeightsArg {
 }
 
 impl WeightsArg {
+    /// What was asked for; `None` for `auto`.
+    pub fn asked(self) -> Option<Precision> {
+        match self {
+            WeightsArg::Auto => None,
+            WeightsArg::Stored => Some(Precision::AsStored),
+            WeightsArg::F32 => Some(Precision::F32),
+            WeightsArg::Bf16 => Some(Precision::Bf16),
+            WeightsArg::Int8 => Some(Precision::Int8),
+            WeightsArg::Int4 => Some(Precision::Int4),
+        }
+    }
+
     /// The precision to run in; `beside` is what else must fit in memory.
     pub fn precision(self, spec: &ModelSpec, checkpoint: &Checkpoint, beside: u64) -> Precision {
-        match self {
-            WeightsArg::Stored => return Precision::AsStored,
-            WeightsArg::F32 => return Precision::F32,
-            WeightsArg::Bf16 => return Precision::Bf16,
-            WeightsArg::Int8 => return Precision::Int8,
-            WeightsArg::Int4 => return Precision::Int4,
-            WeightsArg::Auto => {}
+        if let Some(asked) = self.asked() {
+            return asked;
         }
         let stored = resident_bytes(spec, checkpoint, Precision::AsStored);
         let Some(available) = machine::available_memory_bytes() else { return Precision::AsStored };

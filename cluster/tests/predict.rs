@@ -13,16 +13,26 @@ fn shape(layers: usize, experts: u32, top_k: u32) -> Shape {
         layers: vec![layer; layers],
         trunk_bytes: 5e6,
         trunk_operations_per_row: 1e6,
+        head_bytes: 1e6,
+        head_operations_per_row: 1e5,
         kv_bytes_per_position: 1e3,
+        attention_operations_per_position: 1e2,
     }
 }
 
 /// Each reads 1 MB in a millisecond when alone, computes 1e9 operations a second; frames take 10 µs and 1 byte a nanosecond.
 fn rates(workers: u64, together: f64) -> Rates {
-    let compute = Compute { read_bytes_per_second: 1e9, operations_per_second: 1e9, call_seconds: 0.0 };
+    let compute =
+        Compute { read_bytes_per_second: 1e9, operations_per_second: 1e9, few_rows: None, call_seconds: 0.0 };
     let hop = Hop { seconds: 1e-5, bytes_per_second: 1e9 };
     let worker = |id| WorkerRate { worker: WorkerId(id), compute, host: 0, hop };
-    Rates { router: compute, workers: (1..=workers).map(worker).collect(), hosts: vec![together] }
+    Rates {
+        router: compute,
+        attention: compute,
+        own: compute,
+        workers: (1..=workers).map(worker).collect(),
+        hosts: vec![together],
+    }
 }
 
 fn placed(shape: &Shape, workers: u64, mode: Mode) -> Placement {
@@ -72,7 +82,8 @@ fn every_term_where_all_experts_are_hit() {
     for mode in [Mode::Ep, Mode::Tp] {
         let placement = placed(&shape, 2, mode);
         let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), step, None);
-        near(one.terms.trunk, 5e-3 + 0.5e-3, 1e-9);
+        // 1 MB of head; 500 positions of KV.
+        near(one.terms.trunk, 5e-3 + 1e-3 + 0.5e-3, 1e-9);
         // 10 kB take longer than 800 operations.
         near(one.terms.gate, 2.0 * 1e-5, 1e-9);
         near(one.terms.experts, 2.0 * 2e-3, 1e-9);
@@ -99,7 +110,8 @@ fn many_rows_are_bound_by_operations() {
     let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), Step::prefill(1000), None);
     // 1000 rows, 2 experts each, half of 6 * 100 * 200 operations on each worker.
     near(one.terms.experts, 1000.0 * 2.0 * 0.5 * 120_000.0 / 1e9, 1e-9);
-    near(one.terms.trunk, 1e6 * 1000.0 / 1e9 + 500.0 * 1e3 / 1e9, 1e-9);
+    // The head is for one row; 1000 rows see 500 positions each, which are more operations than bytes.
+    near(one.terms.trunk, 1.0 + 1e-3 + 1000.0 * 500.0 * 1e2 / 1e9, 1e-9);
     near(one.rows_per_second(), 1000.0 / one.terms.total(), 1e-12);
 }
 

@@ -59,3 +59,21 @@ pub fn int8_peak(device: &Device, at_least: Duration) -> f64 {
     }
     best
 }
+
+/// Seconds until all threads of `device` have begun and ended a piece of work that is none: the median of many times.
+pub fn fork_seconds(device: &Device) -> f64 {
+    const TIMES: usize = 2000;
+    let Device::Cpu(cpu) = device else { panic!("the threads of a CPU") };
+    let threads = cpu.pool.threads();
+    let mut seconds: Vec<f64> = (0..TIMES)
+        .map(|_| {
+            let started = Instant::now();
+            cpu.pool.run(threads, &|part| {
+                std::hint::black_box(part);
+            });
+            started.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[TIMES / 2]
+}

@@ -191,20 +191,31 @@ fn a_death_changes_no_bit() {
             let done = finished.clone();
             let cluster = &mut cluster;
             let control = scope.spawn(move || {
-                let (mut alive, mut deaths) = (ids, 0);
+                let (mut alive, mut deaths, mut killed) = (ids, 0, false);
                 while !done.load(Ordering::Relaxed) {
                     // The next to die is the last one that is left but one, after some calls of its.
                     let victim = alive.len() - 1;
                     if victim > 0 && cluster.calls(victim) > 5 * (deaths + 1) {
                         cluster.workers[victim].kill.now();
+                        killed = true;
                     }
-                    let fault = cluster.faults.lock().unwrap().recv_timeout(Duration::from_millis(1));
-                    let Ok(fault) = fault else { continue };
-                    let why = format!("{fault:?}, {alive:?} are left");
-                    assert!(fault.worker == alive[victim] && victim > 0, "{why}");
+                    // Every second time control hears of it before the engine does, and takes a while.
+                    if killed && deaths % 2 == 1 {
+                        cluster.plans.leave(alive[victim]);
+                        std::thread::sleep(Duration::from_millis(3));
+                    } else {
+                        let fault = cluster.faults.lock().unwrap().recv_timeout(Duration::from_millis(1));
+                        let Ok(fault) = fault else { continue };
+                        if !alive.contains(&fault.worker) {
+                            continue;
+                        }
+                        let why = format!("{fault:?}, {alive:?} are left");
+                        assert!(fault.worker == alive[victim] && victim > 0, "{why}");
+                        cluster.plans.leave(fault.worker);
+                    }
                     alive.pop();
                     deaths += 1;
-                    cluster.plans.leave(fault.worker);
+                    killed = false;
                     let next = any_placement(&cluster.inventory, &alive, 1000 * seed as u64 + deaths);
                     cluster.activate(next);
                 }
@@ -216,7 +227,7 @@ fn a_death_changes_no_bit() {
         });
         assert!(alone == split, "{precision:?}, seed {seed}");
         assert_eq!(deaths, 3, "{precision:?}, seed {seed}: deaths");
-        assert!(stats.again.load(Ordering::Relaxed) >= 3, "layers that were computed again");
+        assert!(stats.again.load(Ordering::Relaxed) >= 2, "layers that were computed again");
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use super::compare::args::{self as compare, CompareArgs};
 use super::goodput::{Promise, Term};
 use super::lengths::Lengths;
 use super::load::UNDER_WAY_MAX;
@@ -109,9 +110,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 
-    /// Measure nothing; show saved results side by side, ours or those of `vllm bench serve`
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["json", "url", "trace", "rate", "concurrency"])]
+    /// FILES: measure nothing; show saved results side by side, ours or those of `vllm bench serve`. MODES, such as
+    /// ep,tp,ep:2,tp:2,local, with --workers: serve MODEL in each of these ways in turn, and compare
+    #[arg(long, value_name = "FILES|MODES", num_args = 1.., conflicts_with_all = ["url", "trace", "rate", "concurrency"])]
     pub compare: Vec<PathBuf>,
+
+    #[command(flatten)]
+    modes: CompareArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -140,6 +145,17 @@ pub struct Plan {
 }
 
 impl BenchArgs {
+    /// `--compare MODES`, if that is what was asked for.
+    pub fn modes(&self) -> Result<Option<compare::Plan>, CliError> {
+        let plan = self.modes.plan(&self.compare, self.seed, seconds("--timeout", self.timeout)?)?;
+        if plan.is_none() && !self.compare.is_empty() && self.json.is_some() {
+            return Err(CliError::Usage(
+                "--compare FILES measures nothing that --json could save".to_string(),
+            ));
+        }
+        Ok(plan)
+    }
+
     pub fn plan(&self) -> Result<Plan, CliError> {
         let trace = self.read_trace()?;
         Ok(Plan {

@@ -9,8 +9,10 @@
 //! | [`load`], [`interrupt`], [`request`] | the requests under way; one of them, timed |
 //! | [`goodput`], [`stats`], [`result`] | what it comes to, in vLLM's fields |
 //! | [`table`], [`plot`] | for a person |
+//! | [`compare`] | ways to spread the experts of our own server, side by side |
 
 mod args;
+mod compare;
 mod dialect;
 mod goodput;
 mod interrupt;
@@ -55,6 +57,9 @@ use crate::terminal;
 const OPEN_REQUESTS: usize = 100;
 
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
+    if let Some(plan) = args.modes()? {
+        return compare::run(&plan, args.json.as_deref(), args.plot.as_deref());
+    }
     let results = match args.compare.is_empty() {
         true => Bench::new(args.plan()?)?.run(args.json.as_deref())?,
         false => read_saved(&args.compare)?,

@@ -10,7 +10,7 @@ use super::result::Saved;
 use super::table::heading;
 
 /// Told apart by most eyes: Okabe and Ito's.
-const COLORS: [&str; 8] =
+pub const COLORS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#000000"];
 const WIDTH: f64 = 960.0;
 const PANEL: (f64, f64) = (370.0, 210.0);
@@ -206,7 +206,7 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, content: &str) {
     let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>");
 }
 
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

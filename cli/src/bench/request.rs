@@ -45,6 +45,8 @@ pub struct Answer {
     /// As the server's usage has it.
     pub prompt_tokens: Option<u32>,
     pub output: OutputTokens,
+    /// Of a completion, or the content of a chat.
+    pub text: String,
 }
 
 /// How many tokens an answer has, and who says so.
@@ -124,6 +126,8 @@ impl Reading {
         if !carries_text(choice) {
             return;
         }
+        let text = [&choice["text"], &choice["delta"]["content"]].into_iter().find_map(Value::as_str);
+        self.answer.text += text.unwrap_or_default();
         match self.part {
             None => self.answer.ttft = (at - self.start).as_secs_f64(),
             Some(before) => self.answer.itls.push((at - before).as_secs_f64()),

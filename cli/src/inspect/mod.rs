@@ -42,7 +42,7 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
 }
 
 /// Whether anything in the folder means to be weights, whole or not: then they are read, and what is wrong is said.
-fn has_weights(source: &ModelSource) -> bool {
+pub fn has_weights(source: &ModelSource) -> bool {
     let ModelSource::Folder(folder) = source else { return true };
     let ends = [".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth"];
     let names = std::fs::read_dir(folder)

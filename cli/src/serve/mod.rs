@@ -11,12 +11,12 @@
 //! | [`banner`] | what a person sees when it is ready |
 
 mod banner;
-mod config;
+pub mod config;
 mod load;
 mod plan;
 mod run;
 mod table;
-mod workers;
+pub mod workers;
 
 use std::path::PathBuf;
 
@@ -68,6 +68,7 @@ impl FromArgMatches for ServeArgs {
 }
 
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
+    crate::worker::parent::end_with()?;
     let settings = read(args)?;
     let config = ServeConfig::new(&settings)?;
     if settings.switch("print-config") {

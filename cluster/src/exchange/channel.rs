@@ -10,8 +10,9 @@ use super::frame::{FrameBody, FrameError, Header};
 /// One end of a connection that carries frames in order, both ways. It belongs to one thread.
 ///
 /// What came before the other end went is still received; then, and after a cut, everything fails with `Closed`. After
-/// `Deadline` one may try again, unless it fell in the middle of a frame: then the connection is over, and `Closed` comes
-/// next, as after bytes that are no frame.
+/// `Deadline` one may try again: it never falls into the middle of a frame that is received, which has `REST_MAX` more from its
+/// beginning on. Only where that did not do, or where sending broke off, is the connection over, and `Closed` comes next, as
+/// after bytes that are no frame.
 ///
 /// At least two frames of the largest size fit into either direction, so that a router may have two calls on their way while
 /// the worker still computes the first.
@@ -62,6 +63,10 @@ impl fmt::Display for ExchangeKind {
         })
     }
 }
+
+/// A frame that has begun may take this much longer than its receiver's deadline: whoever looks in short turns does not break
+/// off in the middle of one.
+pub const REST_MAX: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Ends a channel's waits: they fail with `Closed` from then on. Waits look at it at least every `Cut::LATENCY_MAX`.
 #[derive(Clone, Debug, Default)]

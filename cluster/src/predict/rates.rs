@@ -8,10 +8,42 @@ use serde::Serialize;
 pub struct Compute {
     /// What it reads when it is alone on its host.
     pub read_bytes_per_second: f64,
+    /// Where many rows meet every weight.
     pub operations_per_second: f64,
-    /// Passes before and after each product that cost the same for any size: threads that wait for each other, say.
+    /// Where only 1, 2, 4 and 8 do; without it as many as where there are many.
+    pub few_rows: Option<[f64; 4]>,
+    /// What a layer costs for any size: threads that wait for each other, say.
     pub call_seconds: f64,
 }
+
+impl Compute {
+    /// Seconds that `operations` take where each weight meets `rows` rows, without those of reading the weights.
+    pub fn seconds(&self, operations: f64, rows: f64) -> f64 {
+        let Some(few) = self.few_rows.filter(|_| rows > 0.0) else {
+            return operations / self.operations_per_second;
+        };
+        operations / rows * self.per_weight(&few, rows)
+    }
+
+    /// Seconds of one operation for each of `rows` rows: along straight lines between what was measured.
+    fn per_weight(&self, few: &[f64; 4], rows: f64) -> f64 {
+        let at = |index: usize| FEW_ROWS[index] / few[index];
+        let last = FEW_ROWS.len() - 1;
+        if rows <= FEW_ROWS[0] {
+            return at(0);
+        }
+        match FEW_ROWS.iter().position(|&measured| rows <= measured) {
+            Some(up) => {
+                let (low, high) = (FEW_ROWS[up - 1], FEW_ROWS[up]);
+                at(up - 1) + (at(up) - at(up - 1)) * (rows - low) / (high - low)
+            }
+            None => at(last) + (rows - FEW_ROWS[last]) / self.operations_per_second,
+        }
+    }
+}
+
+/// The rows of `Compute::few_rows`.
+pub const FEW_ROWS: [f64; 4] = [1.0, 2.0, 4.0, 8.0];
 
 /// A worker.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -34,8 +66,12 @@ pub struct Hop {
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rates {
-    /// While the workers rest.
+    /// The trunk, while the workers rest.
     pub router: Compute,
+    /// Attention over KV: bytes of KV, and operations of its products.
+    pub attention: Compute,
+    /// The experts where the router's process computes them.
+    pub own: Compute,
     pub workers: Vec<WorkerRate>,
     /// By host: bytes a second that all on it read together.
     pub hosts: Vec<f64>,
@@ -71,7 +107,25 @@ pub fn shared_finish(bytes: &[f64], alone: &[f64], together: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::shared_finish;
+    use super::{Compute, shared_finish};
+
+    #[test]
+    fn few_rows_cost_what_was_measured_and_more_rows_the_rate_of_many() {
+        let many = Compute {
+            read_bytes_per_second: 1.0,
+            operations_per_second: 10.0,
+            few_rows: None,
+            call_seconds: 0.0,
+        };
+        assert_eq!(many.seconds(40.0, 4.0), 4.0);
+        let few = Compute { few_rows: Some([2.0, 4.0, 4.0, 8.0]), ..many };
+        // A weight takes 0.5 s for one row and for two, 1 s for four and for eight, 0.1 s for each more.
+        for (rows, each) in
+            [(0.5, 0.5), (1.0, 0.5), (2.0, 0.5), (3.0, 0.75), (4.0, 1.0), (8.0, 1.0), (18.0, 2.0)]
+        {
+            assert!((few.seconds(rows * 6.0, rows) - 6.0 * each).abs() < 1e-12, "{rows}");
+        }
+    }
 
     #[test]
     fn who_is_done_leaves_its_part_to_the_others() {

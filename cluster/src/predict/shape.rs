@@ -25,12 +25,17 @@ pub struct LayerShape {
 pub struct Shape {
     /// The sparse layers, in the order of the inventory.
     pub layers: Vec<LayerShape>,
-    /// All that the router reads in every step: attention, dense layers, shared experts, head.
+    /// What the router reads in every step: projections of attention, dense layers, shared experts.
     pub trunk_bytes: f64,
     /// What it computes with that for a row.
     pub trunk_operations_per_row: f64,
+    /// The head, which is for the last row of each sequence alone.
+    pub head_bytes: f64,
+    pub head_operations_per_row: f64,
     /// KV of one position, over all layers.
     pub kv_bytes_per_position: f64,
+    /// Of a row's products with the keys and values of one position, over all layers.
+    pub attention_operations_per_position: f64,
 }
 
 /// A step: so many rows at once.

@@ -3,7 +3,7 @@
 use gaterail_proto::{Placement, WorkerId};
 use serde::Serialize;
 
-use super::rates::{Rates, WorkerRate, shared_finish};
+use super::rates::{Compute, Rates, WorkerRate, shared_finish};
 use super::routing::Routing;
 use super::shape::{LayerShape, Shape, Step};
 use crate::exchange::HEADER_BYTES;
@@ -98,16 +98,13 @@ pub fn predict(
     step: Step,
     hits: Option<&Popularity>,
 ) -> Prediction {
-    let router = &rates.router;
-    let (rows, read) = (f64::from(step.rows), router.read_bytes_per_second);
-    let trunk =
-        (shape.trunk_bytes / read).max(shape.trunk_operations_per_row * rows / router.operations_per_second);
-    let kv = f64::from(step.sequences) * f64::from(step.context) * shape.kv_bytes_per_position / read;
-    let gates = shape.layers.iter().map(|layer| {
+    let rows = f64::from(step.rows);
+    let gate = |layer: &LayerShape| {
         let operations = 2.0 * f64::from(layer.hidden) * f64::from(layer.experts) * rows;
-        (layer.gate_bytes / read).max(operations / router.operations_per_second)
-    });
-    let mut terms = Terms { trunk: trunk + kv, gate: gates.sum(), ..Terms::default() };
+        product(&rates.router, layer.gate_bytes, operations, rows)
+    };
+    let gate = shape.layers.iter().map(gate).sum();
+    let mut terms = Terms { trunk: trunk(shape, rates, step), gate, ..Terms::default() };
     let mut travel = Travel::default();
     let mut memory = Vec::new();
     let mut routing = Routing::new(SEED);
@@ -137,6 +134,23 @@ pub fn predict(
     }
 }
 
+/// Attention, dense layers, head.
+fn trunk(shape: &Shape, rates: &Rates, step: Step) -> f64 {
+    let Rates { router, attention, .. } = rates;
+    let (rows, last) = (f64::from(step.rows), f64::from(step.sequences));
+    let projections = product(router, shape.trunk_bytes, shape.trunk_operations_per_row * rows, rows);
+    let head = product(router, shape.head_bytes, shape.head_operations_per_row * last, last);
+    let (seen, stored) = (rows * f64::from(step.context), last * f64::from(step.context));
+    let kv = stored * shape.kv_bytes_per_position / attention.read_bytes_per_second;
+    let pairs = seen * shape.attention_operations_per_position / attention.operations_per_second;
+    projections + head + kv.max(pairs) + router.call_seconds * shape.layers.len() as f64
+}
+
+/// A product of `rows` rows with weights that are read once.
+fn product(at: &Compute, bytes: f64, operations: f64, rows: f64) -> f64 {
+    (bytes / at.read_bytes_per_second).max(at.seconds(operations, rows))
+}
+
 fn draws(rows: u32) -> u32 {
     (ROWS_DRAWN / rows.max(1)).clamp(DRAWS_MIN, DRAWS_MAX)
 }
@@ -151,17 +165,19 @@ fn local(shape: &Shape, rates: &Rates, step: Step, hits: Option<&Popularity>, ro
     for layer in &shape.layers {
         let hits = layer_hits(hits, first, layer.experts);
         first += layer.experts as usize;
-        let count = draws(step.rows);
-        let mut distinct = 0;
+        let (count, own) = (draws(step.rows), &rates.own);
+        let (mut distinct, mut computed) = (0, 0.0);
         for _ in 0..count {
             let hit = Hit::draw(layer, step.rows, hits, routing);
-            distinct += hit.rows.iter().filter(|&&rows| rows > 0).count();
+            for &rows in hit.rows.iter().filter(|&&rows| rows > 0) {
+                let rows = f64::from(rows);
+                distinct += 1;
+                computed += own.seconds(layer.expert_operations() * rows, rows);
+            }
         }
-        let bytes = distinct as f64 / f64::from(count) * layer.expert_bytes;
-        let operations = layer.expert_operations() * f64::from(step.rows * layer.top_k);
-        let router = &rates.router;
-        let busy = (bytes / router.read_bytes_per_second).max(operations / router.operations_per_second);
-        seconds += busy + router.call_seconds;
+        let bytes = f64::from(distinct) / f64::from(count) * layer.expert_bytes;
+        let busy = (bytes / own.read_bytes_per_second).max(computed / f64::from(count));
+        seconds += busy + own.call_seconds;
     }
     seconds
 }
@@ -285,7 +301,7 @@ impl<'a> Cluster<'a> {
 
     fn drawn(&self, layer: &LayerShape, experts: &[Copies], hit: &Hit) -> Sample {
         let workers = self.workers.len();
-        let (mut bytes, mut operations) = (vec![0.0; workers], vec![0.0; workers]);
+        let (mut bytes, mut computed) = (vec![0.0; workers], vec![0.0; workers]);
         // The copy whose busiest worker has least to do so far.
         let mut of: Vec<usize> = vec![0; experts.len()];
         for (expert, copies) in experts.iter().enumerate().filter(|(expert, _)| hit.rows[*expert] > 0) {
@@ -299,7 +315,9 @@ impl<'a> Cluster<'a> {
             of[expert] = (0..copies.len()).min_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(0);
             for &(worker, part) in &copies[of[expert]] {
                 bytes[worker] += part * layer.expert_bytes;
-                operations[worker] += part * layer.expert_operations() * f64::from(hit.rows[expert]);
+                let rows = f64::from(hit.rows[expert]);
+                let operations = part * layer.expert_operations() * rows;
+                computed[worker] += self.workers[worker].compute.seconds(operations, rows);
             }
         }
         let mut rows = vec![0u32; workers];
@@ -314,10 +332,10 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-        self.timed(layer, &bytes, &operations, &rows)
+        self.timed(layer, &bytes, &computed, &rows)
     }
 
-    fn timed(&self, layer: &LayerShape, bytes: &[f64], operations: &[f64], rows: &[u32]) -> Sample {
+    fn timed(&self, layer: &LayerShape, bytes: &[f64], computed: &[f64], rows: &[u32]) -> Sample {
         let mut sample = Sample::default();
         let reads = self.finish(bytes);
         let asked: Vec<usize> = (0..rows.len()).filter(|&worker| rows[worker] > 0).collect();
@@ -325,8 +343,7 @@ impl<'a> Cluster<'a> {
         let (mut latency_out, mut latency_home) = (0.0f64, 0.0f64);
         for &worker in &asked {
             let WorkerRate { compute, hop, .. } = self.workers[worker];
-            let busy =
-                reads[worker].max(operations[worker] / compute.operations_per_second) + compute.call_seconds;
+            let busy = reads[worker].max(computed[worker]) + compute.call_seconds;
             slowest = slowest.max(busy);
             sum += busy;
             let (hidden, top_k, rows) =

@@ -215,12 +215,12 @@ mod tests {
                 let before: Vec<i64> = to.sums.host().to_vec();
                 let poison_before: Vec<u32> = to.poison.host().to_vec();
                 add_travelled(&stream, bytes.bytes(), rows, Some(&places), &mut to).unwrap();
-                for row in 0..2 * rows + 1 {
+                for (row, was_poisoned) in poison_before.into_iter().enumerate() {
                     let sent = (row % 2 == 1).then_some(row / 2);
                     let poisoned = sent.is_some_and(|row| from.poison.host()[row] != 0);
                     assert_eq!(
                         to.poison.host()[row] != 0,
-                        poisoned || poison_before[row] != 0,
+                        poisoned || was_poisoned != 0,
                         "{isa}, poison of row {row}"
                     );
                     if poisoned {

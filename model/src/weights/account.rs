@@ -158,6 +158,24 @@ pub fn resident_by_role(
     shares
 }
 
+/// The same where there is no checkpoint yet: from what the configuration declares.
+pub fn declared_by_role(spec: &ModelSpec, precision: Precision) -> BTreeMap<Role, u64> {
+    let mut shares = BTreeMap::new();
+    for row in expected_tensors(spec) {
+        let elements = elements(&row.shape);
+        let (stored, _) = declared(spec, &row, elements);
+        let plain = matches!(stored_form(spec.quantization, row.form), Quantization::None);
+        let usage = match row.role {
+            Role::Experts if row.form != Form::Vector => Use::Expert,
+            _ => usage(spec, &row),
+        };
+        let cols = row.shape.last().map_or(1, |&n| n as u64).max(1);
+        let bytes = if plain { precision.bytes(elements / cols, cols, stored, usage) } else { stored };
+        add(shares.entry(row.role).or_default(), bytes);
+    }
+    shares
+}
+
 /// Whether a tensor of a GGUF file is packed where it is used for more than looking rows up.
 fn is_packed(checkpoint: &Checkpoint, row: &Expected, precision: Precision) -> bool {
     let stored = checkpoint.tensor(&row.name).map(|tensor| tensor.stored);

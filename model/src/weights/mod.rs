@@ -11,7 +11,7 @@ mod precision;
 mod recall;
 mod trunk;
 
-pub use account::{Share, account, resident_by_role, resident_bytes};
+pub use account::{Share, account, declared_by_role, resident_by_role, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{
     ExpertShard, LoadFrom, check_cover, check_slices, inventory, load_shard, load_slices, unit_length,

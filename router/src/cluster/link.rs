@@ -1,7 +1,7 @@
 //! A worker's channel, as the engine holds it: calls go out, and their replies are told apart.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{Channel, ChannelError, FrameBody, FrameKind, Header};
 use gaterail_proto::WorkerId;
@@ -11,9 +11,23 @@ use super::stats::LinkStats;
 /// Calls of one link that may be open: one for each micro-batch. More are left over from steps that were abandoned.
 const OPEN_MAX: usize = 4;
 
+/// A reply that takes longer than this is worth a word to control.
+pub(super) const SLOW: Duration = Duration::from_millis(100);
+/// The longest reason of a failure that is handed on.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// Why there is no reply.
+pub(super) enum NoReply {
+    /// The worker does not hold the call's epoch.
+    Aborted,
+    Failed(String),
+}
+
 /// A worker's channel.
 pub(super) struct Link {
     pub worker: WorkerId,
+    /// Another one for every connection: a worker that came again has not got what was sent before.
+    pub serial: u64,
     pub channel: Box<dyn Channel>,
     pub stats: Arc<LinkStats>,
     /// It failed: control was told, and knows better than this.
@@ -25,8 +39,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub fn new(worker: WorkerId, channel: Box<dyn Channel>, stats: Arc<LinkStats>) -> Link {
-        Link { worker, channel, stats, broken: false, open: Vec::new(), early: Vec::new() }
+    pub fn new(worker: WorkerId, serial: u64, channel: Box<dyn Channel>, stats: Arc<LinkStats>) -> Link {
+        Link { worker, serial, channel, stats, broken: false, open: Vec::new(), early: Vec::new() }
     }
 
     /// A call went out.
@@ -45,31 +59,55 @@ impl Link {
     }
 
     /// The reply to a call. Another micro-batch's is kept for it: its rows were sent before, and are looked for later, when this
-    /// one's had to be sent again.
-    pub fn receive(&mut self, body: &mut FrameBody, call: u64, deadline: Instant) -> Result<Header, String> {
+    /// one's had to be sent again. `slow` is told when the wait takes long.
+    pub fn receive(
+        &mut self,
+        body: &mut FrameBody,
+        call: u64,
+        deadline: Instant,
+        slow: &mut dyn FnMut(),
+    ) -> Result<Header, NoReply> {
         let header = match self.early.iter().position(|(header, _)| header.call == call) {
             Some(early) => {
                 let (header, there) = self.early.swap_remove(early);
                 *body = there;
                 header
             }
-            None => self.next(body, call, deadline)?,
+            None => self.next(body, call, deadline, slow).map_err(NoReply::Failed)?,
         };
         self.close(call);
         match header.kind {
             FrameKind::Reply => Ok(header),
-            FrameKind::Aborted => Err("it does not hold the plan's epoch".to_string()),
-            FrameKind::Failed => Err(format!("it failed: {}", String::from_utf8_lossy(body.bytes()))),
-            FrameKind::Call => Err("it sent a call".to_string()),
+            FrameKind::Aborted => Err(NoReply::Aborted),
+            FrameKind::Failed => {
+                let why = &body.bytes()[..body.bytes().len().min(REASON_BYTES_MAX)];
+                Err(NoReply::Failed(format!("it failed: {}", String::from_utf8_lossy(why))))
+            }
+            FrameKind::Call => Err(NoReply::Failed("it sent a call".to_string())),
         }
     }
 
-    fn next(&mut self, body: &mut FrameBody, call: u64, deadline: Instant) -> Result<Header, String> {
+    fn next(
+        &mut self,
+        body: &mut FrameBody,
+        call: u64,
+        deadline: Instant,
+        slow: &mut dyn FnMut(),
+    ) -> Result<Header, String> {
+        let soon = Instant::now() + SLOW;
+        let mut waits_long = false;
         loop {
-            let header = self.channel.receive(body, deadline).map_err(|error| match error {
-                ChannelError::Deadline => "it did not answer a call in time".to_string(),
-                error => error.to_string(),
-            })?;
+            let until = if waits_long { deadline } else { soon.min(deadline) };
+            let header = match self.channel.receive(body, until) {
+                Ok(header) => header,
+                Err(ChannelError::Deadline) if until < deadline => {
+                    waits_long = true;
+                    slow();
+                    continue;
+                }
+                Err(ChannelError::Deadline) => return Err("it did not answer a call in time".to_string()),
+                Err(error) => return Err(error.to_string()),
+            };
             match header.call {
                 answered if answered == call => return Ok(header),
                 answered if answered > call => {
@@ -78,7 +116,10 @@ impl Link {
                 answered if self.open.contains(&answered) => {
                     self.early.push((header, std::mem::take(body)));
                 }
-                // Of an abandoned step.
+                // Of an abandoned step; there are not many of those.
+                _ if Instant::now() >= deadline => {
+                    return Err("it answers calls that nobody waits for".to_string());
+                }
                 _ => {}
             }
         }

@@ -47,6 +47,8 @@ pub struct Plans {
     changes: AtomicU64,
     /// The epoch that the engine computes with; 0 before the first.
     in_use: AtomicU64,
+    /// Whom the engine has been waiting for, and since when.
+    waiting: Mutex<Option<(WorkerId, Instant)>>,
     faults: Mutex<Sender<Fault>>,
 }
 
@@ -76,6 +78,7 @@ impl Plans {
             moved,
             changes: AtomicU64::new(0),
             in_use: AtomicU64::new(0),
+            waiting: Mutex::default(),
             faults: Mutex::new(faults),
         }
     }
@@ -120,6 +123,15 @@ impl Plans {
         (epoch > 0).then_some(Epoch(epoch))
     }
 
+    /// The worker whose reply the engine has been waiting for so long that it is worth a look, and since when.
+    pub fn waiting(&self) -> Option<(WorkerId, Instant)> {
+        *self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn waits_for(&self, worker: Option<(WorkerId, Instant)>) {
+        *self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = worker;
+    }
+
     pub(super) fn switched(&self, to: Epoch) {
         self.in_use.store(to.0, Ordering::Release);
     }
@@ -160,8 +172,11 @@ impl Plans {
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.lock());
+        let mut state = self.lock();
+        change(&mut state);
+        // Before the lock is given up: who saw the change there sees it here.
         self.changes.fetch_add(1, Ordering::Release);
+        drop(state);
         self.moved.notify_all();
     }
 

@@ -10,9 +10,9 @@ use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, H
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
-use gaterail_proto::{LayerId, RouterId, WorkerId};
+use gaterail_proto::{Epoch, LayerId, RouterId, WorkerId};
 
-use super::link::Link;
+use super::link::{self, Link, NoReply};
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
 use super::stats::{ExchangeStats, add};
@@ -43,8 +43,11 @@ pub struct RemoteExperts {
     active: Option<Active>,
     /// `Plans::changes` when it was looked at last.
     seen: u64,
-    /// Calls so far.
+    /// Calls so far, and connections.
     calls: u64,
+    serials: u64,
+    /// The epoch beyond which no plan came in time: nobody waits as long for the next one again.
+    hopeless: Option<Option<Epoch>>,
     spare: Vec<Parcel>,
     scratch: Scratch,
     gathered: Vec<f32>,
@@ -83,7 +86,7 @@ struct Parcel {
     pending: Vec<Pending>,
     /// The router's own part, and whatever came home.
     sums: PartialSums,
-    sent: Option<gaterail_proto::Epoch>,
+    sent: Option<Epoch>,
     /// A worker that its rows did not reach.
     failed: Option<Failed>,
 }
@@ -92,7 +95,8 @@ struct Parcel {
 struct Pending {
     /// Index into `Placement::workers`.
     worker: usize,
-    link: WorkerId,
+    /// `Link::serial`
+    link: u64,
     call: u64,
 }
 
@@ -101,6 +105,8 @@ struct Pending {
 struct Failed {
     worker: WorkerId,
     why: String,
+    /// It does not hold the epoch: no fault where that is over.
+    aborted: bool,
 }
 
 impl RemoteExperts {
@@ -121,6 +127,8 @@ impl RemoteExperts {
             active: None,
             seen: 0,
             calls: 0,
+            serials: 0,
+            hopeless: None,
             spare: Vec::new(),
             scratch: Scratch::default(),
             gathered: Vec::new(),
@@ -144,7 +152,8 @@ impl RemoteExperts {
         self.links.retain(|link| !changes.left.contains(&link.worker));
         for (worker, channel) in changes.joined {
             self.links.retain(|link| link.worker != worker);
-            self.links.push(Link::new(worker, channel, self.stats.link(worker)));
+            self.serials += 1;
+            self.links.push(Link::new(worker, self.serials, channel, self.stats.link(worker)));
         }
         let plan = changes.plan.or_else(|| self.active.take().map(|active| active.plan));
         self.active = plan.map(|plan| {
@@ -158,18 +167,18 @@ impl RemoteExperts {
         });
     }
 
-    /// Waits for a plan above the one at hand, or for the first.
-    fn next_plan(
-        &mut self,
-        beyond: Option<gaterail_proto::Epoch>,
-        deadline: Instant,
-    ) -> Result<(), StepError> {
+    /// Waits for a plan above the one at hand, or for the first. Where that was in vain before, whoever comes next is refused at
+    /// once: what waits in the queue does not wait one after another.
+    fn next_plan(&mut self, beyond: Option<Epoch>, deadline: Instant) -> Result<(), StepError> {
+        let deadline = if self.hopeless == Some(beyond) { Instant::now() } else { deadline };
         if !self.plans.wait_beyond(beyond, deadline) {
+            self.hopeless = Some(beyond);
             return Err(StepError::Experts(format!(
                 "no workers that hold all of them for {} s",
                 self.limits.plan_max.as_secs()
             )));
         }
+        self.hopeless = None;
         self.adopt();
         Ok(())
     }
@@ -177,7 +186,7 @@ impl RemoteExperts {
     /// Sends the rows to whom the plan says. What does not reach its worker shows in the parcel.
     fn send(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
         for Pending { link, call, .. } in parcel.pending.drain(..) {
-            self.links.iter_mut().filter(|at| at.worker == link).for_each(|link| link.close(call));
+            self.links.iter_mut().filter(|at| at.serial == link).for_each(|link| link.close(call));
         }
         let Some(active) = &self.active else { panic!("rows without a plan") };
         parcel.failed = None;
@@ -202,7 +211,8 @@ impl RemoteExperts {
     fn send_to(&mut self, worker: usize, parcel: &mut Parcel) -> Result<(), Failed> {
         let Some(active) = &self.active else { panic!("rows without a plan") };
         let id = active.plan.placement.workers[worker];
-        let failed = |why: &dyn std::fmt::Display| Failed { worker: id, why: why.to_string() };
+        let failed =
+            |why: &dyn std::fmt::Display| Failed { worker: id, why: why.to_string(), aborted: false };
         let link = active.links[worker].map(|link| &mut self.links[link]);
         let link = link.filter(|link| !link.broken).ok_or_else(|| failed(&"there is no connection to it"))?;
         let share = &parcel.shares[worker];
@@ -241,7 +251,7 @@ impl RemoteExperts {
         link.sent(self.calls);
         add(&link.stats.rows, share.rows.len() as u64);
         add(&link.stats.bytes_out, (HEADER_BYTES + 4 * (x.len() + 2 * weights.len())) as u64);
-        parcel.pending.push(Pending { worker, link: id, call: self.calls });
+        parcel.pending.push(Pending { worker, link: link.serial, call: self.calls });
         Ok(())
     }
 
@@ -286,19 +296,30 @@ impl RemoteExperts {
             return Err(failed);
         }
         let (mut slowest, mut total) = (0, 0);
-        for &Pending { worker, call, .. } in &parcel.pending {
+        for &Pending { worker, link, call } in &parcel.pending {
             let Some(active) = &self.active else { panic!("rows without a plan") };
             let id = active.plan.placement.workers[worker];
-            let Some(link) = active.links[worker] else { panic!("a call without a link") };
-            let link = &mut self.links[link];
-            let waited = Instant::now();
-            let header = link.receive(&mut self.reply, call, waited + self.limits.call_max);
+            let failed = |why: String| Failed { worker: id, why, aborted: false };
+            let link = self.links.iter_mut().find(|at| at.serial == link);
+            let link = link.ok_or_else(|| failed("its connection has ended".to_string()))?;
+            let (waited, plans) = (Instant::now(), &self.plans);
+            let deadline = waited + self.limits.call_max;
+            let header =
+                link.receive(&mut self.reply, call, deadline, &mut || plans.waits_for(Some((id, waited))));
             let came = Instant::now();
+            if came > waited + link::SLOW {
+                plans.waits_for(None);
+            }
             add(&self.stats.wait_ns, (came - waited).as_nanos() as u64);
-            let failed = |why: String| Failed { worker: id, why };
-            let header = header.map_err(|why| {
-                link.broken = true;
-                failed(why)
+            let header = header.map_err(|none| match none {
+                // The connection is as good as before.
+                NoReply::Aborted => {
+                    Failed { aborted: true, ..failed("it does not hold the plan's epoch".to_string()) }
+                }
+                NoReply::Failed(why) => {
+                    link.broken = true;
+                    failed(why)
+                }
             })?;
             let share = &parcel.shares[worker];
             let places = (share.rows.len() < parcel.rows).then_some(&share.rows[..]);
@@ -332,9 +353,10 @@ impl RemoteExperts {
                         }
                         return Ok(());
                     }
-                    Err(Failed { worker, why }) => {
+                    Err(Failed { worker, why, aborted }) => {
                         stalled = true;
-                        if let Some(epoch) = epoch {
+                        let is_over = self.plans.newest().map(|plan| plan.epoch) > epoch;
+                        if let Some(epoch) = epoch.filter(|_| !(aborted && is_over)) {
                             self.plans.report(Fault { worker, epoch, why });
                         }
                         self.next_plan(epoch, deadline)?;
@@ -361,7 +383,7 @@ impl RemoteExperts {
             weights: Vec::new(),
             shares: Vec::new(),
             pending: Vec::new(),
-            sums: PartialSums::new(stream.device(), rows, width)?,
+            sums: PartialSums::new(stream.device(), rows.next_power_of_two(), width)?,
             sent: None,
             failed: None,
         })

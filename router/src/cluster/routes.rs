@@ -249,11 +249,11 @@ mod tests {
             let mut by: Vec<Vec<u32>> = vec![Vec::new(); ids.len()];
             for (worker, share) in shares.iter().enumerate() {
                 for (row, own) in share.rows.iter().zip(share.ids.chunks_exact(2)) {
-                    for k in 0..2 {
+                    for (k, id) in own.iter().enumerate() {
                         let at = *row as usize * 2 + k;
                         let held =
                             copies[ids[at] as usize].iter().any(|copy| copy.contains(&(worker as u32)));
-                        if held && own[k] == ids[at] {
+                        if held && *id == ids[at] {
                             by[at].push(worker as u32);
                         }
                     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::json_response;
 use crate::cluster::ClusterStatus;
-use crate::serving::{Server, StepStatus};
+use crate::serving::{Server, StepStatus, StepTotals};
 
 /// What `/cluster` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct ClusterPage {
     /// `None` where the server's process computes everything itself.
     pub cluster: Option<ClusterStatus>,
     pub step: StepStatus,
+    /// Since the start.
+    pub totals: StepTotals,
     /// Milliseconds of the last step.
     pub last_step_ms: f64,
     pub running_sequences: usize,
@@ -33,6 +35,7 @@ pub async fn show(State(server): State<Arc<Server>>) -> Response {
         status: server.readiness_with(cluster.as_ref()).word().to_string(),
         cluster,
         step: server.rig.steps.status(),
+        totals: server.rig.steps.totals(),
         last_step_ms: load.last_step.as_secs_f64() * 1e3,
         running_sequences: load.running,
         waiting_sequences: load.waiting,

@@ -17,6 +17,9 @@ pub fn steps(page: &mut Page, about: &About<'_>, labels: Labels<'_>) {
     page.counter("gaterail_step_stalled_seconds_total", help, labels, about.stalls.stalled_ms / 1e3);
 }
 
+/// Name, kind, help, and a worker's sample.
+type Family = (&'static str, &'static str, &'static str, fn(&WorkerStatus) -> f64);
+
 /// One family after another, each with a sample for every worker.
 pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
     page.gauge("gaterail_workers", "Workers that are there.", &[], cluster.workers.len());
@@ -24,17 +27,17 @@ pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
     page.gauge("gaterail_workers_plan_whole", help, &[], u8::from(cluster.serving));
     page.gauge("gaterail_workers_epoch", "The plan in force.", &[], cluster.epoch.unwrap_or(0));
     page.gauge("gaterail_workers_copies", "Copies of every expert, at least.", &[], cluster.copies);
-    let families: [(&str, &str, &str, &dyn Fn(&WorkerStatus) -> f64); 10] = [
-        ("experts", "gauge", "Experts of the plan of which it holds something.", &|at| at.experts as f64),
-        ("held_bytes", "gauge", "Bytes of experts that it holds.", &|at| at.held_bytes as f64),
-        ("memory_bytes", "gauge", "What experts may take.", &|at| at.memory_bytes as f64),
-        ("share_planned", "gauge", "Share of the work, as planned.", &|at| at.share),
-        ("share", "gauge", "Share of the work, as it was lately.", &|at| at.share_lately),
-        ("busy", "gauge", "Share of the time in which it computed, lately.", &|at| at.busy),
-        ("calls_total", "counter", "Calls that it computed since it joined.", &|at| at.calls as f64),
-        ("rows_per_second", "gauge", "Rows that it computed, lately.", &|at| at.rows_per_second),
-        ("received_bytes_per_second", "gauge", "Bytes that were sent to it.", &|at| at.bytes_out_per_second),
-        ("sent_bytes_per_second", "gauge", "Bytes that it sent.", &|at| at.bytes_in_per_second),
+    let families: [Family; 10] = [
+        ("experts", "gauge", "Experts of the plan of which it holds something.", |at| at.experts as f64),
+        ("held_bytes", "gauge", "Bytes of experts that it holds.", |at| at.held_bytes as f64),
+        ("memory_bytes", "gauge", "What experts may take.", |at| at.memory_bytes as f64),
+        ("share_planned", "gauge", "Share of the work, as planned.", |at| at.share),
+        ("share", "gauge", "Share of the work, as it was lately.", |at| at.share_lately),
+        ("busy", "gauge", "Share of the time in which it computed, lately.", |at| at.busy),
+        ("calls_total", "counter", "Calls that it computed since it joined.", |at| at.calls as f64),
+        ("rows_per_second", "gauge", "Rows that it computed, lately.", |at| at.rows_per_second),
+        ("received_bytes_per_second", "gauge", "Bytes that were sent to it.", |at| at.bytes_out_per_second),
+        ("sent_bytes_per_second", "gauge", "Bytes that it sent.", |at| at.bytes_in_per_second),
     ];
     for (name, kind, help, value) in families {
         let name = format!("gaterail_worker_{name}");

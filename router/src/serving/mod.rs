@@ -27,4 +27,4 @@ pub use log::{LogFormat, RequestLog};
 pub use model::{ModelAbout, Served, ServedParts};
 pub use scope::Scope;
 pub use server::{Entrance, Readiness, Rig, Server, ServerOptions};
-pub use steps::{StepMeter, StepParts, StepStatus};
+pub use steps::{StepMeter, StepParts, StepStatus, StepTotals};

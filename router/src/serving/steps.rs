@@ -53,12 +53,17 @@ pub struct StepStatus {
 }
 
 /// Totals since the start, in seconds but for the counts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTotals {
     pub steps: u64,
     pub rows: u64,
     pub step: f64,
     pub parts: StepParts,
+    /// Layers whose rows went to workers, calls of them, and bytes of their frames both ways.
+    pub layers: u64,
+    pub calls: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
 }
 
 /// Reads the clocks of the walk and of the exchange.
@@ -140,7 +145,17 @@ impl StepMeter {
             }
         };
         let count = |total: &AtomicU64| total.load(Ordering::Relaxed);
-        StepTotals { steps: count(steps), rows: count(rows), step, parts }
+        let mut totals =
+            StepTotals { steps: count(steps), rows: count(rows), step, parts, ..Default::default() };
+        if let Some(exchange) = &self.exchange {
+            totals.layers = count(&exchange.layers);
+            for link in exchange.links().values() {
+                totals.calls += count(&link.calls);
+                totals.bytes_out += count(&link.bytes_out);
+                totals.bytes_in += count(&link.bytes_in);
+            }
+        }
+        totals
     }
 }
 

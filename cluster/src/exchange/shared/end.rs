@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::super::channel::{Channel, ChannelError, Cut, ExchangeKind};
+use super::super::channel::{Channel, ChannelError, Cut, ExchangeKind, REST_MAX};
 use super::super::frame::{FrameBody, FrameError, HEADER_BYTES, Header};
 use super::layout::{CLOSED, INLINE_MAX, Layout, OPEN, Side};
 use super::map::Map;
@@ -135,6 +135,7 @@ impl SharedEnd {
         *begun = true;
         let mut header = [0; HEADER_BYTES];
         frames.take(&mut header);
+        let deadline = deadline.max(Instant::now() + REST_MAX);
         let header = Header::from_bytes(&header, self.body_max)?;
         let bytes = header.body_bytes as usize;
         let mut left = body.resize(bytes);

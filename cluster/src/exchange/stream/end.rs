@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::channel::{Channel, ChannelError, Cut, ExchangeKind};
+use super::super::channel::{Channel, ChannelError, Cut, ExchangeKind, REST_MAX};
 use super::super::frame::{FrameBody, FrameError, HEADER_BYTES, Header};
 use super::{Link, PIECE_BYTES_MAX};
 
@@ -48,7 +48,10 @@ impl StreamEnd {
         deadline: Instant,
     ) -> Result<Header, ChannelError> {
         let mut header = [0; HEADER_BYTES];
-        self.fill(&mut header, begun, deadline)?;
+        let (first, rest) = header.split_at_mut(1);
+        self.fill(first, begun, deadline)?;
+        let deadline = deadline.max(Instant::now() + REST_MAX);
+        self.fill(rest, begun, deadline)?;
         let header = Header::from_bytes(&header, self.body_max)?;
         self.fill(body.resize(header.body_bytes as usize), begun, deadline)?;
         Ok(header)

@@ -1,0 +1,251 @@
+//! From turns to figures: measured with their spread, predicted, and how far that was off.
+
+use gaterail_cluster::predict::{Prediction, Terms};
+use gaterail_router::serving::StepTotals;
+use serde::Serialize;
+
+use super::measure::{Phase, Turn, sum};
+use crate::plan::forecast::{Forecast, named_ms};
+
+/// Over rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Spread {
+    pub fn of(mut values: Vec<f64>) -> Option<Spread> {
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            0 => (values[middle - 1] + values[middle]) / 2.0,
+            _ => values[middle],
+        };
+        Some(Spread { median, least, most })
+    }
+}
+
+/// A measured figure beside its prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    pub measured: Option<Spread>,
+    pub predicted: Option<f64>,
+    /// Of the prediction over what was measured: 0.1 is a tenth too much.
+    pub error: Option<f64>,
+}
+
+impl Figure {
+    fn new(measured: Option<Spread>, predicted: Option<f64>) -> Figure {
+        let error = measured.zip(predicted).filter(|(measured, _)| measured.median != 0.0);
+        let error = error.map(|(measured, predicted)| predicted / measured.median - 1.0);
+        Figure { measured, predicted, error }
+    }
+}
+
+/// Prefill or decode of one mode with one number of streams.
+#[derive(Clone, Debug, Serialize)]
+pub struct Side {
+    /// TTFT of prefill, TPOT of decode, in milliseconds.
+    pub latency_ms: Figure,
+    pub tokens_per_second: Figure,
+    pub bytes_per_token: Figure,
+    pub hops_per_token: Figure,
+    /// Milliseconds of a step in which the slowest worker was waited for.
+    pub slowest_ms: Figure,
+    /// The slowest worker's time over the mean.
+    pub imbalance: Figure,
+    /// Milliseconds of a step by part; the last one is all of it.
+    pub parts: Vec<Part>,
+    pub steps: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    pub name: &'static str,
+    pub measured_ms: f64,
+    pub predicted_ms: Option<f64>,
+}
+
+/// A mode with one number of streams.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    pub mode: String,
+    pub streams: u32,
+    pub prefill: Side,
+    pub decode: Side,
+    /// Bytes of experts that the fullest worker holds.
+    pub memory: Figure,
+    #[serde(skip)]
+    pub turns: Vec<Turn>,
+}
+
+/// All turns of one mode and one number of streams; `at` is its place among the numbers of streams.
+pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecast: Option<&Forecast>, at: usize) -> Cell {
+    let forecast = forecast.filter(|one| one.misfit.is_none());
+    let prefill = Expected {
+        latency: forecast.and_then(|one| one.first_token_seconds.get(at).copied()),
+        rate: None,
+        step: forecast.and_then(|one| one.prefill.as_ref()),
+    };
+    let tpot = forecast.and_then(|one| one.decode.get(at));
+    let decode = Expected {
+        latency: tpot.map(|step| step.terms.total()),
+        rate: tpot.map(Prediction::rows_per_second),
+        step: tpot,
+    };
+    let of = |phase: fn(&Turn) -> &Phase| turns.iter().map(phase).collect::<Vec<_>>();
+    let fullest =
+        turns.iter().filter_map(|turn| turn.memory.iter().max()).map(|&bytes| bytes as f64).collect();
+    let predicted = forecast.and_then(|one| one.memory.iter().copied().reduce(f64::max));
+    // The prompt's last step is for one prompt alone only where there is one.
+    let one_step = if streams == 1 { prefill.step } else { None };
+    Cell {
+        prefill: side(&of(|turn| &turn.prefill), Expected { step: one_step, ..prefill }),
+        decode: side(&of(|turn| &turn.decode), decode),
+        memory: Figure::new(Spread::of(fullest), predicted),
+        mode,
+        streams,
+        turns,
+    }
+}
+
+/// What was predicted.
+#[derive(Clone, Copy)]
+struct Expected<'a> {
+    latency: Option<f64>,
+    rate: Option<f64>,
+    step: Option<&'a Prediction>,
+}
+
+fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
+    let each = |value: &dyn Fn(&Phase) -> Option<f64>| {
+        Spread::of(phases.iter().filter_map(|one| value(one)).collect())
+    };
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let per = |total: f64, count: u64| (count > 0).then(|| total / count as f64);
+    let step = expected.step;
+    let rows = |one: &Prediction| f64::from(one.step.rows);
+    let all = sum(phases.iter().map(|one| &one.totals));
+    Side {
+        latency_ms: Figure::new(
+            each(&|one| Some(mean(&one.seconds) * 1e3)),
+            expected.latency.map(|seconds| seconds * 1e3),
+        ),
+        tokens_per_second: Figure::new(
+            each(&|one| Some(one.rate)),
+            expected.rate.or(step.map(Prediction::rows_per_second)),
+        ),
+        bytes_per_token: Figure::new(
+            each(&|one| per((one.totals.bytes_in + one.totals.bytes_out) as f64, one.totals.rows)),
+            step.map(|step| step.bytes_per_row),
+        ),
+        hops_per_token: Figure::new(
+            each(&|one| per(2.0 * one.totals.calls as f64, one.totals.rows)),
+            step.map(|step| step.hops / rows(step)),
+        ),
+        slowest_ms: Figure::new(
+            each(&|one| per(one.totals.parts.slowest * 1e3, one.totals.steps)),
+            step.map(|step| step.terms.wait * 1e3),
+        ),
+        imbalance: Figure::new(
+            each(&|one| {
+                let parts = &one.totals.parts;
+                (one.totals.calls > 0 && parts.experts > 0.0)
+                    .then(|| (parts.experts + parts.slowest) / parts.experts)
+            }),
+            step.map(|step| step.imbalance),
+        ),
+        parts: parts(&all, step.map(|step| &step.terms)),
+        steps: all.steps,
+    }
+}
+
+/// What a step is made of, in the prediction's terms: attention, dense layers and both ends are the trunk; rows on their way
+/// home belong to combine.
+fn parts(all: &StepTotals, predicted: Option<&Terms>) -> Vec<Part> {
+    let spent = &all.parts;
+    let measured = [
+        spent.attention + spent.dense + spent.ends + spent.other,
+        spent.gate,
+        spent.dispatch,
+        spent.experts,
+        spent.slowest,
+        spent.combine + spent.travel,
+    ];
+    let names = named_ms(&Terms::default()).map(|(name, _)| name);
+    let predicted = predicted.map(|terms| named_ms(terms).map(|(_, ms)| ms));
+    let steps = all.steps.max(1) as f64;
+    let each = (0..names.len()).map(|at| Part {
+        name: names[at],
+        measured_ms: measured[at] * 1e3 / steps,
+        predicted_ms: predicted.map(|terms| terms[at]),
+    });
+    each.collect()
+}
+
+/// Who is fastest, over whom, and in what.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Winner {
+    pub what: String,
+    pub winner: String,
+    pub over: Vec<Lead>,
+    /// Whether the prediction named the same one.
+    pub foreseen: Option<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lead {
+    pub loser: String,
+    pub factor: f64,
+    /// The part of a step in which most is saved, and how many milliseconds.
+    pub part: &'static str,
+    pub saved_ms: f64,
+    /// Whether even the worst round of the winner beat the best of the loser.
+    pub clear: bool,
+}
+
+/// Among cells with the same number of streams.
+pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> Option<Winner> {
+    let rate = |cell: &Cell| side(cell).tokens_per_second.measured;
+    let mut ranked: Vec<(&Cell, Spread)> =
+        cells.iter().filter_map(|cell| Some((*cell, rate(cell)?))).collect();
+    ranked.sort_by(|a, b| b.1.median.total_cmp(&a.1.median));
+    let (best, fastest) = *ranked.first()?;
+    let over = ranked.iter().skip(1).map(|(cell, spread)| {
+        let pairs = side(best).parts.iter().zip(&side(cell).parts);
+        let saved = pairs.map(|(ours, theirs)| (ours.name, theirs.measured_ms - ours.measured_ms));
+        let (part, saved_ms) = saved.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("experts", 0.0));
+        Lead {
+            loser: cell.mode.clone(),
+            factor: fastest.median / spread.median,
+            part,
+            saved_ms,
+            clear: fastest.least > spread.most,
+        }
+    });
+    let over = over.collect();
+    let guess = |cell: &&Cell| side(cell).latency_ms.predicted;
+    let known = cells.iter().all(|cell| guess(cell).is_some());
+    let guessed =
+        cells.iter().min_by(|a, b| guess(a).unwrap_or(f64::MAX).total_cmp(&guess(b).unwrap_or(f64::MAX)));
+    let foreseen = guessed.filter(|_| known).map(|cell| cell.mode == best.mode);
+    Some(Winner { what, winner: best.mode.clone(), over, foreseen })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreads_and_errors() {
+        assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
+        assert_eq!(Spread::of(vec![4.0, 2.0]).map(|spread| spread.median), Some(3.0));
+        assert_eq!(Spread::of(Vec::new()), None);
+        let figure = Figure::new(Spread::of(vec![10.0]), Some(11.0));
+        assert!((figure.error.unwrap() - 0.1).abs() < 1e-12);
+        assert_eq!(Figure::new(Spread::of(vec![0.0]), Some(1.0)).error, None);
+    }
+}

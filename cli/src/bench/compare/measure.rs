@@ -1,0 +1,202 @@
+//! One turn of a mode: prompts that are new to it, and then their answers.
+//!
+//! Three loads with the same prompts: an answer of one token each, which is prefill; the same once more, which finds its
+//! prompts in the prefix cache, but for what whole pages of 64 do not hold; and the whole answers. What the third costs more than
+//! the second is decode and nothing else; where the second costs much, it is a difference of large numbers.
+
+use std::sync::atomic::AtomicBool;
+
+use gaterail_router::http::ClusterPage;
+use gaterail_router::serving::{StepParts, StepTotals};
+
+use super::args::Plan;
+use super::server::Server;
+use crate::bench::dialect::Dialect;
+use crate::bench::load::{self, Load, Measured};
+use crate::bench::prompt::{Prompt, fit};
+use crate::bench::random::Random;
+use crate::bench::request::{Answer, Asked};
+use crate::bench::tokens::Counting;
+use crate::bench::workload::{PlannedPrompt, Shape};
+use crate::endpoint::Failure;
+use crate::error::CliError;
+use crate::plan::Contender;
+
+/// What one turn with one number of streams gave.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub contender: Contender,
+    pub streams: u32,
+    pub prefill: Phase,
+    pub decode: Phase,
+    /// Of every request, in order.
+    pub texts: Vec<String>,
+    /// Bytes of experts that each worker holds of the plan in force.
+    pub memory: Vec<u64>,
+}
+
+/// A part of a turn.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    /// Seconds of one request: TTFT of prefill, TPOT of decode.
+    pub seconds: Vec<f64>,
+    /// Tokens a second, of all streams.
+    pub rate: f64,
+    pub totals: StepTotals,
+    pub answers: Vec<Answer>,
+}
+
+/// What stays the same for all modes.
+pub struct Texts {
+    /// By number of streams, then by round.
+    prompts: Vec<Vec<Vec<Prompt>>>,
+}
+
+impl Texts {
+    /// Words of the seed, as many as make the tokens; `server` counts them, as every other one would.
+    pub fn new(plan: &Plan, server: &Server, dialect: &Dialect) -> Result<Texts, Failure> {
+        let counting = Counting::find(&server.endpoint, dialect);
+        let count = |text: &str| counting.count(&server.endpoint, dialect, text);
+        let shape = Shape {
+            input: crate::bench::lengths::Lengths::Constant(plan.prompt),
+            output: crate::bench::lengths::Lengths::Constant(plan.output),
+            prefix: None,
+            seed: plan.seed,
+        };
+        let one = |(at, &streams): (usize, &u32)| {
+            let round = |round: usize| {
+                let planned = shape.requests(streams as usize, (at * (plan.rounds + 1) + round) as u64);
+                let prompts = planned.into_iter().map(|planned| match planned.prompt {
+                    PlannedPrompt::Length { tokens, seed, .. } => {
+                        fit("", tokens, &mut Random::new(seed, 0), count)
+                    }
+                    PlannedPrompt::Text(text) => Ok(Prompt { tokens: count(&text)?, text }),
+                });
+                prompts.collect::<Result<Vec<Prompt>, Failure>>()
+            };
+            // One more to warm up with.
+            (0..=plan.rounds).map(round).collect::<Result<Vec<_>, Failure>>()
+        };
+        let prompts = plan.streams.iter().enumerate().map(one).collect::<Result<Vec<_>, Failure>>()?;
+        Ok(Texts { prompts })
+    }
+}
+
+/// What a turn needs to know.
+pub struct Circumstances<'a> {
+    pub plan: &'a Plan,
+    pub texts: &'a Texts,
+    pub dialect: &'a Dialect,
+    pub stop: &'a AtomicBool,
+}
+
+/// Measures one number of streams, the `at`-th, in one round; 0 warms up. `None`: Ctrl-C came.
+pub fn turn(
+    on: &Circumstances<'_>,
+    server: &Server,
+    contender: Contender,
+    at: usize,
+    round: usize,
+) -> Result<Option<Turn>, CliError> {
+    let (streams, prompts) = (on.plan.streams[at], &on.texts.prompts[at][round]);
+    let phase = |tokens: u32| -> Result<Option<(Measured, StepTotals, ClusterPage)>, CliError> {
+        let before = server.page()?.totals;
+        let measured = ask(on, server, prompts, tokens);
+        let page = server.page()?;
+        if measured.interrupted {
+            return Ok(None);
+        }
+        let failed = measured.records.iter().find_map(|record| record.result.as_ref().err());
+        if let Some(failure) = failed {
+            return Err(CliError::Refused(format!("{contender}: a request failed: {failure}")));
+        }
+        Ok(Some((measured, difference(&page.totals, &before), page)))
+    };
+    let Some((prefill, prefill_totals, _)) = phase(1)? else { return Ok(None) };
+    let Some((_, again_totals, _)) = phase(1)? else { return Ok(None) };
+    let Some((whole, whole_totals, page)) = phase(on.plan.output)? else { return Ok(None) };
+    let workers = page.cluster.map(|cluster| cluster.workers).unwrap_or_default();
+    let tokens: u32 = prompts.iter().map(|prompt| prompt.tokens).sum();
+    let (first, whole) = (answers(prefill.records), answers(whole.records));
+    let ttfts: Vec<f64> = first.iter().map(|answer| answer.ttft).collect();
+    let tpots: Vec<f64> = whole.iter().filter_map(Answer::tpot).collect();
+    let mean = tpots.iter().sum::<f64>() / tpots.len().max(1) as f64;
+    Ok(Some(Turn {
+        contender,
+        streams,
+        texts: whole.iter().map(|answer| answer.text.clone()).collect(),
+        prefill: Phase {
+            rate: f64::from(tokens) / prefill.duration,
+            seconds: ttfts,
+            totals: prefill_totals,
+            answers: first,
+        },
+        decode: Phase {
+            rate: f64::from(streams) / mean,
+            seconds: tpots,
+            totals: difference(&whole_totals, &again_totals),
+            answers: whole,
+        },
+        memory: workers.iter().map(|worker| worker.bytes).collect(),
+    }))
+}
+
+fn ask(on: &Circumstances<'_>, server: &Server, prompts: &[Prompt], tokens: u32) -> Measured {
+    let asked = |prompt: &Prompt| Asked { due: None, prompt: prompt.clone(), output: tokens };
+    let load = Load {
+        endpoint: server.endpoint.clone(),
+        dialect: on.dialect.clone(),
+        requests: prompts.iter().map(asked).collect(),
+        concurrency: Some(prompts.len()),
+        until: None,
+    };
+    load::run(load, on.stop, |_| ())
+}
+
+fn answers(records: Vec<crate::bench::request::Record>) -> Vec<Answer> {
+    records.into_iter().filter_map(|record| record.result.ok()).collect()
+}
+
+/// What was added; what cannot be less is not.
+fn difference(now: &StepTotals, before: &StepTotals) -> StepTotals {
+    let less = |now: u64, before: u64| now.saturating_sub(before);
+    StepTotals {
+        steps: less(now.steps, before.steps),
+        rows: less(now.rows, before.rows),
+        step: (now.step - before.step).max(0.0),
+        parts: parts(&now.parts, &before.parts, |now, before| (now - before).max(0.0)),
+        layers: less(now.layers, before.layers),
+        calls: less(now.calls, before.calls),
+        bytes_out: less(now.bytes_out, before.bytes_out),
+        bytes_in: less(now.bytes_in, before.bytes_in),
+    }
+}
+
+/// All of several.
+pub fn sum<'a>(all: impl Iterator<Item = &'a StepTotals>) -> StepTotals {
+    all.fold(StepTotals::default(), |sum, one| StepTotals {
+        steps: sum.steps + one.steps,
+        rows: sum.rows + one.rows,
+        step: sum.step + one.step,
+        parts: parts(&sum.parts, &one.parts, |a, b| a + b),
+        layers: sum.layers + one.layers,
+        calls: sum.calls + one.calls,
+        bytes_out: sum.bytes_out + one.bytes_out,
+        bytes_in: sum.bytes_in + one.bytes_in,
+    })
+}
+
+fn parts(a: &StepParts, b: &StepParts, f: impl Fn(f64, f64) -> f64) -> StepParts {
+    StepParts {
+        attention: f(a.attention, b.attention),
+        gate: f(a.gate, b.gate),
+        dense: f(a.dense, b.dense),
+        dispatch: f(a.dispatch, b.dispatch),
+        experts: f(a.experts, b.experts),
+        slowest: f(a.slowest, b.slowest),
+        travel: f(a.travel, b.travel),
+        combine: f(a.combine, b.combine),
+        ends: f(a.ends, b.ends),
+        other: f(a.other, b.other),
+    }
+}

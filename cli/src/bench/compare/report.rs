@@ -1,0 +1,168 @@
+//! The comparison as people read it: a table, and a page with pictures.
+
+use super::Comparison;
+use super::figures::{Cell, Figure, Lead, Side, Winner};
+use super::picture;
+use crate::bench::plot::escaped;
+
+const TITLE: usize = 26;
+const COLUMN: usize = 30;
+
+/// What a line of the table says of a side, and how many decimals its numbers have.
+type Row = (&'static str, fn(&Side) -> &Figure, usize);
+
+const PREFILL: [Row; 6] = [
+    ("TTFT, ms", |side| &side.latency_ms, 1),
+    ("tokens/s", |side| &side.tokens_per_second, 1),
+    ("bytes a token", |side| &side.bytes_per_token, 0),
+    ("hops a token", |side| &side.hops_per_token, 2),
+    ("wait for slowest, ms", |side| &side.slowest_ms, 2),
+    ("slowest over mean", |side| &side.imbalance, 2),
+];
+const DECODE: [Row; 6] =
+    [("TPOT, ms", |side| &side.latency_ms, 2), PREFILL[1], PREFILL[2], PREFILL[3], PREFILL[4], PREFILL[5]];
+
+pub fn text(found: &Comparison) -> String {
+    let mut text = format!(
+        "{}: prompts of {} tokens, answers of {}; {} worker processes, {} rounds\n\
+         median (least to most) | prediction, its error\n",
+        found.model, found.prompt_tokens, found.output_tokens, found.workers, found.rounds
+    );
+    for &streams in &found.streams {
+        let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
+        // An interrupt may have come before them.
+        let Some(first) = cells.first() else { continue };
+        let of = if streams == 1 { "1 stream".to_string() } else { format!("{streams} streams") };
+        for (name, rows, side) in sides() {
+            text += &line(&format!("\n{name}, {of}"), cells.iter().map(|cell| cell.mode.clone()));
+            for (title, figure, decimals) in rows {
+                text += &line(
+                    &format!("  {title}"),
+                    cells.iter().map(|cell| shown(figure(side(cell)), decimals)),
+                );
+            }
+            for part in 0..side(first).parts.len() {
+                let title = format!("    {}, ms", side(first).parts[part].name);
+                text += &line(&title, cells.iter().map(|cell| part_shown(side(cell), part)));
+            }
+        }
+    }
+    text += &line("\nmemory of the fullest, MB", found.first_cells().map(|cell| shown_scaled(&cell.memory)));
+    text.push('\n');
+    text += &found.winners.iter().map(|winner| winner_line(winner) + "\n").collect::<String>();
+    text += &found.same;
+    text + "\n"
+}
+
+type Picked = (&'static str, [Row; 6], fn(&Cell) -> &Side);
+
+pub fn sides() -> [Picked; 2] {
+    [("prefill", PREFILL, |cell| &cell.prefill), ("decode", DECODE, |cell| &cell.decode)]
+}
+
+/// `12.3 (12.1 to 12.9) | 11.8 -4 %`
+fn shown(figure: &Figure, decimals: usize) -> String {
+    let Some(measured) = figure.measured else { return "-".to_string() };
+    let predicted = match (figure.predicted, figure.error) {
+        (Some(predicted), Some(error)) => format!(" | {predicted:.decimals$} {:+.0} %", error * 100.0),
+        (Some(predicted), None) => format!(" | {predicted:.decimals$}"),
+        _ => String::new(),
+    };
+    let spread = match measured.least == measured.most {
+        true => String::new(),
+        false => format!(" ({:.decimals$} to {:.decimals$})", measured.least, measured.most),
+    };
+    format!("{:.decimals$}{spread}{predicted}", measured.median)
+}
+
+fn shown_scaled(figure: &Figure) -> String {
+    let mega = |value: f64| value / 1e6;
+    let measured = figure.measured.map(|spread| super::figures::Spread {
+        median: mega(spread.median),
+        least: mega(spread.least),
+        most: mega(spread.most),
+    });
+    shown(&Figure { measured, predicted: figure.predicted.map(mega), error: figure.error }, 1)
+}
+
+fn part_shown(side: &Side, at: usize) -> String {
+    let part = &side.parts[at];
+    let predicted = part.predicted_ms.map_or(String::new(), |ms| format!(" | {ms:.2}"));
+    format!("{:.2}{predicted}", part.measured_ms)
+}
+
+fn line(title: &str, values: impl IntoIterator<Item = String>) -> String {
+    let (breaks, title) = title.split_at(title.len() - title.trim_start_matches('\n').len());
+    let mut line = format!("{breaks}{title:TITLE$}");
+    values.into_iter().for_each(|value| line += &format!("  {value:>COLUMN$}"));
+    line.trim_end().to_string() + "\n"
+}
+
+/// `decode, 4 streams: tp wins, 1.12 times as fast as ep (3.20 ms less experts)`.
+pub fn winner_line(winner: &Winner) -> String {
+    let lead = |lead: &Lead| {
+        let doubt = if lead.clear { "" } else { ", within the spread" };
+        format!(
+            "{:.2} times as fast as {}{doubt} ({:.2} ms of a step less in: {})",
+            lead.factor, lead.loser, lead.saved_ms, lead.part
+        )
+    };
+    let over: Vec<String> = winner.over.iter().map(lead).collect();
+    let foreseen = match winner.foreseen {
+        Some(true) => "; as predicted",
+        Some(false) => "; predicted was another one",
+        None => "",
+    };
+    let over = if over.is_empty() { "alone".to_string() } else { over.join(", ") };
+    format!("{}: {} wins, {over}{foreseen}", winner.what, winner.winner)
+}
+
+/// A page that needs nothing else.
+pub fn page(found: &Comparison) -> String {
+    let title = format!("{}: ways to spread the experts", found.model);
+    let mut body = format!(
+        "<h1>{}</h1>\n<p>Prompts of {} tokens, answers of {}; {} worker processes; {} rounds. {}</p>\n<ul>\n",
+        escaped(&title),
+        found.prompt_tokens,
+        found.output_tokens,
+        found.workers,
+        found.rounds,
+        escaped(&found.device),
+    );
+    found.winners.iter().for_each(|winner| body += &format!("<li>{}</li>\n", escaped(&winner_line(winner))));
+    body += &format!("</ul>\n<p>{}</p>\n", escaped(&found.same));
+    body += &picture::steps(&found.cells);
+    for &streams in &found.streams {
+        let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
+        if cells.is_empty() {
+            continue;
+        }
+        for (name, rows, side) in sides() {
+            body += &table(&format!("{name}, {streams} at once"), &cells, &rows, side);
+        }
+        body += &picture::requests(&cells, streams);
+    }
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{}</title><style>{STYLE}</style></head>\n\
+         <body>\n{body}</body></html>\n",
+        escaped(&title)
+    )
+}
+
+const STYLE: &str = "body{font:14px Helvetica,Arial,sans-serif;color:#222;max-width:1100px;margin:2em auto;padding:0 1em}\
+table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}\
+th:first-child,td:first-child{text-align:left}caption{text-align:left;font-weight:bold;padding:.4em 0}";
+
+fn table(caption: &str, cells: &[&Cell], rows: &[Row], side: fn(&Cell) -> &Side) -> String {
+    let row = |title: &str, values: Vec<String>, tag: &str| {
+        let values: String =
+            values.iter().map(|value| format!("<{tag}>{}</{tag}>", escaped(value))).collect();
+        format!("<tr><{tag}>{}</{tag}>{values}</tr>\n", escaped(title))
+    };
+    let mut text = format!("<table><caption>{}</caption>\n", escaped(caption));
+    text += &row("", cells.iter().map(|cell| cell.mode.clone()).collect(), "th");
+    for (title, figure, decimals) in rows {
+        text += &row(title, cells.iter().map(|cell| shown(figure(side(cell)), *decimals)).collect(), "td");
+    }
+    text + "</table>\n"
+}

@@ -1,0 +1,135 @@
+//! `gaterail plan`: how fast a model would be on these machines, and where its experts should be, before it is loaded.
+//!
+//! | file | in the order of a run |
+//! |---|---|
+//! | [`args`] | the command line; workers that are not here |
+//! | [`subject`] | the model's shape, from configuration and headers |
+//! | [`measure`], [`machine`] | what this machine reaches, and what that makes of workers |
+//! | [`forecast`] | what every way to spread the experts costs, and which wins |
+//! | [`text`] | for a person |
+
+pub mod args;
+pub mod forecast;
+mod machine;
+mod measure;
+mod subject;
+mod text;
+
+use serde::Serialize;
+
+use args::Crew;
+pub use args::{Contender, Contenders, PlanArgs};
+use forecast::{Forecast, Known, Question, Winner, forecasts, winners};
+use machine::Measured;
+pub use measure::hop::{EchoArgs, echo};
+use subject::Subject;
+
+use crate::error::CliError;
+use crate::progress::bytes_text;
+use crate::terminal;
+use crate::weights::{KvArg, WeightsArg};
+
+/// All that is printed.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    pub model: ModelAbout,
+    pub measured: Measured,
+    pub question: Question,
+    pub workers: usize,
+    pub forecasts: Vec<Forecast>,
+    pub winners: Vec<Winner>,
+}
+
+/// The model, in words and bytes.
+#[derive(Debug, Serialize)]
+pub struct ModelAbout {
+    pub name: String,
+    pub architecture: String,
+    pub experts: String,
+    pub trunk: String,
+    pub experts_bytes: u64,
+    pub trunk_bytes: u64,
+    pub kv_bytes_per_position: u64,
+    pub estimated: bool,
+}
+
+/// What a prediction is asked for.
+pub struct Asked<'a> {
+    pub model: &'a str,
+    pub weights: WeightsArg,
+    pub kv: KvArg,
+    pub threads: Option<usize>,
+    pub crew: &'a Crew,
+    pub contenders: &'a Contenders,
+    pub question: Question,
+}
+
+pub fn run(args: &PlanArgs) -> Result<(), CliError> {
+    args.check()?;
+    let crew = Crew::of(&args.workers)?;
+    let contenders = args.parallel.clone().unwrap_or_else(|| Contenders::all(crew.count()));
+    contenders.check(crew.count())?;
+    let question = Question {
+        streams: args.streams.clone(),
+        context: args.context,
+        prompt: args.prefill,
+        step_rows: args.step_tokens,
+        copies: args.expert_copies,
+    };
+    let plan = plan(Asked {
+        model: &args.model,
+        weights: args.weights,
+        kv: args.kv_cache_dtype,
+        threads: args.threads,
+        crew: &crew,
+        contenders: &contenders,
+        question,
+    })?;
+    let json = || serde_json::to_string_pretty(&plan).map(|text| text + "\n");
+    match args.json {
+        true => terminal::print(&json().map_err(|error| CliError::Refused(error.to_string()))?),
+        false => terminal::print(&terminal::visible(&text::text(&plan))),
+    }
+}
+
+/// Measures this machine and predicts.
+pub fn plan(asked: Asked<'_>) -> Result<Plan, CliError> {
+    let Asked { model, weights, kv, threads, crew, contenders, question } = asked;
+    let subject = Subject::open(model, weights, kv)?;
+    let say = |what: &str| terminal::note(&format!("plan: measuring {what}"));
+    let workers = if let Crew::Here(count) = crew { *count } else { 1 };
+    let measured = Measured::now(&subject, threads, workers, say)?;
+    let most = question.streams.iter().copied().max().unwrap_or(1);
+    let positions = u64::from(most) * u64::from(question.context.max(question.prompt));
+    let known = Known {
+        shape: &subject.shape,
+        inventory: &subject.inventory,
+        rates: measured.rates(crew),
+        seats: measured.seats(crew, &subject, positions),
+        smaller: &subject.smaller,
+        local_misfit: local_misfit(&subject, &measured, positions),
+    };
+    let forecasts = forecasts(&known, &contenders.0, &question);
+    let winners = winners(&forecasts, &question);
+    let model = ModelAbout {
+        name: subject.name,
+        architecture: subject.architecture,
+        experts: subject.experts.to_string(),
+        trunk: subject.trunk.to_string(),
+        experts_bytes: subject.experts_bytes,
+        trunk_bytes: subject.trunk_bytes,
+        kv_bytes_per_position: subject.kv_bytes_per_position,
+        estimated: subject.estimated,
+    };
+    Ok(Plan { model, measured, question, workers: crew.count(), forecasts, winners })
+}
+
+fn local_misfit(subject: &Subject, measured: &Measured, positions: u64) -> Option<String> {
+    let wanted = measured.router_bytes(subject, positions) + subject.experts_bytes;
+    let available = measured.available_bytes.filter(|&available| wanted > available)?;
+    Some(format!(
+        "does not fit in one process here: it takes {}, and {} are available",
+        bytes_text(wanted),
+        bytes_text(available)
+    ))
+}
