@@ -42,6 +42,8 @@ fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
     let (text, _) = stream.finish();
     assert!(!text.is_empty());
     assert!(server.wait().success());
+    let log = server.rest_of_log();
+    assert!(log.contains("stopping") && !log.contains("somebody is gone"), "an end is no death: {log}");
     workers.into_iter().for_each(wait_until_gone);
 }
 

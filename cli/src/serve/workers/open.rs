@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Workers {
     plan_max: Duration,
     /// `None` where all workers come by themselves.
     pub supervisor: Option<Supervisor>,
+    /// Nothing is left to answer, and what control has to say of workers that go is no news.
+    stopping: Arc<AtomicBool>,
 }
 
 /// What is to be opened.
@@ -104,6 +107,8 @@ impl Opening<'_> {
         let (faults_in, faults) = channel();
         let plans = Arc::new(Plans::new(faults_in));
         let stats = Arc::new(ExchangeStats::default());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let silent = stopping.clone();
         let router = RouterId(getrandom::u64().map_err(|error| refused(&error))?);
         let cluster = Cluster::start(
             router,
@@ -112,7 +117,12 @@ impl Opening<'_> {
             own,
             (plans.clone(), faults),
             stats.clone(),
-            |line| terminal::note(&terminal::visible(&format!("gaterail: {line}"))),
+            move |line| {
+                // That workers go is what is wanted then.
+                if !silent.load(Ordering::Relaxed) {
+                    terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+                }
+            },
         )
         .map_err(CliError::io("starting the threads of the cluster"))?;
         front.take_workers(socket, cluster.clone(), door)?;
@@ -126,7 +136,7 @@ impl Opening<'_> {
         if let Some(supervisor) = &supervisor {
             front.spawn(tell_who_is_there(Arc::downgrade(&cluster), supervisor.present()));
         }
-        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor })
+        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor, stopping })
     }
 
     /// Whether the experts fit into the shares at all, where nobody else will come.
@@ -165,7 +175,8 @@ impl Workers {
 
     /// Says goodbye to all; those of this machine end.
     pub async fn stop(self) {
-        let Workers { cluster, supervisor, .. } = self;
+        let Workers { cluster, supervisor, stopping, .. } = self;
+        stopping.store(true, Ordering::Relaxed);
         cluster.stop().await;
         // It waits for processes, and nobody waits for this thread any more.
         drop(supervisor);
@@ -268,7 +279,6 @@ async fn tell_who_is_there(cluster: Weak<Cluster>, present: Arc<Mutex<Present>>)
 
 /// Says how long answers stood still because a worker failed.
 async fn watch_stalls(stats: Arc<ExchangeStats>) {
-    use std::sync::atomic::Ordering;
     let mut seen = 0;
     loop {
         tokio::time::sleep(STALLS_EVERY).await;
