@@ -111,7 +111,7 @@ fn all_workers_gone_and_back() {
 #[test]
 fn nobody_waits_for_workers_for_ever() {
     let flags = ["--cluster-listen", "127.0.0.1:0", "--workers", "1", "--workers-gone-seconds", "1"];
-    let server = Server::start(&flags);
+    let mut server = Server::start(&flags);
     let only = pids(&wait_for_workers(&server, 1))[0];
     let mut stream = Stream::open(&server, &request(0, 3000));
     stream.read_events(3);
@@ -125,9 +125,10 @@ fn nobody_waits_for_workers_for_ever() {
     assert_eq!(server.get("/readyz").status, 503);
     let answer = server.post("/v1/completions", &serde_json::json!({"prompt": [5, 6], "max_tokens": 3}));
     assert!(answer.status >= 500, "{} {}", answer.status, answer.text());
-    // Nor does an answer that had begun: it says that it broke off, and why.
+    // Nor does an answer that had begun: it says that it broke off, and the log says why.
     let broken = stream.read_to_end();
-    assert!(broken.contains("error") && broken.contains("no workers"), "{broken}");
+    assert!(broken.contains("\"error\"") && broken.contains("its log says why"), "{broken}");
+    server.line_with(&["no workers that hold all of them"]);
     assert!(started.elapsed() < Duration::from_secs(30));
     signal(only, Signal::CONT);
     wait_for_workers(&server, 1);

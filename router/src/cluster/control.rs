@@ -167,7 +167,6 @@ struct Control {
 
 /// A worker that is there.
 pub(super) struct Member {
-    about: WorkerAbout,
     serial: Serial,
     outgoing: Outgoing,
     cut: Cut,
@@ -255,7 +254,6 @@ impl Control {
         // A worker that comes again before its old stream was seen to end.
         self.forget(worker);
         let member = Member {
-            about: about.clone(),
             serial,
             outgoing,
             cut: channel.cut(),
