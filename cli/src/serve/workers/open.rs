@@ -46,7 +46,7 @@ pub struct Workers {
     plan_max: Duration,
     /// `None` where all workers come by themselves.
     pub supervisor: Option<Supervisor>,
-    /// Nothing is left to answer, and what control has to say of workers that go is no news.
+    /// What control has to say of workers that go is no news any more.
     stopping: Arc<AtomicBool>,
 }
 
@@ -173,10 +173,14 @@ impl Workers {
         move || RemoteExperts::new(math, router, plans, stats, limits)
     }
 
+    /// The server ends: workers leave with its engine, and that is not told. Deaths of this machine's processes still are.
+    pub fn hush(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Says goodbye to all; those of this machine end.
     pub async fn stop(self) {
-        let Workers { cluster, supervisor, stopping, .. } = self;
-        stopping.store(true, Ordering::Relaxed);
+        let Workers { cluster, supervisor, .. } = self;
         cluster.stop().await;
         // It waits for processes, and nobody waits for this thread any more.
         drop(supervisor);
