@@ -124,6 +124,33 @@ fn the_first_plan_waits_for_those_who_are_expected() {
     assert_eq!(bench.on(Event::Switched { epoch: Epoch(1) }), [Action::Retire { before: Epoch(1) }]);
 }
 
+/// Experts of two workers whose measured rates differ by three to one, the first slower.
+fn held_by_uneven(change: impl Fn(&mut WorkerAbout)) -> Vec<usize> {
+    let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });
+    bench.answering = false;
+    let mut join = |id, rate| {
+        let mut about = WorkerAbout { host: "a".to_string(), ..about(id) };
+        about.machine.read_bytes_per_second = rate;
+        change(&mut about);
+        bench.on(Event::Joined(about))
+    };
+    join(1, 1e9);
+    let held = prepares(&join(2, 3e9)).into_iter().map(|(_, _, experts)| experts).collect::<Vec<_>>();
+    let speed = |id| bench.roster.speed(WorkerId(id)).unwrap();
+    assert_eq!(speed(1) == speed(2), held[0] == held[1], "the work follows what is held");
+    held
+}
+
+#[test]
+fn processes_of_one_host_and_device_get_equal_parts() {
+    assert_eq!(held_by_uneven(|_| {}), [12, 12]);
+    // Nobody knows whether they are alike, or they are not.
+    assert_eq!(held_by_uneven(|about| about.host.clear()), [6, 18]);
+    assert_eq!(held_by_uneven(|about| about.host = about.name.clone()), [6, 18]);
+    assert_eq!(held_by_uneven(|about| about.machine.device = about.name.clone()), [6, 18]);
+    assert_eq!(held_by_uneven(|about| about.machine.threads = about.id.0 as u32), [6, 18]);
+}
+
 #[test]
 fn those_who_are_there_begin_when_the_wait_is_over() {
     let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });

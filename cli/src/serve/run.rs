@@ -201,6 +201,9 @@ impl Serving {
         runtime.block_on(async {
             tokio::time::sleep(grace).await;
             let deadline = Instant::now() + drain;
+            if let Some(workers) = &workers {
+                workers.hush();
+            }
             server.served.engine.drain(deadline);
             while !engine.is_finished() && Instant::now() < deadline + GOODBYE {
                 tokio::time::sleep(ENGINE_EVERY).await;

@@ -131,6 +131,13 @@ impl Server {
         panic!("no line with {words:?} in:\n{}", self.log.join("\n"));
     }
 
+    /// All that was said, once it has ended.
+    #[allow(dead_code)] // Not every test that has this file asks.
+    pub fn rest_of_log(&mut self) -> String {
+        self.log.extend(self.lines.iter());
+        self.log.join("\n")
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success());

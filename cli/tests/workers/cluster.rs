@@ -2,11 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
+
+pub use rustix::process::Signal;
 
 use crate::server::{PATIENCE, Server, gaterail, parse_answer, request_bytes};
 
@@ -21,6 +24,11 @@ pub fn page(server: &Server) -> Value {
 
 /// Waits until `workers` workers are in the plan, and no other plan is coming.
 pub fn wait_for_workers(server: &Server, workers: usize) -> Value {
+    wait_for_others(server, workers, &[])
+}
+
+/// The same without those of `gone`: the server may not have noticed yet that they are.
+pub fn wait_for_others(server: &Server, workers: usize, gone: &[u32]) -> Value {
     let until = Instant::now() + PATIENCE;
     loop {
         let page = page(server);
@@ -31,6 +39,7 @@ pub fn wait_for_workers(server: &Server, workers: usize) -> Value {
             && serving == workers
             && all.len() == workers
             && cluster["pending"].is_null()
+            && !pids(&page).iter().any(|pid| gone.contains(pid))
         {
             return page;
         }
@@ -45,9 +54,10 @@ pub fn pids(page: &Value) -> Vec<u32> {
     workers.iter().map(|at| at["pid"].as_u64().expect("a number") as u32).collect()
 }
 
-pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status();
-    assert!(status.expect("kill runs").success(), "{name} to {pid}");
+/// At once: no other program is started for it.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(pid as i32).expect("no group");
+    kill_process(pid, signal).unwrap_or_else(|error| panic!("{signal:?} to {pid:?}: {error}"));
 }
 
 pub fn is_alive(pid: u32) -> bool {
@@ -93,6 +103,12 @@ impl Stream {
 
     fn events(&self) -> usize {
         self.bytes.windows(6).filter(|window| window == b"data: ").count()
+    }
+
+    /// All of it, whatever it says.
+    pub fn read_to_end(mut self) -> String {
+        self.socket.read_to_end(&mut self.bytes).expect("the rest");
+        parse_answer(&self.bytes).text()
     }
 
     /// All of it; it has to be whole.

@@ -5,17 +5,19 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::cluster::{Stream, pids, request, signal, wait_for_workers, wait_until_gone};
+use crate::cluster::{
+    Signal, Stream, pids, request, signal, wait_for_others, wait_for_workers, wait_until_gone,
+};
 use crate::server::{Server, gaterail};
 
 #[test]
 fn a_worker_that_ends_is_started_again() {
     let mut server = Server::start(&["--workers", "2"]);
     let before = pids(&wait_for_workers(&server, 2));
-    signal(before[0], "KILL");
+    signal(before[0], Signal::KILL);
     server.line_with(&["ended", "signal: 9", "started again"]);
     wait_until_gone(before[0]);
-    let after = pids(&wait_for_workers(&server, 2));
+    let after = pids(&wait_for_others(&server, 2, &before[..1]));
     assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} {after:?}");
 }
 
@@ -24,7 +26,7 @@ fn a_server_that_is_killed_leaves_no_worker() {
     let mut server = Server::start(&["--workers", "2"]);
     let workers = pids(&wait_for_workers(&server, 2));
     // Even one that could not hear of it.
-    signal(workers[1], "STOP");
+    signal(workers[1], Signal::STOP);
     server.signal("KILL");
     server.wait();
     workers.into_iter().for_each(wait_until_gone);
@@ -40,6 +42,8 @@ fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
     let (text, _) = stream.finish();
     assert!(!text.is_empty());
     assert!(server.wait().success());
+    let log = server.rest_of_log();
+    assert!(log.contains("stopping") && !log.contains("somebody is gone"), "an end is no death: {log}");
     workers.into_iter().for_each(wait_until_gone);
 }
 
@@ -76,6 +80,7 @@ fn the_demo_model_has_two_workers() {
     for part in ["workers     2, ep", "worker-0: ", "  worker-1", "experts"] {
         assert!(seen.contains(part), "{part:?} is not in:\n{seen}");
     }
+    assert_eq!(seen.matches(" 16 experts").count(), 2, "two that are alike hold as much: {seen}");
     let status = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
     assert!(status.expect("kill runs").success());
     assert!(child.wait().expect("a child").success());

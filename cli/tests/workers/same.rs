@@ -1,9 +1,11 @@
 //! Workers do not change an answer.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::cluster::{page, wait_for_workers};
-use crate::server::Server;
+use crate::server::{PATIENCE, Server};
 
 /// Greedy and sampled, with log-probabilities, several choices, and a prompt that says something.
 fn questions() -> Vec<(&'static str, Value)> {
@@ -60,22 +62,32 @@ fn answers_are_those_of_one_process() {
     }
 }
 
+/// Figures are those of the last second, and workers say what they did with their next heartbeat.
+fn wait_until_told(server: &Server) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let page = wait_for_workers(server, 2);
+        let workers = page["cluster"]["workers"].as_array().expect("a list");
+        let told = workers.iter().all(|at| at["calls"].as_u64() > Some(100));
+        if told && page["step"]["shares"]["experts"].as_f64() > Some(0.0) {
+            return page;
+        }
+        assert!(Instant::now() < until, "nobody tells: {page:#}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn the_page_shows_who_computes() {
     let mut server = Server::start(&["--workers", "2", "--parallel", "tp"]);
     server.post("/v1/completions", &json!({"prompt": [5, 6], "max_tokens": 200, "ignore_eos": true}));
-    // Figures are those of the last second.
-    std::thread::sleep(std::time::Duration::from_millis(2500));
-    let shown = wait_for_workers(&server, 2);
+    let shown = wait_until_told(&server);
     let (cluster, step) = (&shown["cluster"], &shown["step"]);
     assert_eq!((&cluster["mode"], &cluster["copies"]), (&json!("tp"), &json!(1)));
     for worker in cluster["workers"].as_array().expect("a list") {
         assert_eq!(worker["experts"], 32, "each has a part of all 8 experts of 4 layers: {worker:#}");
         assert_eq!(worker["exchange"], "shared memory");
-        assert!(
-            worker["calls"].as_u64() > Some(100) && worker["held_bytes"].as_u64() > Some(0),
-            "{worker:#}"
-        );
+        assert!(worker["held_bytes"].as_u64() > Some(0), "{worker:#}");
     }
     let shares = step["shares"].as_object().expect("parts");
     let sum: f64 = shares.values().map(|share| share.as_f64().expect("a number")).sum();

@@ -27,7 +27,7 @@ pub struct WorkerAbout {
     /// For people: "worker-0".
     pub name: String,
     pub machine: Machine,
-    /// Those of one host may share memory; empty: with nobody.
+    /// Those of one host may share memory, and have the same rates if their devices are the same; empty: with nobody.
     pub host: String,
 }
 
@@ -39,6 +39,26 @@ impl From<&WorkerAbout> for Seat {
             read_bytes_per_second: about.machine.read_bytes_per_second,
         }
     }
+}
+
+impl WorkerAbout {
+    /// Whether both run on as many threads of the same device of one host.
+    fn is_alike(&self, other: &WorkerAbout) -> bool {
+        let same =
+            self.machine.device == other.machine.device && self.machine.threads == other.machine.threads;
+        same && self.host == other.host && !self.host.is_empty()
+    }
+}
+
+/// Workers as placement sees them. Those that are alike get one rate, the mean of theirs: they were measured while the others
+/// started, and what differs is who disturbed whom.
+pub(super) fn seats(workers: &[&WorkerAbout]) -> Vec<Seat> {
+    let rate = |about: &WorkerAbout| {
+        let alike = workers.iter().filter(|other| other.id == about.id || other.is_alike(about));
+        let rates: Vec<f64> = alike.map(|other| other.machine.read_bytes_per_second).collect();
+        rates.iter().sum::<f64>() / rates.len() as f64
+    };
+    workers.iter().map(|about| Seat { read_bytes_per_second: rate(about), ..Seat::from(*about) }).collect()
 }
 
 /// What is wanted, and how long anything may take.

@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gaterail_proto::{Epoch, ExpertSlice, Placement};
+use gaterail_proto::{Epoch, ExpertSlice, Placement, WorkerId};
 
+use super::about::seats;
 use super::roster::{Pending, Roster};
-use super::{Action, Note};
+use super::{Action, Note, WorkerAbout};
 use crate::placement::{Mode, Seat, Wanted, copies, fit, place, run_bytes, without};
 
 impl Roster {
@@ -31,7 +32,14 @@ impl Roster {
     pub(super) fn seats(&self, leaving: bool) -> Vec<Seat> {
         let mut members: Vec<_> = self.members.values().filter(|at| leaving || !at.leaving).collect();
         members.sort_by_key(|member| member.joined);
-        members.iter().map(|member| Seat::from(&member.about)).collect()
+        let abouts: Vec<&WorkerAbout> = members.iter().map(|member| &member.about).collect();
+        seats(&abouts)
+    }
+
+    /// The share of the work of a worker that is there follows this: bytes a second.
+    pub fn speed(&self, worker: WorkerId) -> Option<f64> {
+        let seats = self.seats(true);
+        seats.iter().find(|seat| seat.worker == worker).map(|seat| seat.read_bytes_per_second)
     }
 
     pub(super) fn wanted<'a>(&'a self, seats: &'a [Seat]) -> Wanted<'a> {

@@ -192,7 +192,6 @@ struct Control {
 
 /// A worker that is there.
 pub(super) struct Member {
-    about: WorkerAbout,
     serial: Serial,
     outgoing: Outgoing,
     cut: Cut,
@@ -300,7 +299,6 @@ impl Control {
         // A worker that comes again before its old stream was seen to end.
         self.forget(worker);
         let member = Member {
-            about: about.clone(),
             serial,
             outgoing,
             cut: channel.cut(),
@@ -381,10 +379,7 @@ impl Control {
 
     /// Of reading experts, which is what few rows take.
     fn speed(&self, worker: WorkerId) -> f64 {
-        let own = self.own.iter().map(|own| &own.about);
-        let about =
-            own.chain(self.members.values().map(|member| &member.about)).find(|about| about.id == worker);
-        about.map_or(1.0, |about| about.machine.read_bytes_per_second.max(1.0))
+        self.roster.speed(worker).unwrap_or(1.0).max(1.0)
     }
 
     fn own_shard(&self, epoch: Epoch, placement: &Placement) -> Option<OwnShard> {

@@ -60,7 +60,8 @@ impl Own {
         inputs: mpsc::WeakSender<Input>,
     ) -> Own {
         let id = WorkerId(router.0);
-        let about = WorkerAbout { id, name: "router".into(), machine: own.machine, host: String::new() };
+        let host = gaterail_cluster::host().unwrap_or_default();
+        let about = WorkerAbout { id, name: "router".into(), machine: own.machine, host };
         let (pieces, epochs) = (Arc::default(), BTreeMap::new());
         Own { about, served, cache: own.cache, pieces, epochs, loading: None, inputs }
     }

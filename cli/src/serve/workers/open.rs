@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub struct Workers {
     plan_max: Duration,
     /// `None` where all workers come by themselves.
     pub supervisor: Option<Supervisor>,
+    /// What control has to say of workers that go is no news any more.
+    stopping: Arc<AtomicBool>,
 }
 
 /// What is to be opened.
@@ -105,6 +108,8 @@ impl Opening<'_> {
         let (faults_in, faults) = channel();
         let plans = Arc::new(Plans::new(faults_in));
         let stats = Arc::new(ExchangeStats::default());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let silent = stopping.clone();
         let router = RouterId(getrandom::u64().map_err(|error| refused(&error))?);
         let cluster = Cluster::start(
             router,
@@ -113,7 +118,12 @@ impl Opening<'_> {
             own,
             (plans.clone(), faults),
             stats.clone(),
-            |line| terminal::note(&terminal::visible(&format!("gaterail: {line}"))),
+            move |line| {
+                // That workers go is what is wanted then.
+                if !silent.load(Ordering::Relaxed) {
+                    terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+                }
+            },
         )
         .map_err(CliError::io("starting the threads of the cluster"))?;
         front.take_workers(socket, cluster.clone(), door)?;
@@ -128,7 +138,7 @@ impl Opening<'_> {
         if let Some(supervisor) = &supervisor {
             front.spawn(tell_who_is_there(Arc::downgrade(&cluster), supervisor.present()));
         }
-        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor })
+        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor, stopping })
     }
 
     /// Whether the experts fit into the shares at all, where nobody else will come.
@@ -163,6 +173,11 @@ impl Workers {
         let limits = RemoteLimits { plan_max: self.plan_max, ..RemoteLimits::default() };
         let (router, plans, stats) = (self.router, self.plans.clone(), self.stats.clone());
         move || RemoteExperts::new(math, router, plans, stats, limits)
+    }
+
+    /// The server ends: workers leave with its engine, and that is not told. Deaths of this machine's processes still are.
+    pub fn hush(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// Says goodbye to all; those of this machine end.
