@@ -83,8 +83,7 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let loaded = load::load(&config, entrance, &mut loading)?;
     let banner = banner::text(&loaded, addresses, &config);
     let serving = loading.serve(loaded);
-    terminal::note(&banner);
-    serving.until_signal(&config)
+    serving.until_signal(&config, || terminal::note(&banner))
 }
 
 /// A server for this process alone: on a free port of this machine, behind a key that nobody else knows. Returns it with

@@ -164,11 +164,14 @@ pub struct Serving {
 impl Serving {
     /// Serves until SIGTERM or SIGINT, then drains. A second signal ends at once, and so does an engine that broke: whoever
     /// started the server starts another one.
-    pub fn until_signal(self, config: &ServeConfig) -> Result<(), CliError> {
+    ///
+    /// `ready` is called when signals are heard: whoever is told that the server is ready may end it.
+    pub fn until_signal(self, config: &ServeConfig, ready: impl FnOnce()) -> Result<(), CliError> {
         let broke = self.server.served.engine.ended();
         let signals = self.runtime.block_on(async {
             let (mut end, mut interrupt) =
                 (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            ready();
             tokio::select! {
                 _ = end.recv() => {},
                 _ = interrupt.recv() => {},

@@ -135,7 +135,7 @@ pub fn request(number: usize, tokens: usize) -> Value {
     let prompt: Vec<usize> = (0..12).map(|at| 5 + (number * 31 + at * 7) % 200).collect();
     json!({
         "prompt": prompt, "max_tokens": tokens, "ignore_eos": true, "stream": true, "logprobs": 2,
-        "temperature": if number % 2 == 0 { 0.0 } else { 0.9 }, "seed": number,
+        "temperature": if number.is_multiple_of(2) { 0.0 } else { 0.9 }, "seed": number,
     })
 }
 
