@@ -27,7 +27,7 @@ pub struct Compute {
     shards: Arc<Shards>,
     router: RouterId,
     stream: Stream,
-    /// What was held when the last call came.
+    /// The rows of the call at hand, on the device; kept for their room.
     x: Buffer<f32>,
     ids: Buffer<u32>,
     weights: Buffer<f32>,

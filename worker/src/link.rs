@@ -163,7 +163,6 @@ async fn join(shared: &Shared, mut client: Client) -> Result<(Outgoing, Streamin
         version: shared.version.clone(),
         packed_layout: PACKED_LAYOUT,
         machine: Some(shared.machine.clone()),
-        packed: Vec::new(),
         host: shared.host.clone(),
     };
     // The first message of a queue that is empty.

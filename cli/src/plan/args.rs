@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use gaterail_cluster::placement::Mode;
+use gaterail_router::cluster::WORKERS_MAX;
 
 use crate::device::parse_threads;
 use crate::error::CliError;
@@ -12,7 +13,6 @@ use crate::serve::config::parse_bytes;
 use crate::weights::{KvArg, WeightsArg};
 
 /// More of anything is surely a mistake.
-const WORKERS_MAX: usize = 256;
 const STREAMS_MAX: u32 = 4096;
 const TOKENS_MAX: u32 = 1 << 20;
 

@@ -52,8 +52,10 @@ fn figures_make_sense(cell: &Value) {
         assert!(figure(side, "latency_ms").is_some_and(|ms| ms > 0.0), "{cell:#}");
         assert!(figure(side, "tokens_per_second").is_some_and(|rate| rate > 0.0), "{cell:#}");
     }
-    // Five further tokens in each of two rounds, in steps of as many rows at most. The number is the difference of two loads, and in
-    // either the prompts may come in one step or in as many as there are streams.
+    // Five further tokens of every stream in each of two rounds are so many rows, however steps took them together.
+    assert_eq!(cell["decode"]["rows"].as_f64(), Some(10.0 * streams), "{cell:#}");
+    // The number of steps is the difference of two loads, and in either the prompts may come in one step or in as many as there
+    // are streams.
     let steps = cell["decode"]["steps"].as_u64().unwrap() as f64;
     let grouping = 2.0 * (streams - 1.0);
     assert!((10.0 - grouping..=10.0 * streams + grouping).contains(&steps), "{steps} steps: {cell:#}");

@@ -59,7 +59,7 @@ pub(super) async fn join(
 
 /// A worker that may serve this router.
 fn check(register: Register, limits: &ClusterLimits) -> Result<WorkerAbout, Status> {
-    let Register { worker, name, version, packed_layout, machine, packed, host } = register;
+    let Register { worker, name, version, packed_layout, machine, host } = register;
     if version != VERSION || packed_layout != PACKED_LAYOUT {
         let ours = format!("{VERSION} with packed layout {PACKED_LAYOUT}");
         let theirs = format!("{} with {packed_layout}", short(&version, limits.text_bytes_max));
@@ -71,9 +71,6 @@ fn check(register: Register, limits: &ClusterLimits) -> Result<WorkerAbout, Stat
         if text.len() > limits.text_bytes_max || text.chars().any(char::is_control) {
             return Err(Status::invalid_argument(format!("a worker's {what}, {} bytes", text.len())));
         }
-    }
-    if packed.len() > limits.packed_max {
-        return Err(Status::invalid_argument(format!("{} digests of packed experts", packed.len())));
     }
     let rates = [machine.read_bytes_per_second, machine.int8_operations_per_second];
     if rates.iter().any(|rate| !rate.is_finite() || *rate < 0.0) {

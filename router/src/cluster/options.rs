@@ -42,8 +42,6 @@ pub struct ClusterLimits {
     pub message_bytes_max: usize,
     /// A worker's name, version, device and host.
     pub text_bytes_max: usize,
-    /// Digests of packed experts that a worker may list.
-    pub packed_max: usize,
     /// Messages that wait for a worker; who takes none is dismissed.
     pub outgoing_max: usize,
     /// Messages of all workers that wait for control.
@@ -62,7 +60,6 @@ impl Default for ClusterLimits {
             exchange_time_max: Duration::from_secs(5),
             message_bytes_max: 4 << 20,
             text_bytes_max: 256,
-            packed_max: 1024,
             outgoing_max: 64,
             inputs_max: 1024,
             experts_streams_max: 2,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use gaterail_router::cluster::WORKERS_MAX;
 
 use crate::device::parse_threads;
 use crate::error::CliError;
@@ -12,7 +13,6 @@ use crate::plan::forecast::Question;
 use crate::plan::{Contender, Contenders};
 use crate::weights::WeightsArg;
 
-const WORKERS_MAX: usize = 256;
 const STREAMS_MAX: u32 = 1024;
 const TOKENS_MAX: u32 = 1 << 20;
 const ROUNDS_MAX: usize = 1000;

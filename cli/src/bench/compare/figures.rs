@@ -60,6 +60,8 @@ pub struct Side {
     /// Milliseconds of a step by part; the last one is all of it.
     pub parts: Vec<Part>,
     pub steps: u64,
+    /// Of all steps: in decode one for every token but the first of each answer.
+    pub rows: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -160,6 +162,7 @@ fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
         ),
         parts: parts(&all, step.map(|step| &step.terms)),
         steps: all.steps,
+        rows: all.rows,
     }
 }
 
