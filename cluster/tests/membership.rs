@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, WorkerAbout};
-use gaterail_cluster::placement::Mode;
+use gaterail_cluster::membership::{Action, Event, Machine, Policy, Refused, Roster, Wish, WorkerAbout};
+use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
 
 fn inventory() -> ExpertInventory {
@@ -385,10 +385,73 @@ fn who_wants_to_leave_serves_until_the_others_do_without() {
     assert_eq!(dismissed(&done), [(1, false)]);
 }
 
+/// Hits of the inventory's experts, where some of a layer are hot.
+fn hits(hot: impl Fn(u32) -> f64) -> Event {
+    Event::Popularity(Popularity(inventory().slices().map(|slice| hot(slice.expert.0)).collect()))
+}
+
+#[test]
+fn copies_follow_what_is_hot_if_that_is_worth_it_and_not_too_often() {
+    let (every, policy) = (Duration::from_secs(30), Policy::default());
+    let policy = Policy { expected: 2, replica_bytes: 6000, rebalance_every: every, ..policy };
+    let mut bench = Bench::new(policy);
+    bench.on(Event::Joined(about(1)));
+    assert_eq!(activated(&bench.on(Event::Joined(about(2)))), [(1, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(1) });
+    // All alike, or nearly: nothing moves.
+    assert_eq!(bench.on(hits(|_| 100.0)), []);
+    assert_eq!(bench.on(hits(|expert| if expert == 3 { 104.0 } else { 100.0 })), []);
+    let hot = |which: u32| move |expert| if expert == which { 700.0 } else { 100.0 };
+    assert_eq!(activated(&bench.on(hits(hot(3)))), [(2, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(2) });
+    let view = bench.roster.view();
+    assert!((3..=6).contains(&view.replicas) && view.replica_bytes <= 6000, "{view:?}");
+    assert!(view.imbalance.unwrap() < 1.3, "{view:?}");
+    // What is hot changes every second: plans do not.
+    let mut plans = 0;
+    for second in 0..120 {
+        let done = bench.on(hits(hot(second % 2 * 4 + 1)));
+        let more = bench.pass(Duration::from_secs(1), &[]);
+        for (epoch, _) in activated(&done).into_iter().chain(activated(&more)) {
+            plans += 1;
+            bench.on(Event::Switched { epoch: Epoch(epoch) });
+        }
+    }
+    assert!((1..=4).contains(&plans), "{plans} plans in 120 s");
+    // Without memory for copies nobody cares.
+    let mut bench = Bench::serving(2, 1);
+    assert_eq!(bench.on(hits(hot(3))), []);
+    assert!(bench.roster.view().imbalance.unwrap() > 1.2);
+}
+
+#[test]
+fn a_wish_that_does_not_fit_is_answered_with_what_does() {
+    let mut bench = Bench::serving(2, 1);
+    let now = bench.now;
+    let mut ask = |wish: Wish| bench.roster.rebalance(wish, now).0;
+    let refused = ask(Wish { copies: Some(3), ..Wish::default() }).expect_err("two workers");
+    assert!(refused.to_string().contains("--expert-copies 2"), "{refused}");
+    let mode = Some(Mode::Mixed { ep: 2, tp: 2 });
+    let refused = ask(Wish { mode, ..Wish::default() }).expect_err("two workers");
+    assert_eq!(refused, Refused::Workers { mode: mode.unwrap(), wanted: 4, there: 2 });
+    assert_eq!(ask(Wish { mode: Some(Mode::Tp), ..Wish::default() }), Ok(Some(Epoch(2))));
+    // Enough for all once, and not for what is new beside it.
+    let small =
+        |id| WorkerAbout { machine: Machine { memory_bytes: 13_000, ..about(id).machine }, ..about(id) };
+    let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });
+    bench.on(Event::Joined(small(1)));
+    assert_eq!(activated(&bench.on(Event::Joined(small(2)))), [(1, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(1) });
+    let now = bench.now;
+    let refused = bench.roster.rebalance(Wish { mode: Some(Mode::Tp), ..Wish::default() }, now).0;
+    assert!(matches!(refused, Err(Refused::Beside(_))), "{refused:?}");
+    assert_eq!(bench.roster.view().mode, "ep");
+}
+
 #[test]
 fn another_mode_is_prepared_beside_and_refused_if_it_does_not_fit() {
     let mut bench = Bench::serving(2, 1);
-    let rebalance = |mode, copies| Event::Rebalance { mode, copies, replica_bytes: None };
+    let rebalance = |mode, copies| Event::Rebalance(Wish { mode, copies, ..Wish::default() });
     let done = bench.on(rebalance(Some(Mode::Tp), None));
     assert_eq!(prepares(&done), [(1, 2, 24), (2, 2, 24)]);
     assert_eq!(activated(&done), [(2, 2)]);

@@ -9,7 +9,9 @@ use gaterail_proto::{Epoch, ExpertSlice, Placement, WorkerId};
 use super::about::seats;
 use super::roster::{Pending, Roster};
 use super::{Action, Note, WorkerAbout};
-use crate::placement::{Mode, Seat, Wanted, copies, fit, place, run_bytes, without};
+use crate::placement::{
+    Balance, Mode, Popularity, Seat, Wanted, balance, copies, fit, place, run_bytes, speeds, without,
+};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -60,8 +62,11 @@ impl Roster {
     fn improve(&mut self, now: Instant) {
         // Workers that hold what it replaced have no room for what is next.
         let retired = self.active.as_ref().is_none_or(|active| active.retire.is_empty());
-        if self.retry.is_some() || !retired || !std::mem::take(&mut self.changed) {
+        if self.retry.is_some() || !retired {
             return;
+        }
+        if !std::mem::take(&mut self.changed) {
+            return self.follow(now);
         }
         let seats = self.seats(false);
         self.makeshift = false;
@@ -70,6 +75,35 @@ impl Roster {
         if !same || self.dregs {
             self.prepare(placement, "more or fewer workers, or another balance", now);
         }
+    }
+
+    /// Nothing happened but that other experts are hot: a plan that follows them has to be worth its loading, and is not made
+    /// too often.
+    fn follow(&mut self, now: Instant) {
+        let early =
+            self.followed.is_some_and(|at| now.saturating_duration_since(at) < self.policy.rebalance_every);
+        if early || !std::mem::take(&mut self.heated) {
+            return;
+        }
+        let (Some(active), Some(hits)) = (&self.active, &self.popularity) else { return };
+        let seats = self.seats(false);
+        let Ok(placement) = fit(&Wanted { beside: true, ..self.wanted(&seats) }) else { return };
+        let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
+        let (before, after) = (slowest(&active.placement), slowest(&placement));
+        if after < before * (1.0 - self.policy.rebalance_gain_min) {
+            self.followed = Some(now);
+            self.prepare(placement, "other experts are hot", now);
+        }
+    }
+
+    /// How evenly a placement spreads what is hit.
+    pub(super) fn balance(&self, placement: &Placement, hits: &Popularity) -> Balance {
+        let seats = self.seats(true);
+        let of = |worker: &WorkerId| seats.iter().find(|seat| seat.worker == *worker).copied();
+        let nobody = |worker| Seat { worker, memory_bytes: 0, read_bytes_per_second: 0.0 };
+        let held_by: Vec<Seat> =
+            placement.workers.iter().map(|at| of(at).unwrap_or_else(|| nobody(*at))).collect();
+        balance(&self.inventory, placement, hits, &speeds(&held_by))
     }
 
     /// There is no plan, or somebody of it is gone: what is left is served at once if it has every expert.

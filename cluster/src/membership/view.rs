@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::WorkerAbout;
 use super::member::Member;
-use super::roster::{Active, Roster};
-use crate::placement::{Held, copies, held};
+use super::roster::{Active, Looked, Roster};
+use crate::placement::{Held, copies, held, replicas};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,6 +17,11 @@ pub struct RosterView {
     pub copies_wanted: u32,
     /// Copies that every expert has at least.
     pub copies: u32,
+    /// Copies of hot experts beyond those, and their bytes.
+    pub replicas: u64,
+    pub replica_bytes: u64,
+    /// The slowest worker's time over an even one's, by what was hit lately and summed up over layers; `None` before that is known.
+    pub imbalance: Option<f64>,
     /// The last epoch that was activated.
     pub epoch: Option<Epoch>,
     /// Whether that one is whole: all of its workers are there. If not, requests wait.
@@ -76,18 +81,25 @@ pub struct Progress {
 impl Roster {
     /// For `gaterail status`.
     pub fn view(&self) -> RosterView {
-        let work_out = |active: &Active| {
-            let parts = held(&self.inventory, &active.placement, self.popularity.as_ref());
-            (parts, copies(&active.placement))
+        let hits = self.popularity.as_ref();
+        let work_out = |active: &Active| Looked {
+            parts: held(&self.inventory, &active.placement, hits),
+            copies: copies(&active.placement),
+            replicas: replicas(&self.inventory, &active.placement),
+            balance: hits.map(|hits| self.balance(&active.placement, hits)),
         };
-        let looked = self.active.as_ref().map(|active| active.held.get_or_init(|| work_out(active)));
-        let (parts, copies) = looked.map_or((&[][..], 0), |(parts, copies)| (&parts[..], *copies));
+        let looked = self.active.as_ref().map(|active| active.looked.get_or_init(|| work_out(active)));
+        let parts = looked.map_or(&[][..], |looked| &looked.parts);
+        let (replicas, replica_bytes) = looked.map_or((0, 0), |looked| looked.replicas);
         let mut members: Vec<&Member> = self.members.values().collect();
         members.sort_by_key(|member| member.joined);
         RosterView {
             mode: self.policy.mode.to_string(),
             copies_wanted: self.policy.copies,
-            copies,
+            copies: looked.map_or(0, |looked| looked.copies),
+            replicas,
+            replica_bytes,
+            imbalance: looked.and_then(|looked| looked.balance).map(|balance| balance.imbalance()),
             epoch: self.active.as_ref().map(|active| active.epoch),
             serving: self.whole(),
             pending: self.pending.as_ref().map(|pending| PendingView {

@@ -10,6 +10,8 @@ use gaterail_proto::grpc::v1::Model;
 use gaterail_proto::{RouterId, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use super::change::ChangeStatus;
+use super::hits::HeatStatus;
 use super::stats::{ExchangeStats, LinkStats};
 
 /// Rates are taken over this.
@@ -28,6 +30,20 @@ pub struct ClusterStatus {
     pub copies_wanted: u32,
     /// Of every expert, at least.
     pub copies: u32,
+    /// Further copies of hot experts, and their bytes.
+    #[serde(default)]
+    pub replicas: u64,
+    #[serde(default)]
+    pub replica_bytes: u64,
+    /// The slowest worker's time over an even one's, as what was hit lately says; `None` before that is known.
+    #[serde(default)]
+    pub imbalance: Option<f64>,
+    /// Which experts rows go to; `None` before that is known.
+    #[serde(default)]
+    pub heat: Option<HeatStatus>,
+    /// The last change of plans.
+    #[serde(default)]
+    pub change: Option<ChangeStatus>,
     pub epoch: Option<u64>,
     /// Whether the plan is whole; if not, requests wait.
     pub serving: bool,
@@ -120,6 +136,11 @@ impl ClusterStatus {
             mode: view.mode,
             copies_wanted: view.copies_wanted,
             copies: view.copies,
+            replicas: view.replicas,
+            replica_bytes: view.replica_bytes,
+            imbalance: view.imbalance,
+            heat: None,
+            change: None,
             epoch: view.epoch.map(|epoch| epoch.0),
             serving: view.serving,
             pending: view.pending.map(|pending| PendingStatus {

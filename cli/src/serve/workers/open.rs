@@ -234,6 +234,8 @@ fn options(team: &Team, settings: &WorkerSettings) -> ClusterOptions {
         mode: team.mode,
         copies: settings.copies,
         replica_bytes: settings.replica_bytes,
+        rebalance_gain_min: settings.rebalance_gain_min,
+        rebalance_every: settings.rebalance_every,
         expected: team.expected,
         join_wait: settings.join_wait,
         silence_max: settings.silence_max,
