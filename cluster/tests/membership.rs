@@ -438,14 +438,14 @@ fn a_wish_that_does_not_fit_is_answered_with_what_does() {
     // Enough for all once, and not for what is new beside it.
     let small =
         |id| WorkerAbout { machine: Machine { memory_bytes: 13_000, ..about(id).machine }, ..about(id) };
-    let mut bench = Bench::new(Policy { expected: 2, ..Policy::default() });
+    let mut bench = Bench::new(Policy { expected: 2, mode: Mode::Tp, ..Policy::default() });
     bench.on(Event::Joined(small(1)));
     assert_eq!(activated(&bench.on(Event::Joined(small(2)))), [(1, 2)]);
     bench.on(Event::Switched { epoch: Epoch(1) });
     let now = bench.now;
-    let refused = bench.roster.rebalance(Wish { mode: Some(Mode::Tp), ..Wish::default() }, now).0;
+    let refused = bench.roster.rebalance(Wish { mode: Some(Mode::Ep), ..Wish::default() }, now).0;
     assert!(matches!(refused, Err(Refused::Beside(_))), "{refused:?}");
-    assert_eq!(bench.roster.view().mode, "ep");
+    assert_eq!(bench.roster.view().mode, "tp");
 }
 
 #[test]

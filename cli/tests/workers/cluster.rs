@@ -116,9 +116,12 @@ impl Stream {
         let (mut times, mut chunk) = (Vec::new(), [0; 4096]);
         loop {
             let seen = self.bytes.len().saturating_sub(5);
-            match self.socket.read(&mut chunk).expect("more of the answer") {
-                0 => return (self.finish(), times),
-                read => self.bytes.extend_from_slice(&chunk[..read]),
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return (self.finish(), times),
+                Ok(read) => self.bytes.extend_from_slice(&chunk[..read]),
+                // Whoever stopped this program lets it go on.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("more of the answer: {error}"),
             }
             let now = Instant::now();
             let new = self.bytes[seen..].windows(6).filter(|window| window == b"data: ").count();

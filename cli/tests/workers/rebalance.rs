@@ -43,10 +43,9 @@ fn rebalance(server: &Server, wish: &Value) -> Value {
     }
 }
 
-fn wishes() -> [Value; 4] {
+fn wishes() -> [Value; 3] {
     [
         json!({"parallel": "tp"}),
-        json!({"parallel": "ep:1,tp:2"}),
         json!({"parallel": "ep", "expert_copies": 2}),
         json!({"parallel": "ep", "expert_copies": 1}),
     ]
