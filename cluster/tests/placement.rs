@@ -386,7 +386,8 @@ fn another_mode_takes_what_is_there() {
 /// DeepSeek-V3's 58 layers of 256 experts: control computes plans beside heartbeats.
 #[test]
 fn a_large_model_is_placed_while_heartbeats_wait() {
-    let layer = |layer| LayerExperts { layer: LayerId(layer), experts: 256, units: 16, expert_bytes: 24_000_000 };
+    let layer =
+        |layer| LayerExperts { layer: LayerId(layer), experts: 256, units: 16, expert_bytes: 24_000_000 };
     let inventory = ExpertInventory { layers: (3..61).map(layer).collect() };
     let seat = |id, memory_bytes| Seat { worker: WorkerId(id), memory_bytes, read_bytes_per_second: 2e12 };
     let seats: Vec<Seat> = (0..8).map(|id| seat(id, 140_000_000_000)).collect();

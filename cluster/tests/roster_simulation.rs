@@ -187,7 +187,8 @@ impl World {
                 // The active one stays, unless it is not whole and there is no room beside it.
                 Action::Retire { before } => {
                     assert!(
-                        before <= self.activated || before == self.planned && !self.roster.view().serving
+                        before <= self.activated
+                            || before == self.planned && !self.roster.view(self.now).serving
                     );
                     self.cramped += usize::from(before > self.activated);
                 }
@@ -322,7 +323,7 @@ impl World {
         self.spawn(memory);
         self.spawn(memory);
         self.pass(Duration::from_secs(90), false);
-        let view = self.roster.view();
+        let view = self.roster.view(self.now);
         assert!(view.serving && view.pending.is_none(), "no plan: {view:?}");
         assert_eq!(view.epoch, Some(self.activated));
         for worker in &view.workers {

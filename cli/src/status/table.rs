@@ -79,7 +79,12 @@ fn row(at: &WorkerStatus) -> [String; 11] {
     };
     [
         at.name.clone(),
-        at.state.clone(),
+        match at.left_out_seconds {
+            left if at.failures > 0 && left > 0.0 => {
+                format!("{} {left:.0} s ({} failures)", at.state, at.failures)
+            }
+            _ => at.state.clone(),
+        },
         at.device.clone(),
         at.exchange.clone(),
         held,

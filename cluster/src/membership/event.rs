@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gaterail_proto::{Epoch, Placement, ShardSpec, WorkerId};
 
@@ -131,6 +132,12 @@ pub enum Note {
     },
     /// What is wanted does not fit.
     Misfit(Misfit),
+    /// A worker that cannot load what it should is left out for so long, unless it is needed.
+    LeftOut {
+        name: String,
+        failures: u32,
+        wait: Duration,
+    },
     /// An operator's wish is not followed.
     Refused(Refused),
 }
@@ -147,6 +154,10 @@ impl fmt::Display for Note {
             Note::Copies { copies, wanted } => write!(f, "{copies} of {wanted} copies of every expert"),
             Note::NoPlan { why } => write!(f, "no plan, requests wait: {why}"),
             Note::Misfit(misfit) => misfit.fmt(f),
+            Note::LeftOut { name, failures, wait } => {
+                let times = if *failures == 1 { "once".to_string() } else { format!("{failures} times") };
+                write!(f, "{name} could not load {times}; it is left out for {wait:?}, unless it is needed")
+            }
             Note::Refused(why) => why.fmt(f),
         }
     }

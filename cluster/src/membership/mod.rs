@@ -6,6 +6,7 @@
 mod about;
 mod event;
 mod member;
+mod penalty;
 mod plan;
 mod roster;
 mod view;

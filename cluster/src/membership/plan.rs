@@ -7,6 +7,7 @@ use std::time::Instant;
 use gaterail_proto::{Epoch, ExpertSlice, Placement, WorkerId};
 
 use super::about::seats;
+use super::member::Member;
 use super::roster::{Pending, Roster};
 use super::{Action, Note, WorkerAbout};
 use crate::placement::{
@@ -30,9 +31,10 @@ impl Roster {
         self.let_go();
     }
 
-    /// Those who can be planned with, in the order in which they joined.
-    pub(super) fn seats(&self, leaving: bool) -> Vec<Seat> {
-        let mut members: Vec<_> = self.members.values().filter(|at| leaving || !at.leaving).collect();
+    /// Those who can be planned with, in the order in which they joined; or all who are there.
+    pub(super) fn seats(&self, all: bool) -> Vec<Seat> {
+        let wanted = |at: &&Member| !at.leaving && !self.penalties.leaves_out(at.about.id);
+        let mut members: Vec<_> = self.members.values().filter(|at| all || wanted(at)).collect();
         members.sort_by_key(|member| member.joined);
         let abouts: Vec<&WorkerAbout> = members.iter().map(|member| &member.about).collect();
         seats(&abouts)
@@ -90,7 +92,7 @@ impl Roster {
         let Ok(placement) = fit(&Wanted { beside: true, ..self.wanted(&seats) }) else { return };
         let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
         let (before, after) = (slowest(&active.placement), slowest(&placement));
-        if after < before * (1.0 - self.policy.rebalance_gain_min) {
+        if after < before * (1.0 - self.policy.rebalance_gain_min) && self.has_room(&placement) {
             self.followed = Some(now);
             self.prepare(placement, "other experts are hot", now);
         }
@@ -148,7 +150,7 @@ impl Roster {
     }
 
     /// Whether all workers can hold a plan beside the active one.
-    fn has_room(&self, placement: &Placement) -> bool {
+    pub(super) fn has_room(&self, placement: &Placement) -> bool {
         let Some(active) = &self.active else { return true };
         let layers: HashMap<_, _> = self.inventory.layers.iter().map(|at| (at.layer, at)).collect();
         let bytes = |slice: &ExpertSlice| {
@@ -187,7 +189,7 @@ impl Roster {
             return None;
         }
         let wanted = Wanted { beside, ..self.wanted(seats) };
-        let first = match place(&wanted) {
+        let first = match fit(&wanted) {
             Ok(placement) => {
                 self.misfit = None;
                 return Some(placement);
@@ -195,9 +197,11 @@ impl Roster {
             Err(misfit) => misfit,
         };
         let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
+        // What would fit takes long to find, and is said once.
         if self.misfit.as_ref() != Some(&first) {
-            self.misfit = Some(first.clone());
-            self.note(Note::Misfit(first));
+            let told = place(&wanted).err().unwrap_or_else(|| first.clone());
+            self.misfit = Some(first);
+            self.note(Note::Misfit(told));
         }
         fewer
     }
@@ -218,7 +222,8 @@ impl Roster {
 
     /// Anything that has every expert: in another mode, and with those who would like to leave.
     fn any(&self) -> Option<Placement> {
-        let seats = self.seats(true);
+        let seats: Vec<Seat> =
+            self.seats(true).into_iter().filter(|at| !self.penalties.is_hopeless(at.worker)).collect();
         let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
         modes
             .iter()

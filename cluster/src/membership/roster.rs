@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
 
 use super::member::Member;
+use super::penalty::Penalties;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
 use crate::placement::{Balance, Held, Misfit, Popularity};
 
@@ -35,6 +36,7 @@ pub struct Roster {
     pub(super) dregs: bool,
     /// The pending plan is not in the mode that is wanted.
     pub(super) makeshift: bool,
+    pub(super) penalties: Penalties,
     /// What was noted last, so that it is noted once.
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
@@ -95,6 +97,7 @@ impl Roster {
             retry_wait,
             dregs: false,
             makeshift: false,
+            penalties: Penalties::default(),
             misfit: None,
             no_plan: false,
             joins: 0,
@@ -160,6 +163,7 @@ impl Roster {
             self.failed(worker, &why, now);
         }
         self.retire(|_, at| at <= now);
+        self.changed |= self.penalties.ended(now);
         self.settled(now)
     }
 
@@ -218,6 +222,7 @@ impl Roster {
             return;
         }
         self.member(worker, |member| member.loading = None);
+        self.penalties.forgive(worker);
         let Some(pending) = &mut self.pending else { return };
         pending.open.remove(&worker);
         if pending.open.is_empty() {
@@ -266,7 +271,10 @@ impl Roster {
             self.retry = Some(now + self.retry_wait);
             self.retry_wait = (self.retry_wait * 2).min(self.policy.retry_wait * RETRY_GROWTH_MAX);
         } else {
+            let (failures, wait) = self.penalties.failed(worker, self.policy.retry_wait, now);
+            let name = self.members.get(&worker).map(|at| at.about.name.clone()).unwrap_or_default();
             self.dismiss(worker, format!("it could not prepare: {why}"), true);
+            self.note(Note::LeftOut { name, failures, wait });
         }
     }
 

@@ -1,5 +1,7 @@
 //! A roster as others see it.
 
+use std::time::{Duration, Instant};
+
 use gaterail_proto::{Epoch, WorkerId};
 use serde::Serialize;
 
@@ -55,6 +57,9 @@ pub struct WorkerView {
     pub held_bytes: u64,
     pub calls: u64,
     pub loading: Option<Progress>,
+    /// How often it could not load what it should since it last could, and for how much longer it is left out.
+    pub failures: u32,
+    pub left_out: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +71,8 @@ pub enum WorkerState {
     Preparing,
     /// In the active plan.
     Serving,
+    /// Could not load, and is not asked for a while.
+    LeftOut,
     /// Will be dismissed when the others do without it.
     Leaving,
 }
@@ -80,7 +87,7 @@ pub struct Progress {
 
 impl Roster {
     /// For `gaterail status`.
-    pub fn view(&self) -> RosterView {
+    pub fn view(&self, now: Instant) -> RosterView {
         let hits = self.popularity.as_ref();
         let work_out = |active: &Active| Looked {
             parts: held(&self.inventory, &active.placement, hits),
@@ -106,11 +113,12 @@ impl Roster {
                 epoch: pending.epoch,
                 waits_for: pending.open.iter().copied().collect(),
             }),
-            workers: members.iter().map(|member| self.worker(member, parts)).collect(),
+            workers: members.iter().map(|member| self.worker(member, parts, now)).collect(),
         }
     }
 
-    fn worker(&self, member: &Member, parts: &[Held]) -> WorkerView {
+    fn worker(&self, member: &Member, parts: &[Held], now: Instant) -> WorkerView {
+        let penalty = self.penalties.of(member.about.id);
         let id = member.about.id;
         let active = self.active.as_ref().filter(|active| !active.lost.contains(&id));
         let place = active.and_then(|active| active.placement.workers.iter().position(|&at| at == id));
@@ -121,6 +129,7 @@ impl Roster {
             state: match place {
                 _ if member.leaving => WorkerState::Leaving,
                 Some(_) => WorkerState::Serving,
+                None if self.penalties.leaves_out(id) && !pending => WorkerState::LeftOut,
                 None if pending => WorkerState::Preparing,
                 None => WorkerState::Joined,
             },
@@ -130,6 +139,8 @@ impl Roster {
             held_bytes: member.held_bytes,
             calls: member.calls,
             loading: member.loading,
+            failures: penalty.map_or(0, |at| at.failures),
+            left_out: penalty.map_or(Duration::ZERO, |at| at.until.saturating_duration_since(now)),
         }
     }
 }

@@ -52,6 +52,10 @@ impl Roster {
             ..self.wanted(&seats)
         };
         match fit(&wanted) {
+            // Runs that differ from those that are held are loaded anew, whatever they have in common.
+            Ok(placement) if self.whole() && !self.has_room(&placement) => {
+                Err(Refused::Beside("some worker would hold more than its memory".to_string()))
+            }
             Ok(_) => Ok(()),
             Err(Misfit { what, .. }) if fit(&Wanted { beside: false, ..wanted }).is_ok() => {
                 Err(Refused::Beside(what))

@@ -135,7 +135,8 @@ impl Cluster {
         let holds_own = own.is_some();
         let rates = Rates::default();
         let roster = Roster::new(options.policy.clone(), served.inventory.clone());
-        let nobody = ClusterStatus::new(router, &served.message, roster.view(), |_| None, &rates);
+        let nobody =
+            ClusterStatus::new(router, &served.message, roster.view(Instant::now()), |_| None, &rates);
         let (publish, status) = watch::channel(Arc::new(nobody));
         let pulse = Arc::new(Pulse::default());
         let control = Control {
@@ -494,7 +495,13 @@ impl Control {
             let member = self.members.get(worker)?;
             Some((member.exchange, member.heard.elapsed()))
         };
-        let status = ClusterStatus::new(self.router, &self.model, self.roster.view(), exchange, &self.rates);
+        let status = ClusterStatus::new(
+            self.router,
+            &self.model,
+            self.roster.view(Instant::now()),
+            exchange,
+            &self.rates,
+        );
         let heat = self.heat.status(&self.inventory);
         ClusterStatus { change: self.changes.status(), heat, ..status }
     }

@@ -88,7 +88,7 @@ pub struct WorkerStatus {
     pub memory_bytes: u64,
     pub read_bytes_per_second: f64,
     pub int8_operations_per_second: f64,
-    /// "joined", "preparing", "serving", "leaving"
+    /// "joined", "preparing", "serving", "left out", "leaving"
     pub state: String,
     /// "shared memory", "gRPC"
     pub exchange: String,
@@ -100,6 +100,11 @@ pub struct WorkerStatus {
     pub share_lately: f64,
     pub held_bytes: u64,
     pub loading: Option<LoadingStatus>,
+    /// How often it could not load what it should since it last could, and for how much longer it is left out of plans.
+    #[serde(default)]
+    pub failures: u32,
+    #[serde(default)]
+    pub left_out_seconds: f64,
     pub heard_ms_ago: u64,
     /// Since it joined.
     pub calls: u64,
@@ -162,7 +167,18 @@ impl ClusterStatus {
 
 impl WorkerStatus {
     fn new(view: WorkerView, exchange: Option<(ExchangeKind, Duration)>, rates: &Rates) -> WorkerStatus {
-        let WorkerView { about, state, experts, bytes, share, held_bytes, calls, loading } = view;
+        let WorkerView {
+            about,
+            state,
+            experts,
+            bytes,
+            share,
+            held_bytes,
+            calls,
+            loading,
+            failures,
+            left_out,
+        } = view;
         let rate = rates.workers.get(&about.id).copied().unwrap_or_default();
         let computed: f64 = rates.workers.values().map(|rate| rate.busy).sum();
         WorkerStatus {
@@ -187,6 +203,8 @@ impl WorkerStatus {
                 bytes: at.bytes,
                 bytes_total: at.total,
             }),
+            failures,
+            left_out_seconds: left_out.as_secs_f64(),
             heard_ms_ago: exchange.map_or(0, |(_, ago)| ago.as_millis() as u64),
             calls,
             calls_per_second: rate.calls,
@@ -203,6 +221,7 @@ fn state_word(state: WorkerState) -> &'static str {
         WorkerState::Joined => "joined",
         WorkerState::Preparing => "preparing",
         WorkerState::Serving => "serving",
+        WorkerState::LeftOut => "left out",
         WorkerState::Leaving => "leaving",
     }
 }
