@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Said, Stream, page, request, wait_for_workers};
+use crate::cluster::{Said, Stream, page, pids, request, wait_for_workers};
 use crate::server::{PATIENCE, Server, gaterail};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -210,4 +210,29 @@ fn hot_experts_get_further_copies() {
         "{metrics}"
     );
     server.line_with(&["other experts are hot"]);
+}
+
+/// Pages of a process that are in memory, in bytes.
+fn resident(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("a process");
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
+    pages * 4096
+}
+
+#[test]
+fn memory_stays_when_plans_come_and_go() {
+    let server = Server::start(&["--workers", "2", "--parallel", "ep", "--weights", "int8"]);
+    let all = pids(&wait_for_workers(&server, 2));
+    let mut seen: Vec<u64> = Vec::new();
+    for _ in 0..20 {
+        rebalance(&server, &json!({"parallel": "tp"}));
+        wait_for_workers(&server, 2);
+        rebalance(&server, &json!({"parallel": "ep"}));
+        wait_for_workers(&server, 2);
+        seen.push(all.iter().map(|pid| resident(*pid)).sum());
+    }
+    // All experts in 8 bits are 7 MB: one more plan in each round would be 140.
+    let (early, late) = (seen[3], seen[19]);
+    eprintln!("resident after each round: {seen:?}");
+    assert!(late < early + (24 << 20), "from {early} to {late} bytes in 16 rounds: {seen:?}");
 }
