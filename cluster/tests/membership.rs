@@ -458,7 +458,9 @@ fn copies_follow_what_is_hot_if_that_is_worth_it_and_not_too_often() {
     bench.on(Event::Switched { epoch: Epoch(1) });
     // All alike, or nearly: nothing moves.
     assert_eq!(bench.on(hits(|_| 100.0)), []);
+    assert_eq!(bench.pass(every, &[]), []);
     assert_eq!(bench.on(hits(|expert| if expert == 3 { 104.0 } else { 100.0 })), []);
+    assert_eq!(bench.pass(every, &[]), []);
     let hot = |which: u32| move |expert| if expert == which { 700.0 } else { 100.0 };
     assert_eq!(activated(&bench.on(hits(hot(3)))), [(2, 2)]);
     bench.on(Event::Switched { epoch: Epoch(2) });

@@ -71,7 +71,7 @@ pub struct Policy {
     pub replica_bytes: u64,
     /// A plan that only follows what is hot has to shorten the slowest worker's time by more than this part of it.
     pub rebalance_gain_min: f64,
-    /// And so much time has to pass from one to the next.
+    /// And is looked for this often.
     pub rebalance_every: Duration,
     /// Workers to wait for before the first plan.
     pub expected: usize,

@@ -83,17 +83,18 @@ impl Roster {
     /// too often.
     fn follow(&mut self, now: Instant) {
         let early =
-            self.followed.is_some_and(|at| now.saturating_duration_since(at) < self.policy.rebalance_every);
+            self.weighed.is_some_and(|at| now.saturating_duration_since(at) < self.policy.rebalance_every);
         if early || !std::mem::take(&mut self.heated) {
             return;
         }
+        // Looking for a plan takes long, too.
+        self.weighed = Some(now);
         let (Some(active), Some(hits)) = (&self.active, &self.popularity) else { return };
         let seats = self.seats(false);
         let Ok(placement) = fit(&Wanted { beside: true, ..self.wanted(&seats) }) else { return };
         let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
         let (before, after) = (slowest(&active.placement), slowest(&placement));
         if after < before * (1.0 - self.policy.rebalance_gain_min) && self.has_room(&placement) {
-            self.followed = Some(now);
             self.prepare(placement, "other experts are hot", now);
         }
     }

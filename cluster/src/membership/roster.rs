@@ -26,9 +26,9 @@ pub struct Roster {
     pub(super) first_joined: Option<Instant>,
     /// Whether something happened that may ask for another plan.
     pub(super) changed: bool,
-    /// Whether other experts are hot than before; when a plan followed them last.
+    /// Whether other experts are hot than before; when a plan that follows them was looked for last.
     pub(super) heated: bool,
-    pub(super) followed: Option<Instant>,
+    pub(super) weighed: Option<Instant>,
     /// When to try again what failed.
     pub(super) retry: Option<Instant>,
     pub(super) retry_wait: Duration,
@@ -92,7 +92,7 @@ impl Roster {
             first_joined: None,
             changed: false,
             heated: false,
-            followed: None,
+            weighed: None,
             retry: None,
             retry_wait,
             dregs: false,

@@ -29,8 +29,7 @@ impl Roster {
         self.check(&policy)?;
         self.policy = policy;
         self.changed = true;
-        // Whatever followed what is hot before, this plan does.
-        self.followed = None;
+        self.weighed = None;
         Ok(())
     }
 
