@@ -17,6 +17,7 @@ mod machine;
 mod packed_cache;
 mod plan;
 mod progress;
+mod rebalance;
 mod serve;
 mod settings;
 mod source;
@@ -45,6 +46,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Worker(Box<worker::WorkerArgs>),
     Status(status::StatusArgs),
+    Rebalance(rebalance::RebalanceArgs),
     Chat(chat::ChatArgs),
     Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Rebalance(args) => rebalance::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),

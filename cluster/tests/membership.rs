@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, WorkerAbout};
-use gaterail_cluster::placement::Mode;
+use gaterail_cluster::membership::{
+    Action, Event, Machine, Policy, Refused, Roster, RosterView, Wish, WorkerAbout, WorkerState,
+};
+use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
 
 fn inventory() -> ExpertInventory {
@@ -44,6 +46,10 @@ impl Bench {
         bench
     }
 
+    fn view(&self) -> RosterView {
+        self.roster.view(self.now)
+    }
+
     /// What is done, without notes.
     fn on(&mut self, event: Event) -> Vec<Action> {
         let actions = self.roster.on(event, self.now);
@@ -55,7 +61,7 @@ impl Bench {
         let (mut done, end) = (Vec::new(), self.now + duration);
         while self.now < end {
             self.now += Duration::from_millis(100);
-            for worker in self.roster.view().workers.iter().map(|worker| worker.about.id) {
+            for worker in self.roster.view(self.now).workers.iter().map(|worker| worker.about.id) {
                 if !silent.contains(&worker.0) {
                     done.extend(self.on(Event::Heard { worker, calls: 0, held_bytes: 0 }));
                 }
@@ -120,7 +126,7 @@ fn the_first_plan_waits_for_those_who_are_expected() {
     assert_eq!(bench.on(Event::Joined(about(1))), []);
     let done = bench.on(Event::Joined(about(2)));
     assert_eq!(activated(&done), [(1, 2)]);
-    assert!(bench.roster.view().serving);
+    assert!(bench.view().serving);
     assert_eq!(bench.on(Event::Switched { epoch: Epoch(1) }), [Action::Retire { before: Epoch(1) }]);
 }
 
@@ -171,7 +177,7 @@ fn a_death_with_copies_left_loads_nothing_and_then_restores_them() {
     let done = bench.on(Event::Switched { epoch: Epoch(2) });
     assert_eq!(prepares(&done), [(1, 3, 24), (3, 3, 24)]);
     assert_eq!(activated(&done), [(3, 2)]);
-    assert_eq!(bench.roster.view().copies, 2);
+    assert_eq!(bench.view().copies, 2);
 }
 
 #[test]
@@ -186,11 +192,11 @@ fn a_death_without_copies_loads_what_is_missing() {
 fn fewer_workers_than_copies_are_not_none() {
     let mut bench = Bench::serving(2, 2);
     assert_eq!(activated(&bench.on(lost(2))), [(2, 1)]);
-    let view = bench.roster.view();
+    let view = bench.view();
     assert_eq!((view.serving, view.copies, view.copies_wanted), (true, 1, 2));
     bench.on(Event::Switched { epoch: Epoch(2) });
     bench.on(Event::Joined(about(3)));
-    assert_eq!(bench.roster.view().copies, 2);
+    assert_eq!(bench.view().copies, 2);
 }
 
 #[test]
@@ -200,14 +206,14 @@ fn a_newcomer_is_planned_in_without_a_stall() {
     let asked = prepares(&bench.on(Event::Joined(about(3))));
     assert_eq!(asked, [(1, 2, 8), (2, 2, 8), (3, 2, 8)]);
     for (worker, epoch, _) in asked {
-        assert!(bench.roster.view().serving, "while others prepare");
-        assert_eq!(bench.roster.view().epoch, Some(Epoch(1)));
+        assert!(bench.view().serving, "while others prepare");
+        assert_eq!(bench.view().epoch, Some(Epoch(1)));
         // An answer to another epoch is none.
         bench.on(Event::Prepared { worker: WorkerId(worker), epoch: Epoch(epoch + 1) });
-        assert_eq!(bench.roster.view().epoch, Some(Epoch(1)));
+        assert_eq!(bench.view().epoch, Some(Epoch(1)));
         bench.on(Event::Prepared { worker: WorkerId(worker), epoch: Epoch(epoch) });
     }
-    assert_eq!(bench.roster.view().epoch, Some(Epoch(2)));
+    assert_eq!(bench.view().epoch, Some(Epoch(2)));
     assert_eq!(bench.on(Event::Switched { epoch: Epoch(1) }), []);
     assert_eq!(bench.on(Event::Switched { epoch: Epoch(2) }), [Action::Retire { before: Epoch(2) }]);
 }
@@ -230,7 +236,57 @@ fn a_newcomer_that_cannot_prepare_is_sent_away() {
     assert_eq!(dismissed(&done), [(3, true)]);
     // What the others loaded for it goes with the next epoch, which changes nothing else.
     assert_eq!(prepares(&done), [(1, 3, 12), (2, 3, 12)]);
-    assert!(bench.roster.view().serving);
+    assert!(bench.view().serving);
+}
+
+#[test]
+fn who_cannot_prepare_is_asked_less_and_less_often_and_the_others_serve() {
+    let mut bench = Bench::serving(2, 1);
+    let mut tried = Vec::new();
+    for tenth in 0..1200 {
+        bench.answering = false;
+        // It comes back at once, as workers do.
+        let there = bench.view().workers.iter().any(|at| at.about.id == WorkerId(3));
+        let mut done = if there { Vec::new() } else { bench.on(Event::Joined(about(3))) };
+        bench.now += Duration::from_millis(100);
+        for worker in bench.view().workers.iter().map(|worker| worker.about.id) {
+            done.extend(bench.on(Event::Heard { worker, calls: 0, held_bytes: 0 }));
+        }
+        let actions = bench.roster.tick(bench.now);
+        done.extend(bench.answered(actions));
+        let mut asked = prepares(&done);
+        // The others prepare what they should; it does not.
+        while let Some((worker, epoch, _)) = asked.pop() {
+            let (worker, epoch) = (WorkerId(worker), Epoch(epoch));
+            let event = match worker.0 {
+                3 => {
+                    tried.push(tenth);
+                    Event::PrepareFailed { worker, epoch, detail: "no room".to_string() }
+                }
+                _ => Event::Prepared { worker, epoch },
+            };
+            let more = bench.on(event);
+            asked.extend(prepares(&more));
+            for (epoch, _) in activated(&more) {
+                asked.extend(prepares(&bench.on(Event::Switched { epoch: Epoch(epoch) })));
+            }
+        }
+        assert!(bench.view().serving, "the others do without it");
+    }
+    let waits: Vec<u32> = tried.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!((4..=8).contains(&tried.len()), "{tried:?}");
+    assert!(
+        waits.windows(2).all(|pair| pair[1] + 1 >= pair[0]) && waits[waits.len() - 1] >= 300,
+        "{waits:?}"
+    );
+    let view = bench.view();
+    let shown = view.workers.iter().find(|at| at.about.id == WorkerId(3)).expect("it is there");
+    assert_eq!((shown.state, shown.failures as usize), (WorkerState::LeftOut, tried.len()));
+    // What it lacked is there: it prepares, and is forgiven.
+    bench.answering = true;
+    let done = bench.pass(Duration::from_secs(40), &[]);
+    assert_eq!(activated(&done).last().map(|(_, workers)| *workers), Some(3));
+    assert!(bench.view().workers.iter().all(|at| at.failures == 0));
 }
 
 #[test]
@@ -300,14 +356,16 @@ fn who_joins_and_cannot_prepare_again_and_again_leaves_nothing_behind() {
     let mut tried = 0;
     for round in 0..50 {
         bench.answering = false;
-        let mut done = bench.on(Event::Joined(about(3)));
+        // Another process each time: nobody knows that it has failed before.
+        let id = 3 + round;
+        let mut done = bench.on(Event::Joined(about(id)));
         bench.answering = true;
         if let Some(&(_, epoch, _)) = prepares(&done).first() {
             tried += 1;
-            let (worker, epoch) = (WorkerId(3), Epoch(epoch));
+            let (worker, epoch) = (WorkerId(id), Epoch(epoch));
             done.extend(bench.on(Event::PrepareFailed { worker, epoch, detail: "no such file".to_string() }));
         } else {
-            bench.on(lost(3));
+            bench.on(lost(id));
         }
         // Nobody says that the engine switched: it has nothing to compute.
         done.extend(bench.pass(Duration::from_millis(500), &[]));
@@ -355,7 +413,7 @@ fn all_are_gone_and_one_comes_back() {
     bench.answering = false;
     bench.on(lost(1));
     assert_eq!(bench.on(lost(2)), []);
-    let view = bench.roster.view();
+    let view = bench.view();
     assert_eq!((view.serving, view.epoch), (false, Some(Epoch(1))));
     bench.answering = true;
     assert_eq!(activated(&bench.on(Event::Joined(about(3)))), [(3, 1)]);
@@ -385,13 +443,78 @@ fn who_wants_to_leave_serves_until_the_others_do_without() {
     assert_eq!(dismissed(&done), [(1, false)]);
 }
 
+/// Hits of the inventory's experts, where some of a layer are hot.
+fn hits(hot: impl Fn(u32) -> f64) -> Event {
+    Event::Popularity(Popularity(inventory().slices().map(|slice| hot(slice.expert.0)).collect()))
+}
+
+#[test]
+fn copies_follow_what_is_hot_if_that_is_worth_it_and_not_too_often() {
+    let (every, policy) = (Duration::from_secs(30), Policy::default());
+    let policy = Policy { expected: 2, replica_bytes: 6000, rebalance_every: every, ..policy };
+    let mut bench = Bench::new(policy);
+    bench.on(Event::Joined(about(1)));
+    assert_eq!(activated(&bench.on(Event::Joined(about(2)))), [(1, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(1) });
+    // All alike, or nearly: nothing moves.
+    assert_eq!(bench.on(hits(|_| 100.0)), []);
+    assert_eq!(bench.pass(every, &[]), []);
+    assert_eq!(bench.on(hits(|expert| if expert == 3 { 104.0 } else { 100.0 })), []);
+    assert_eq!(bench.pass(every, &[]), []);
+    let hot = |which: u32| move |expert| if expert == which { 700.0 } else { 100.0 };
+    assert_eq!(activated(&bench.on(hits(hot(3)))), [(2, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(2) });
+    let view = bench.view();
+    assert!((3..=6).contains(&view.replicas) && view.replica_bytes <= 6000, "{view:?}");
+    assert!(view.imbalance.unwrap() < 1.3, "{view:?}");
+    // What is hot changes every second: plans do not.
+    let mut plans = 0;
+    for second in 0..120 {
+        let done = bench.on(hits(hot(second % 2 * 4 + 1)));
+        let more = bench.pass(Duration::from_secs(1), &[]);
+        for (epoch, _) in activated(&done).into_iter().chain(activated(&more)) {
+            plans += 1;
+            bench.on(Event::Switched { epoch: Epoch(epoch) });
+        }
+    }
+    assert!((1..=4).contains(&plans), "{plans} plans in 120 s");
+    // Without memory for copies nobody cares.
+    let mut bench = Bench::serving(2, 1);
+    assert_eq!(bench.on(hits(hot(3))), []);
+    assert!(bench.view().imbalance.unwrap() > 1.2);
+}
+
+#[test]
+fn a_wish_that_does_not_fit_is_answered_with_what_does() {
+    let mut bench = Bench::serving(2, 1);
+    let now = bench.now;
+    let mut ask = |wish: Wish| bench.roster.rebalance(wish, now).0;
+    let refused = ask(Wish { copies: Some(3), ..Wish::default() }).expect_err("two workers");
+    assert!(refused.to_string().contains("--expert-copies 2"), "{refused}");
+    let mode = Some(Mode::Mixed { ep: 2, tp: 2 });
+    let refused = ask(Wish { mode, ..Wish::default() }).expect_err("two workers");
+    assert_eq!(refused, Refused::Workers { mode: mode.unwrap(), wanted: 4, there: 2 });
+    assert_eq!(ask(Wish { mode: Some(Mode::Tp), ..Wish::default() }), Ok(Some(Epoch(2))));
+    // Enough for all once, and not for what is new beside it.
+    let small =
+        |id| WorkerAbout { machine: Machine { memory_bytes: 13_000, ..about(id).machine }, ..about(id) };
+    let mut bench = Bench::new(Policy { expected: 2, mode: Mode::Tp, ..Policy::default() });
+    bench.on(Event::Joined(small(1)));
+    assert_eq!(activated(&bench.on(Event::Joined(small(2)))), [(1, 2)]);
+    bench.on(Event::Switched { epoch: Epoch(1) });
+    let now = bench.now;
+    let refused = bench.roster.rebalance(Wish { mode: Some(Mode::Ep), ..Wish::default() }, now).0;
+    assert!(matches!(refused, Err(Refused::Beside(_))), "{refused:?}");
+    assert_eq!(bench.view().mode, "tp");
+}
+
 #[test]
 fn another_mode_is_prepared_beside_and_refused_if_it_does_not_fit() {
     let mut bench = Bench::serving(2, 1);
-    let rebalance = |mode, copies| Event::Rebalance { mode, copies, replica_bytes: None };
+    let rebalance = |mode, copies| Event::Rebalance(Wish { mode, copies, ..Wish::default() });
     let done = bench.on(rebalance(Some(Mode::Tp), None));
     assert_eq!(prepares(&done), [(1, 2, 24), (2, 2, 24)]);
     assert_eq!(activated(&done), [(2, 2)]);
     assert_eq!(bench.on(rebalance(None, Some(3))), []);
-    assert_eq!(bench.roster.view().copies_wanted, 1);
+    assert_eq!(bench.view().copies_wanted, 1);
 }

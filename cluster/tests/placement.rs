@@ -382,3 +382,44 @@ fn another_mode_takes_what_is_there() {
         assert!(moved(&before, &after) <= all * 3 / 4, "{from} to {to}: {} of {all}", moved(&before, &after));
     }
 }
+
+/// DeepSeek-V3's 58 layers of 256 experts: control computes plans beside heartbeats.
+#[test]
+fn a_large_model_is_placed_while_heartbeats_wait() {
+    let layer =
+        |layer| LayerExperts { layer: LayerId(layer), experts: 256, units: 16, expert_bytes: 24_000_000 };
+    let inventory = ExpertInventory { layers: (3..61).map(layer).collect() };
+    let seat = |id, memory_bytes| Seat { worker: WorkerId(id), memory_bytes, read_bytes_per_second: 2e12 };
+    let seats: Vec<Seat> = (0..8).map(|id| seat(id, 140_000_000_000)).collect();
+    let hits: Vec<f64> = (0..58 * 256u64).map(|at| 1.0 + (at * 7919 % 97) as f64).collect();
+    let hits = Popularity(hits);
+    let first = Wanted {
+        inventory: &inventory,
+        seats: &seats[..7],
+        mode: Mode::Ep,
+        copies: 1,
+        replica_bytes: 0,
+        popularity: None,
+        current: None,
+        beside: false,
+        smaller: &[],
+    };
+    let timed = |what: &str, wanted: &Wanted<'_>| {
+        let started = std::time::Instant::now();
+        let placement = place(wanted).unwrap_or_else(|misfit| panic!("{what}: {misfit}"));
+        eprintln!("{what}: {:?}", started.elapsed());
+        placement
+    };
+    let ep = timed("ep, 7 workers, the first", &first);
+    let again = Wanted { current: Some(&ep), ..first };
+    assert_eq!(timed("the same again", &again), ep);
+    timed("an eighth worker", &Wanted { seats: &seats, ..again });
+    timed("one dies", &Wanted { seats: &seats[1..7], ..again });
+    timed("tp instead", &Wanted { mode: Mode::Tp, ..again });
+    timed("ep:2,tp:3", &Wanted { mode: Mode::Mixed { ep: 2, tp: 3 }, ..again });
+    timed("two copies", &Wanted { copies: 2, ..again });
+    timed("hot experts", &Wanted { popularity: Some(&hits), replica_bytes: 40_000_000_000, ..again });
+    let misfit = std::time::Instant::now();
+    place(&Wanted { copies: 4, ..again }).expect_err("four copies");
+    eprintln!("what does not fit: {:?}", misfit.elapsed());
+}

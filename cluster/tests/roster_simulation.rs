@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, WorkerAbout, WorkerState};
+use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, Wish, WorkerAbout, WorkerState};
 use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, ShardSpec, WorkerId};
 
@@ -187,7 +187,8 @@ impl World {
                 // The active one stays, unless it is not whole and there is no room beside it.
                 Action::Retire { before } => {
                     assert!(
-                        before <= self.activated || before == self.planned && !self.roster.view().serving
+                        before <= self.activated
+                            || before == self.planned && !self.roster.view(self.now).serving
                     );
                     self.cramped += usize::from(before > self.activated);
                 }
@@ -291,7 +292,7 @@ impl World {
             12 => {
                 let mode = [Mode::Ep, Mode::Tp][self.draw.within(0, 1) as usize];
                 let copies = self.draw.one_in(2).then(|| self.draw.within(1, 3) as u32);
-                self.tell(Event::Rebalance { mode: Some(mode), copies, replica_bytes: None });
+                self.tell(Event::Rebalance(Wish { mode: Some(mode), copies, ..Wish::default() }));
             }
             13 => {
                 let Some(worker) = self.some() else { return };
@@ -317,12 +318,12 @@ impl World {
     /// Nothing more happens, and enough workers are there: a plan gets active, and everybody is in it.
     fn calm_down(&mut self) {
         self.come_back();
-        self.tell(Event::Rebalance { mode: Some(Mode::Ep), copies: Some(1), replica_bytes: None });
+        self.tell(Event::Rebalance(Wish { mode: Some(Mode::Ep), copies: Some(1), ..Wish::default() }));
         let memory = self.experts_bytes() * 4;
         self.spawn(memory);
         self.spawn(memory);
         self.pass(Duration::from_secs(90), false);
-        let view = self.roster.view();
+        let view = self.roster.view(self.now);
         assert!(view.serving && view.pending.is_none(), "no plan: {view:?}");
         assert_eq!(view.epoch, Some(self.activated));
         for worker in &view.workers {

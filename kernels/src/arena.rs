@@ -4,13 +4,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::buffer::AlignedVec;
+use crate::buffer::{AlignedVec, MAPPED_MIN};
 use crate::bytes::Bytes;
 use crate::packed::LINE;
 
 /// Bytes of the first run, and of the largest; each is four times the one before, so that small models take little.
 const SLAB_FIRST: usize = 256 << 10;
 const SLAB_LARGEST: usize = 256 << 20;
+const PAGE: usize = 4096;
 
 /// Cuts pieces off the current run, and takes a new one when it is used up.
 #[derive(Default)]
@@ -56,6 +57,24 @@ impl Arena {
     }
 }
 
+impl Drop for Piece {
+    /// Gives the whole pages of a piece that nobody needs any more back to the system: one piece that is in use must not keep the
+    /// memory of a whole run.
+    fn drop(&mut self) {
+        let whole = self.range.start.next_multiple_of(PAGE)..self.range.end / PAGE * PAGE;
+        // The last one frees all of it; runs begin on a page where they are mapped, and small ones are not worth it.
+        if whole.is_empty() || self.slab.bytes < MAPPED_MIN || Arc::strong_count(&self.slab) == 1 {
+            return;
+        }
+        // SAFETY: private memory of this process; the range belongs to this piece, whose last user is gone. It reads as zeros
+        // from here on, and is not handed out again.
+        unsafe {
+            let start = self.slab.memory.as_ptr().add(whole.start);
+            libc::madvise(start as *mut libc::c_void, whole.len(), libc::MADV_DONTNEED);
+        }
+    }
+}
+
 impl Piece {
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: the range belongs to this piece alone until `share` gives it up.
@@ -87,6 +106,42 @@ impl AsRef<[u8]> for Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Pages of a piece that are in memory.
+    fn resident(bytes: &[u8]) -> usize {
+        let start = (bytes.as_ptr() as usize).next_multiple_of(PAGE);
+        let pages = (bytes.as_ptr() as usize + bytes.len() - start) / PAGE;
+        let mut seen = vec![0u8; pages];
+        // SAFETY: the pages are mapped, and there is a byte for each.
+        let found = unsafe { libc::mincore(start as *mut libc::c_void, pages * PAGE, seen.as_mut_ptr()) };
+        assert_eq!(found, 0, "mincore");
+        seen.iter().filter(|page| **page & 1 == 1).count()
+    }
+
+    #[test]
+    fn what_nobody_needs_is_given_back_though_others_of_its_run_are_in_use() {
+        const BYTES: usize = 1 << 20;
+        let mut arena = Arena::default();
+        // Of one run, which is used up before the next.
+        let run: Vec<Bytes> = (0..64)
+            .map(|_| {
+                let mut piece = arena.piece(BYTES);
+                piece.as_mut_slice().fill(7);
+                piece.share()
+            })
+            .skip(25)
+            .collect();
+        let places: Vec<*const u8> = run.iter().map(|piece| piece.as_slice().as_ptr()).collect();
+        let (kept, dropped): (Vec<_>, Vec<_>) = run.into_iter().enumerate().partition(|(at, _)| at % 8 == 0);
+        let gone: Vec<usize> = dropped.iter().map(|(at, _)| *at).collect();
+        // SAFETY: looked at with mincore alone; the run is there as long as a piece of it is.
+        let look = |at: &usize| resident(unsafe { std::slice::from_raw_parts(places[*at], BYTES) });
+        let before: usize = gone.iter().map(look).sum();
+        drop(dropped);
+        let after: usize = gone.iter().map(look).sum();
+        assert!(before == gone.len() * BYTES / PAGE && after == 0, "{before} pages before, {after} after");
+        assert!(kept.iter().all(|(_, piece)| piece.as_slice().iter().all(|&byte| byte == 7)));
+    }
 
     #[test]
     fn pieces_do_not_overlap_and_outlive_their_arena() {

@@ -13,7 +13,7 @@ impl<T: bytemuck::Pod + Send + Sync> Plain for T {}
 
 const LINE_BYTES: usize = 64;
 /// Memory of this size or more is mapped for itself, so that it can lie in huge pages.
-const MAPPED_MIN: usize = 4 << 20;
+pub(crate) const MAPPED_MIN: usize = 4 << 20;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeroed memory whose first byte lies on a cache line.

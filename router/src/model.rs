@@ -21,6 +21,9 @@ pub trait Model {
 
     /// One step; the logits `[wanted, V]`, to be changed at will.
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError>;
+
+    /// Nothing is to be computed for now.
+    fn rest(&mut self) {}
 }
 
 impl<E: ExpertLayer> Model for Runner<E> {
@@ -46,5 +49,9 @@ impl<E: ExpertLayer> Model for Runner<E> {
 
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.step_in_place(batch)
+    }
+
+    fn rest(&mut self) {
+        self.experts().rest();
     }
 }

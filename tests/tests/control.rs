@@ -14,7 +14,8 @@ use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::from_router::What as ToWorker;
 use gaterail_proto::grpc::v1::from_worker::What;
 use gaterail_proto::grpc::v1::{
-    Bytes, ExchangeChosen, ExpertsRequest, FromWorker, Machine, Register, Slices,
+    Bytes, ExchangeChosen, ExpertsRequest, FromWorker, Heartbeat, Machine, Prepare, Prepared, Register,
+    Slices,
 };
 use gaterail_router::cluster::{ClusterLimits, ClusterOptions, ClusterStatus, OwnExperts};
 use gaterail_router::http::VERSION;
@@ -355,6 +356,53 @@ async fn a_silent_worker_is_dismissed() {
     }
     assert!(hand.next().await.is_ok_and(|end| end.is_none()), "the stream ends with the goodbye");
     router.until("gone", |status| status.workers.is_empty()).await;
+    router.stop().await;
+}
+
+/// Its process is well and sends heartbeats; the thread that computes hangs. Nothing but the count of calls tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_lives_and_computes_nothing_is_done_without() {
+    let mut options = options(2);
+    options.policy.stuck_max = Duration::from_millis(500);
+    let (router, runner) = Router::start(&fixture(), Precision::Int4, options, None, loopback()).await;
+    let fast = Machine { read_bytes_per_second: 1e12, ..register(1).machine.unwrap() };
+    let mut hung =
+        ByHand::join(router.address, Register { machine: Some(fast), ..register(1) }).await.unwrap();
+    let session = hung.session().await;
+    let mut request = Request::new(tonic::codegen::tokio_stream::pending());
+    request.metadata_mut().insert("gaterail-session", session.parse().unwrap());
+    let _exchange = hung.client.exchange(request).await.unwrap();
+    let say = hung.say.clone();
+    let beats = tokio::spawn(async move {
+        let beat = || Some(What::Heartbeat(Heartbeat { calls: 0, held_bytes: 1 }));
+        while say.send(FromWorker { what: beat() }).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let say = hung.say.clone();
+    let answers = tokio::spawn(async move {
+        loop {
+            match hung.next().await {
+                Ok(Some(ToWorker::Prepare(Prepare { epoch, .. }))) => {
+                    let prepared = Prepared { epoch, ..Prepared::default() };
+                    let _ = say.send(FromWorker { what: Some(What::Prepared(prepared)) }).await;
+                }
+                Ok(Some(ToWorker::Goodbye(goodbye))) => return goodbye.why,
+                Ok(Some(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let well = RunningWorker::start(worker_options(&[router.address], "well"));
+    let status = router.serving(2).await;
+    let hung_holds = status.workers.iter().find(|at| at.name == "by hand").map(|at| at.experts);
+    assert!(hung_holds > Some(0), "{status:#?}");
+    let (_runner, logits) = run(runner, fixture()).await;
+    assert!(logits == alone(&fixture(), Precision::Int4), "another answer");
+    let why = answers.await.expect("a goodbye");
+    assert!(why.contains("stuck"), "{why}");
+    beats.abort();
+    well.kill().await;
     router.stop().await;
 }
 

@@ -379,7 +379,7 @@ impl Link {
                 }
                 self.say(What::Loading(LoadingMessage { epoch: epoch.0, bytes, bytes_total: total }))
             }
-            Told::Prepared { epoch, source } => {
+            Told::Prepared { epoch, source, bytes } => {
                 // Whoever was here before, this is what is wanted now.
                 kept.retain(|(router, model)| {
                     let own = *router == self.router;
@@ -395,7 +395,8 @@ impl Link {
                 let held = megabytes(held_bytes);
                 let from = if source.is_empty() { String::new() } else { format!(" (from the {source})") };
                 (shared.options.note)(&format!("ready: epoch {epoch}, {held} of experts held{from}"));
-                self.say(What::Prepared(Prepared { epoch: epoch.0, held_bytes, source }))
+                let prepared = Prepared { epoch: epoch.0, held_bytes, source, loaded_bytes: bytes };
+                self.say(What::Prepared(prepared))
             }
             Told::Failed { epoch, detail } => self.failed(epoch, detail),
         }

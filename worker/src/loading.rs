@@ -32,9 +32,21 @@ pub struct Wanted {
 /// What is told of it.
 #[derive(Debug)]
 pub enum Told {
-    Loading { epoch: Epoch, bytes: u64, total: u64 },
-    Prepared { epoch: Epoch, source: &'static str },
-    Failed { epoch: Epoch, detail: String },
+    Loading {
+        epoch: Epoch,
+        bytes: u64,
+        total: u64,
+    },
+    /// All is there; how what was missing came, and its bytes.
+    Prepared {
+        epoch: Epoch,
+        source: &'static str,
+        bytes: u64,
+    },
+    Failed {
+        epoch: Epoch,
+        detail: String,
+    },
 }
 
 /// A thread that loads. It ends by itself, and is told to by `cancel`.
@@ -92,7 +104,7 @@ impl Job {
     fn run(self) {
         let epoch = self.wanted.epoch;
         let told = match self.load() {
-            Ok(Some(source)) => Told::Prepared { epoch, source },
+            Ok(Some((source, bytes))) => Told::Prepared { epoch, source, bytes },
             Ok(None) => return,
             Err(detail) => {
                 self.model.shards.give_up(self.wanted.router, epoch);
@@ -103,10 +115,10 @@ impl Job {
         let _ = self.tell.blocking_send(told);
     }
 
-    /// How what was missing came; `None` if nobody wants it any more.
-    fn load(&self) -> Result<Option<&'static str>, String> {
+    /// How what was missing came, and its bytes; `None` if nobody wants it any more.
+    fn load(&self) -> Result<Option<(&'static str, u64)>, String> {
         let Job { model, wanted, .. } = self;
-        let mut source = "";
+        let (mut source, mut bytes) = ("", 0);
         for _ in 0..ATTEMPTS_MAX {
             let missing = model.shards.missing(&wanted.shard);
             if !missing.is_empty() {
@@ -124,6 +136,7 @@ impl Job {
                         goes_on
                     },
                 )?;
+                bytes += progress.bytes;
                 if self.cancelled.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
@@ -137,7 +150,7 @@ impl Job {
                 keep(loaded.outcome, &self.options);
             }
             if model.shards.prepare(wanted.router, wanted.epoch, wanted.shard.clone()).is_ok() {
-                return Ok(Some(source));
+                return Ok(Some((source, bytes)));
             }
         }
         Err("what was loaded was dropped before all of it was there".to_string())

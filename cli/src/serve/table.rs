@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 52] = [
+pub static TABLE: [Setting; 54] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -83,7 +83,21 @@ pub static TABLE: [Setting; 52] = [
     Setting {
         name: "replica-memory",
         value: "BYTES",
-        help: "For further copies of the experts that are hit most, over all workers together",
+        help: "For further copies of the experts that are hit most, over all workers together; none by default",
+        ..ONE
+    },
+    Setting {
+        name: "rebalance-gain",
+        value: "PART",
+        default: "0.05",
+        help: "Copies follow what is hot where that shortens the slowest worker's time by more than this part of it",
+        ..ONE
+    },
+    Setting {
+        name: "rebalance-seconds",
+        value: "S",
+        default: "30",
+        help: "And not more often than this",
         ..ONE
     },
     Setting { name: "local-experts", help: "Let this process hold experts, beside its workers", ..SWITCH },

@@ -18,7 +18,7 @@ use crate::error::CliError;
 use crate::terminal;
 
 /// Where `gaterail serve` listens.
-const DEFAULT_URL: &str = "http://127.0.0.1:8000";
+pub const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// A watched server that does not answer may be about to start again.
 const FAILURES_MAX: u32 = 30;
@@ -52,10 +52,8 @@ pub struct StatusArgs {
 }
 
 pub fn run(args: &StatusArgs) -> Result<(), CliError> {
-    let url = args.url.trim_end_matches('/').trim_end_matches("/v1");
-    let base = if url.contains("://") { format!("{url}/v1") } else { format!("http://{url}/v1") };
     let limits = Limits { request: Some(REQUEST_MAX), connections: 1 };
-    let endpoint = Endpoint::new(&base, args.api_key.clone(), limits);
+    let endpoint = Endpoint::new(&base_url(&args.url), args.api_key.clone(), limits);
     let mut failures = 0;
     loop {
         match fetch(&endpoint) {
@@ -76,7 +74,14 @@ pub fn run(args: &StatusArgs) -> Result<(), CliError> {
     }
 }
 
-fn fetch(endpoint: &Endpoint) -> Result<(ClusterPage, Value), String> {
+/// A server as it was named, with `/v1`.
+pub fn base_url(url: &str) -> String {
+    let url = url.trim_end_matches('/').trim_end_matches("/v1");
+    if url.contains("://") { format!("{url}/v1") } else { format!("http://{url}/v1") }
+}
+
+/// What `/cluster` says, read and as it is.
+pub fn fetch(endpoint: &Endpoint) -> Result<(ClusterPage, Value), String> {
     let url = endpoint.root_url("/cluster");
     let value = endpoint.get(&url).map_err(|failure| failure.to_string())?;
     let page = serde_json::from_value(value.clone())

@@ -1,10 +1,11 @@
 //! The page as people read it.
 
-use gaterail_router::cluster::{ClusterStatus, WorkerStatus};
+use gaterail_router::cluster::{ClusterStatus, HotExpert, WorkerStatus};
 use gaterail_router::http::ClusterPage;
 use gaterail_router::serving::StepStatus;
 
 use crate::progress::bytes_text;
+use crate::rebalance::told;
 
 /// The first column of the table of workers; the others are right-aligned.
 const TITLES: [&str; 11] =
@@ -44,6 +45,29 @@ fn of_cluster(cluster: &ClusterStatus) -> String {
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
     }
+    text + &balance(cluster)
+}
+
+/// Which experts are hot, what that means for the slowest worker, and how the last change of plans went.
+fn balance(cluster: &ClusterStatus) -> String {
+    let mut text = String::new();
+    if let Some(heat) = &cluster.heat {
+        let named = |at: &HotExpert| format!("{}/{} {:.1}", at.layer, at.expert, at.times_mean);
+        let named: Vec<String> = heat.experts.iter().map(named).collect();
+        text += &format!(
+            "\nhottest expert of a layer: {:.1} times the layer's mean (layer/expert: {})",
+            heat.hottest,
+            named.join(", ")
+        );
+        let slowest = cluster.imbalance.map(|of| format!("; the slowest worker {of:.2} times an even one"));
+        text += &format!("{}\n", slowest.unwrap_or_default());
+    }
+    if cluster.replicas > 0 {
+        text += &format!("{} further copies, {}\n", cluster.replicas, bytes_text(cluster.replica_bytes));
+    }
+    if let Some(change) = &cluster.change {
+        text += &format!("last change: {}\n", told(change));
+    }
     text
 }
 
@@ -55,7 +79,12 @@ fn row(at: &WorkerStatus) -> [String; 11] {
     };
     [
         at.name.clone(),
-        at.state.clone(),
+        match at.left_out_seconds {
+            left if at.failures > 0 && left > 0.0 => {
+                format!("{} {left:.0} s ({} failures)", at.state, at.failures)
+            }
+            _ => at.state.clone(),
+        },
         at.device.clone(),
         at.exchange.clone(),
         held,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::server::{Answer, PATIENCE, Server, gaterail};
 
-const ROUTES: [(&str, &str); 12] = [
+const ROUTES: [(&str, &str); 14] = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/demo"),
     ("POST", "/v1/chat/completions"),
@@ -19,6 +19,8 @@ const ROUTES: [(&str, &str); 12] = [
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/version"),
+    ("GET", "/cluster"),
+    ("POST", "/cluster/rebalance"),
     ("GET", "/no/such/route"),
 ];
 

@@ -111,6 +111,24 @@ impl Stream {
         parse_answer(&self.bytes).text()
     }
 
+    /// All of it, with the time of every event.
+    pub fn finish_timed(mut self) -> (Said, Vec<Instant>) {
+        let (mut times, mut chunk) = (Vec::new(), [0; 4096]);
+        loop {
+            let seen = self.bytes.len().saturating_sub(5);
+            match self.socket.read(&mut chunk) {
+                Ok(0) => return (self.finish(), times),
+                Ok(read) => self.bytes.extend_from_slice(&chunk[..read]),
+                // Whoever stopped this program lets it go on.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("more of the answer: {error}"),
+            }
+            let now = Instant::now();
+            let new = self.bytes[seen..].windows(6).filter(|window| window == b"data: ").count();
+            times.extend((0..new).map(|_| now));
+        }
+    }
+
     /// All of it; it has to be whole.
     pub fn finish(mut self) -> Said {
         self.socket.read_to_end(&mut self.bytes).expect("the rest");

@@ -44,6 +44,7 @@ fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
     assert!(server.wait().success());
     let log = server.rest_of_log();
     assert!(log.contains("stopping") && !log.contains("somebody is gone"), "an end is no death: {log}");
+    assert!(!log.contains("tried again"), "and nothing is tried again: {log}");
     workers.into_iter().for_each(wait_until_gone);
 }
 

@@ -9,4 +9,5 @@ mod cluster;
 mod death;
 mod door;
 mod lifecycle;
+mod rebalance;
 mod same;

@@ -69,6 +69,10 @@ pub struct Policy {
     pub copies: u32,
     /// For further copies of hot experts, over all workers together.
     pub replica_bytes: u64,
+    /// A plan that only follows what is hot has to shorten the slowest worker's time by more than this part of it.
+    pub rebalance_gain_min: f64,
+    /// And is looked for this often.
+    pub rebalance_every: Duration,
     /// Workers to wait for before the first plan.
     pub expected: usize,
     /// So long after the first worker joined, those who are there begin if they suffice.
@@ -92,6 +96,8 @@ impl Default for Policy {
             mode: Mode::Ep,
             copies: 1,
             replica_bytes: 0,
+            rebalance_gain_min: 0.05,
+            rebalance_every: Duration::from_secs(30),
             expected: 1,
             join_wait: Duration::from_secs(30),
             silence_max: Duration::from_millis(800),

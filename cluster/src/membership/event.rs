@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gaterail_proto::{Epoch, Placement, ShardSpec, WorkerId};
 
@@ -57,12 +58,28 @@ pub enum Event {
     },
     /// How often the experts were hit lately.
     Popularity(Popularity),
-    /// Something else is wanted from now on; `None` leaves it as it is.
-    Rebalance {
-        mode: Option<Mode>,
-        copies: Option<u32>,
-        replica_bytes: Option<u64>,
-    },
+    /// Something else is wanted from now on.
+    Rebalance(Wish),
+}
+
+/// What an operator wants from now on; `None` leaves it as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wish {
+    pub mode: Option<Mode>,
+    pub copies: Option<u32>,
+    pub replica_bytes: Option<u64>,
+}
+
+/// Why a wish is not followed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refused {
+    #[error("{mode} takes {wanted} workers, and there are {there}")]
+    Workers { mode: Mode, wanted: usize, there: usize },
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// It would fit on workers that hold nothing.
+    #[error("it fits, but not beside what is served until then: {0}")]
+    Beside(String),
 }
 
 /// Something is to be done, in this order.
@@ -115,6 +132,14 @@ pub enum Note {
     },
     /// What is wanted does not fit.
     Misfit(Misfit),
+    /// A worker that cannot load what it should is left out for so long, unless it is needed.
+    LeftOut {
+        name: String,
+        failures: u32,
+        wait: Duration,
+    },
+    /// An operator's wish is not followed.
+    Refused(Refused),
 }
 
 impl fmt::Display for Note {
@@ -129,6 +154,11 @@ impl fmt::Display for Note {
             Note::Copies { copies, wanted } => write!(f, "{copies} of {wanted} copies of every expert"),
             Note::NoPlan { why } => write!(f, "no plan, requests wait: {why}"),
             Note::Misfit(misfit) => misfit.fmt(f),
+            Note::LeftOut { name, failures, wait } => {
+                let times = if *failures == 1 { "once".to_string() } else { format!("{failures} times") };
+                write!(f, "{name} could not load {times}; it is left out for {wait:?}, unless it is needed")
+            }
+            Note::Refused(why) => why.fmt(f),
         }
     }
 }

@@ -6,11 +6,13 @@
 mod about;
 mod event;
 mod member;
+mod penalty;
 mod plan;
 mod roster;
 mod view;
+mod wish;
 
 pub use about::{Machine, Policy, WorkerAbout};
-pub use event::{Action, Event, Note};
+pub use event::{Action, Event, Note, Refused, Wish};
 pub use roster::Roster;
 pub use view::{PendingView, Progress, RosterView, WorkerState, WorkerView};

@@ -7,9 +7,12 @@ use std::time::Instant;
 use gaterail_proto::{Epoch, ExpertSlice, Placement, WorkerId};
 
 use super::about::seats;
+use super::member::Member;
 use super::roster::{Pending, Roster};
 use super::{Action, Note, WorkerAbout};
-use crate::placement::{Mode, Seat, Wanted, copies, fit, place, run_bytes, without};
+use crate::placement::{
+    Balance, Mode, Popularity, Seat, Wanted, balance, copies, fit, place, run_bytes, speeds, without,
+};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -28,9 +31,10 @@ impl Roster {
         self.let_go();
     }
 
-    /// Those who can be planned with, in the order in which they joined.
-    pub(super) fn seats(&self, leaving: bool) -> Vec<Seat> {
-        let mut members: Vec<_> = self.members.values().filter(|at| leaving || !at.leaving).collect();
+    /// Those who can be planned with, in the order in which they joined; or all who are there.
+    pub(super) fn seats(&self, all: bool) -> Vec<Seat> {
+        let wanted = |at: &&Member| !at.leaving && !self.penalties.leaves_out(at.about.id);
+        let mut members: Vec<_> = self.members.values().filter(|at| all || wanted(at)).collect();
         members.sort_by_key(|member| member.joined);
         let abouts: Vec<&WorkerAbout> = members.iter().map(|member| &member.about).collect();
         seats(&abouts)
@@ -60,8 +64,11 @@ impl Roster {
     fn improve(&mut self, now: Instant) {
         // Workers that hold what it replaced have no room for what is next.
         let retired = self.active.as_ref().is_none_or(|active| active.retire.is_empty());
-        if self.retry.is_some() || !retired || !std::mem::take(&mut self.changed) {
+        if self.retry.is_some() || !retired {
             return;
+        }
+        if !std::mem::take(&mut self.changed) {
+            return self.follow(now);
         }
         let seats = self.seats(false);
         self.makeshift = false;
@@ -70,6 +77,36 @@ impl Roster {
         if !same || self.dregs {
             self.prepare(placement, "more or fewer workers, or another balance", now);
         }
+    }
+
+    /// Nothing happened but that other experts are hot: a plan that follows them has to be worth its loading, and is not made
+    /// too often.
+    fn follow(&mut self, now: Instant) {
+        let early =
+            self.weighed.is_some_and(|at| now.saturating_duration_since(at) < self.policy.rebalance_every);
+        if early || !std::mem::take(&mut self.heated) {
+            return;
+        }
+        // Looking for a plan takes long, too.
+        self.weighed = Some(now);
+        let (Some(active), Some(hits)) = (&self.active, &self.popularity) else { return };
+        let seats = self.seats(false);
+        let Ok(placement) = fit(&Wanted { beside: true, ..self.wanted(&seats) }) else { return };
+        let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
+        let (before, after) = (slowest(&active.placement), slowest(&placement));
+        if after < before * (1.0 - self.policy.rebalance_gain_min) && self.has_room(&placement) {
+            self.prepare(placement, "other experts are hot", now);
+        }
+    }
+
+    /// How evenly a placement spreads what is hit.
+    pub(super) fn balance(&self, placement: &Placement, hits: &Popularity) -> Balance {
+        let seats = self.seats(true);
+        let of = |worker: &WorkerId| seats.iter().find(|seat| seat.worker == *worker).copied();
+        let nobody = |worker| Seat { worker, memory_bytes: 0, read_bytes_per_second: 0.0 };
+        let held_by: Vec<Seat> =
+            placement.workers.iter().map(|at| of(at).unwrap_or_else(|| nobody(*at))).collect();
+        balance(&self.inventory, placement, hits, &speeds(&held_by))
     }
 
     /// There is no plan, or somebody of it is gone: what is left is served at once if it has every expert.
@@ -114,7 +151,7 @@ impl Roster {
     }
 
     /// Whether all workers can hold a plan beside the active one.
-    fn has_room(&self, placement: &Placement) -> bool {
+    pub(super) fn has_room(&self, placement: &Placement) -> bool {
         let Some(active) = &self.active else { return true };
         let layers: HashMap<_, _> = self.inventory.layers.iter().map(|at| (at.layer, at)).collect();
         let bytes = |slice: &ExpertSlice| {
@@ -153,7 +190,7 @@ impl Roster {
             return None;
         }
         let wanted = Wanted { beside, ..self.wanted(seats) };
-        let first = match place(&wanted) {
+        let first = match fit(&wanted) {
             Ok(placement) => {
                 self.misfit = None;
                 return Some(placement);
@@ -161,9 +198,11 @@ impl Roster {
             Err(misfit) => misfit,
         };
         let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
+        // What would fit takes long to find, and is said once.
         if self.misfit.as_ref() != Some(&first) {
-            self.misfit = Some(first.clone());
-            self.note(Note::Misfit(first));
+            let told = place(&wanted).err().unwrap_or_else(|| first.clone());
+            self.misfit = Some(first);
+            self.note(Note::Misfit(told));
         }
         fewer
     }
@@ -184,7 +223,8 @@ impl Roster {
 
     /// Anything that has every expert: in another mode, and with those who would like to leave.
     fn any(&self) -> Option<Placement> {
-        let seats = self.seats(true);
+        let seats: Vec<Seat> =
+            self.seats(true).into_iter().filter(|at| !self.penalties.is_hopeless(at.worker)).collect();
         let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
         modes
             .iter()

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
 
 use super::member::Member;
+use super::penalty::Penalties;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
-use crate::placement::{Held, Misfit, Popularity, Wanted, place};
+use crate::placement::{Balance, Held, Misfit, Popularity};
 
 /// All that is known of the workers of one router.
 pub struct Roster {
@@ -25,6 +26,9 @@ pub struct Roster {
     pub(super) first_joined: Option<Instant>,
     /// Whether something happened that may ask for another plan.
     pub(super) changed: bool,
+    /// Whether other experts are hot than before; when a plan that follows them was looked for last.
+    pub(super) heated: bool,
+    pub(super) weighed: Option<Instant>,
     /// When to try again what failed.
     pub(super) retry: Option<Instant>,
     pub(super) retry_wait: Duration,
@@ -32,6 +36,7 @@ pub struct Roster {
     pub(super) dregs: bool,
     /// The pending plan is not in the mode that is wanted.
     pub(super) makeshift: bool,
+    pub(super) penalties: Penalties,
     /// What was noted last, so that it is noted once.
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
@@ -47,10 +52,22 @@ pub(super) struct Active {
     pub placement: Arc<Placement>,
     /// Those of it that are gone: it is not whole any more.
     pub lost: BTreeSet<WorkerId>,
-    /// What it means for each of its workers, and copies of every expert; worked out when somebody looks.
-    pub held: OnceCell<(Vec<Held>, u32)>,
+    /// What it means; worked out when somebody looks.
+    pub looked: OnceCell<Looked>,
     /// Epochs up to it that wait for what is below them to be retired, and when that is done in any case.
     pub retire: Vec<(Epoch, Instant)>,
+}
+
+/// What a placement means.
+pub(super) struct Looked {
+    /// For each of its workers.
+    pub parts: Vec<Held>,
+    /// Of every expert, at least.
+    pub copies: u32,
+    /// Beyond those, and their bytes.
+    pub replicas: (u64, u64),
+    /// Where it is known what is hit.
+    pub balance: Option<Balance>,
 }
 
 /// A plan that is being prepared.
@@ -74,10 +91,13 @@ impl Roster {
             pending: None,
             first_joined: None,
             changed: false,
+            heated: false,
+            weighed: None,
             retry: None,
             retry_wait,
             dregs: false,
             makeshift: false,
+            penalties: Penalties::default(),
             misfit: None,
             no_plan: false,
             joins: 0,
@@ -119,20 +139,16 @@ impl Roster {
             }
             Event::Popularity(hits) => {
                 self.popularity = Some(hits);
-                self.active.iter_mut().for_each(|active| active.held = OnceCell::new());
-                self.changed |= self.policy.replica_bytes > 0;
+                self.active.iter_mut().for_each(|active| active.looked = OnceCell::new());
+                self.heated = self.policy.replica_bytes > 0;
             }
-            Event::Rebalance { mode, copies, replica_bytes } => {
-                self.rebalance(Policy {
-                    mode: mode.unwrap_or(self.policy.mode),
-                    copies: copies.unwrap_or(self.policy.copies),
-                    replica_bytes: replica_bytes.unwrap_or(self.policy.replica_bytes),
-                    ..self.policy.clone()
-                });
+            Event::Rebalance(wish) => {
+                if let Err(why) = self.wish(wish) {
+                    self.note(Note::Refused(why));
+                }
             }
         }
-        self.settle(now);
-        std::mem::take(&mut self.out)
+        self.settled(now)
     }
 
     /// Time has passed: who is silent, stuck, or prepares for too long, is found here. Wants to be called several times in
@@ -147,12 +163,18 @@ impl Roster {
             self.failed(worker, &why, now);
         }
         self.retire(|_, at| at <= now);
+        self.changed |= self.penalties.ended(now);
+        self.settled(now)
+    }
+
+    /// What is to be done now.
+    pub(super) fn settled(&mut self, now: Instant) -> Vec<Action> {
         self.settle(now);
         std::mem::take(&mut self.out)
     }
 
     /// Whoever feeds the roster was late itself: what workers said meanwhile is still to come, so that nobody is silent for it.
-    fn excuse(&mut self, now: Instant) {
+    pub(super) fn excuse(&mut self, now: Instant) {
         let gap = self.told.map_or(Duration::ZERO, |told| now.saturating_duration_since(told));
         self.told = Some(now);
         if gap > self.policy.silence_max / 2 {
@@ -200,6 +222,7 @@ impl Roster {
             return;
         }
         self.member(worker, |member| member.loading = None);
+        self.penalties.forgive(worker);
         let Some(pending) = &mut self.pending else { return };
         pending.open.remove(&worker);
         if pending.open.is_empty() {
@@ -219,7 +242,8 @@ impl Roster {
         // What older ones replaced is still retired when its time comes, however many plans follow.
         let mut retire = self.active.take().map_or_else(Vec::new, |active| active.retire);
         retire.push((epoch, now + self.policy.retire_max));
-        self.active = Some(Active { epoch, placement, lost: BTreeSet::new(), held: OnceCell::new(), retire });
+        self.active =
+            Some(Active { epoch, placement, lost: BTreeSet::new(), looked: OnceCell::new(), retire });
         self.dregs = false;
         self.retry = None;
         self.retry_wait = self.policy.retry_wait;
@@ -247,7 +271,10 @@ impl Roster {
             self.retry = Some(now + self.retry_wait);
             self.retry_wait = (self.retry_wait * 2).min(self.policy.retry_wait * RETRY_GROWTH_MAX);
         } else {
+            let (failures, wait) = self.penalties.failed(worker, self.policy.retry_wait, now);
+            let name = self.members.get(&worker).map(|at| at.about.name.clone()).unwrap_or_default();
             self.dismiss(worker, format!("it could not prepare: {why}"), true);
+            self.note(Note::LeftOut { name, failures, wait });
         }
     }
 
@@ -279,26 +306,6 @@ impl Roster {
         self.dregs = true;
         self.members.values_mut().for_each(|member| member.loading = None);
         self.note(Note::GaveUp { epoch: pending.epoch, why: why.to_string() });
-    }
-
-    /// Something else is wanted, unless it cannot be had.
-    fn rebalance(&mut self, policy: Policy) {
-        let seats = self.seats(false);
-        let wanted = Wanted {
-            mode: policy.mode,
-            copies: policy.copies,
-            replica_bytes: policy.replica_bytes,
-            // While others are served nobody may need more memory than it has.
-            beside: self.whole(),
-            ..self.wanted(&seats)
-        };
-        match place(&wanted) {
-            Err(misfit) if !seats.is_empty() => self.note(Note::Misfit(misfit)),
-            _ => {
-                self.policy = policy;
-                self.changed = true;
-            }
-        }
     }
 
     /// Who is silent or stuck, and why that is said.

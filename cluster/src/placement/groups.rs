@@ -19,7 +19,7 @@ impl Group {
 }
 
 /// Speeds that can be divided by: who has not measured any is taken for as slow as the slowest.
-pub(super) fn speeds(seats: &[Seat]) -> Vec<f64> {
+pub(crate) fn speeds(seats: &[Seat]) -> Vec<f64> {
     let measured = |speed: f64| speed.is_finite() && speed > 0.0;
     let all = seats.iter().map(|seat| seat.read_bytes_per_second);
     let slowest = all.clone().filter(|&speed| measured(speed)).fold(f64::INFINITY, f64::min);

@@ -3,6 +3,7 @@
 //! All modes are one: workers form groups (of one for expert parallel, of all for tensor parallel), experts are spread over
 //! groups, and each is cut over the workers of its groups. Each of the three begins with what is there already.
 
+mod balance;
 mod cut;
 mod groups;
 mod held;
@@ -14,6 +15,8 @@ mod replicas;
 mod spread;
 mod ways;
 
+pub use balance::{Balance, balance, replicas};
+pub(crate) use groups::speeds;
 pub use held::{Held, copies, held, run_bytes, without};
 pub use misfit::{Misfit, WayOut};
 pub use mode::{Mode, ModeError, Parallel};

@@ -3,7 +3,7 @@
 use super::misfit::WayOut;
 use super::place::fit;
 use super::{Mode, Seat, Wanted, held};
-use gaterail_proto::{ExpertInventory, WorkerId};
+use gaterail_proto::{ExpertInventory, LayerExperts, WorkerId};
 
 /// Workers beyond these are not proposed.
 const WORKERS_MAX: usize = 64;
@@ -40,17 +40,27 @@ fn smaller(wanted: &Wanted<'_>, flag: &str, inventory: &ExpertInventory) -> Opti
 fn more_workers(wanted: &Wanted<'_>) -> Option<WayOut> {
     let like = wanted.seats.iter().min_by_key(|seat| seat.memory_bytes)?;
     let most = if matches!(wanted.mode, Mode::Mixed { .. }) { 0 } else { WORKERS_MAX };
-    let (mut low, mut high) = (wanted.seats.len() + 1, most);
+    // Fewer have not the memory.
+    let missing =
+        needed(wanted).saturating_sub(memory(wanted)).div_ceil(u128::from(like.memory_bytes.max(1)));
+    let least = wanted.seats.len() + usize::try_from(missing).unwrap_or(WORKERS_MAX).max(1);
     let with = |count: usize| {
         let mut seats = wanted.seats.to_vec();
         let free = (0..).map(WorkerId).filter(|&id| wanted.seats.iter().all(|seat| seat.worker != id));
         seats.extend(free.take(count - wanted.seats.len()).map(|worker| Seat { worker, ..*like }));
         way(&Wanted { seats: &seats, ..*wanted }, format!("--workers {count}"))
     };
-    if high < low {
-        return None;
-    }
-    let mut found = with(high)?;
+    // From below, since plans for many workers take long: in steps that grow, then between the last two.
+    let (mut low, mut high, mut step) = (least, least, 1);
+    let mut found = loop {
+        if high > most {
+            return None;
+        }
+        match with(high) {
+            Some(way) => break way,
+            None => (low, high, step) = (high + 1, (high + step).min(most.max(high + 1)), step * 2),
+        }
+    };
     while low < high {
         let middle = (low + high) / 2;
         match with(middle) {
@@ -59,6 +69,16 @@ fn more_workers(wanted: &Wanted<'_>) -> Option<WayOut> {
         }
     }
     Some(found)
+}
+
+/// Bytes of all copies.
+fn needed(wanted: &Wanted<'_>) -> u128 {
+    let bytes = |at: &LayerExperts| u128::from(at.expert_bytes) * u128::from(at.experts);
+    wanted.inventory.layers.iter().map(bytes).sum::<u128>() * u128::from(wanted.copies.max(1))
+}
+
+fn memory(wanted: &Wanted<'_>) -> u128 {
+    wanted.seats.iter().map(|seat| u128::from(seat.memory_bytes)).sum()
 }
 
 fn all_together(wanted: &Wanted<'_>) -> Option<WayOut> {
@@ -96,6 +116,10 @@ fn modes(wanted: &Wanted<'_>) -> impl Iterator<Item = Mode> {
 }
 
 fn way(wanted: &Wanted<'_>, flags: String) -> Option<WayOut> {
+    // Most of what is tried does not fit, and shows it here.
+    if needed(wanted) > memory(wanted) {
+        return None;
+    }
     let placement = fit(wanted).ok()?;
     let parts = held(wanted.inventory, &placement, None);
     Some(WayOut { flags, bytes_max: parts.iter().map(|part| part.bytes).max().unwrap_or(0) })

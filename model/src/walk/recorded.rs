@@ -62,4 +62,8 @@ impl<E: ExpertLayer> ExpertLayer for Recorded<E> {
     fn finish(&mut self, deadline: Instant) -> Result<(), StepError> {
         self.inner.finish(deadline)
     }
+
+    fn rest(&mut self) {
+        self.inner.rest();
+    }
 }

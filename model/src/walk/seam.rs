@@ -70,6 +70,9 @@ pub trait ExpertLayer {
 
     /// Waits for all that is queued; failures of queued work come to light here.
     fn finish(&mut self, deadline: Instant) -> Result<(), StepError>;
+
+    /// Nothing is to be computed for now: what is not needed any more may go.
+    fn rest(&mut self) {}
 }
 
 /// Moves all cursors through all layers, taking turns: while the rows of one are with the experts, the others compute.

@@ -7,12 +7,14 @@ use std::sync::mpsc::Receiver as Faults;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{Channel, Cut, ExchangeKind};
-use gaterail_cluster::membership::{Action, Event, Roster, WorkerAbout};
+use gaterail_cluster::membership::{Action, Event, Refused, Roster, Wish, WorkerAbout};
 use gaterail_proto::grpc::v1::from_router::What;
 use gaterail_proto::grpc::v1::{FromRouter, Goodbye, Prepare, Retire};
-use gaterail_proto::{Epoch, Placement, RouterId, WorkerId};
+use gaterail_proto::{Epoch, ExpertInventory, Placement, RouterId, WorkerId};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::change::{ChangeStatus, Changes};
+use super::hits::Heat;
 use super::options::ClusterOptions;
 use super::own::{Own, OwnExperts, OwnPrepared};
 use super::plans::{Fault, OwnShard, Plan, Plans};
@@ -47,8 +49,20 @@ pub(super) enum Input {
         serial: Serial,
         why: String,
     },
-    /// From the engine, or an operator.
+    /// From the engine.
     Event(Event),
+    /// From an operator.
+    Rebalance {
+        wish: Wish,
+        answer: oneshot::Sender<Result<Rebalancing, Refused>>,
+    },
+    /// A worker has loaded so many bytes for an epoch.
+    Loaded {
+        worker: WorkerId,
+        serial: Serial,
+        epoch: Epoch,
+        bytes: u64,
+    },
     Fault(Fault),
     /// The router's own shard is there, or cannot be.
     Own(OwnPrepared),
@@ -61,6 +75,24 @@ pub(super) struct Joined {
     pub serial: Serial,
     pub outgoing: Outgoing,
     pub channel: Box<dyn Channel>,
+}
+
+/// A wish that is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebalancing {
+    /// The plan that is being prepared; `None` where nothing has to be done, or not yet.
+    pub epoch: Option<Epoch>,
+    /// The plan in force.
+    pub from: Option<Epoch>,
+}
+
+/// Why there is no answer to a wish.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RebalanceError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("control has more to do than it can, or has ended")]
+    Busy,
 }
 
 /// Tells control from other threads; never waits for it.
@@ -103,13 +135,15 @@ impl Cluster {
         let holds_own = own.is_some();
         let rates = Rates::default();
         let roster = Roster::new(options.policy.clone(), served.inventory.clone());
-        let nobody = ClusterStatus::new(router, &served.message, roster.view(), |_| None, &rates);
+        let nobody =
+            ClusterStatus::new(router, &served.message, roster.view(Instant::now()), |_| None, &rates);
         let (publish, status) = watch::channel(Arc::new(nobody));
         let pulse = Arc::new(Pulse::default());
         let control = Control {
             roster,
             router,
             model: served.message.clone(),
+            inventory: served.inventory.clone(),
             members: HashMap::new(),
             epoch: None,
             own: own.map(|own| Own::new(router, own, served.clone(), inputs.downgrade())),
@@ -122,6 +156,8 @@ impl Cluster {
             ticked: Instant::now(),
             waits_for: None,
             switched: None,
+            changes: Changes::default(),
+            heat: Heat::new(Instant::now()),
             notes: Notes::to(note)?,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -149,6 +185,13 @@ impl Cluster {
         Tell(self.inputs.clone())
     }
 
+    /// Something else is wanted from now on: answered as soon as it is clear whether it can be had, long before it is.
+    pub async fn rebalance(&self, wish: Wish) -> Result<Rebalancing, RebalanceError> {
+        let (answer, answered) = oneshot::channel();
+        self.inputs.try_send(Input::Rebalance { wish, answer }).map_err(|_| RebalanceError::Busy)?;
+        Ok(answered.await.map_err(|_| RebalanceError::Busy)??)
+    }
+
     /// Who is there and what they do, as it was a moment ago; `None` when control has ended.
     pub fn status(&self) -> Option<ClusterStatus> {
         // Whoever asks, and how often, is nothing to control.
@@ -170,6 +213,7 @@ struct Control {
     roster: Roster,
     router: RouterId,
     model: gaterail_proto::grpc::v1::Model,
+    inventory: ExpertInventory,
     members: HashMap<WorkerId, Member>,
     /// The plan in force.
     epoch: Option<Epoch>,
@@ -187,6 +231,8 @@ struct Control {
     waits_for: Option<(WorkerId, Instant)>,
     /// The plan that the engine uses.
     switched: Option<Epoch>,
+    changes: Changes,
+    heat: Heat,
     notes: Notes,
 }
 
@@ -245,6 +291,11 @@ impl Control {
             self.roster.deaf(since);
         }
         self.rates.sample(&self.stats, now);
+        let settled = self.changes.look(&self.stats, now).map(ChangeStatus::line);
+        settled.into_iter().for_each(|line| self.notes.tell(line));
+        if self.stats.hits().is_some_and(|hits| self.heat.look(hits, now)) {
+            self.tell(Event::Popularity(self.heat.popularity()));
+        }
         let actions = self.roster.tick(now);
         self.carry_out(actions);
         self.publish.send_replace(Arc::new(self.status()));
@@ -254,6 +305,8 @@ impl Control {
     fn look_at_engine(&mut self) {
         if let Some(epoch) = self.plans.in_use().filter(|epoch| self.switched.is_none_or(|at| at < *epoch)) {
             self.switched = Some(epoch);
+            self.plans.forget_replaced(epoch);
+            self.changes.switched(epoch, &self.stats, Instant::now());
             self.tell(Event::Switched { epoch });
         }
         let (before, now) = (self.waits_for, self.plans.waiting());
@@ -282,6 +335,12 @@ impl Control {
                 }
             }
             Input::Event(event) => self.tell(event),
+            Input::Rebalance { wish, answer } => self.rebalance(wish, answer),
+            Input::Loaded { worker, serial, epoch, bytes } => {
+                if self.members.get(&worker).is_some_and(|member| member.serial == serial) {
+                    self.changes.loaded(epoch, bytes);
+                }
+            }
             Input::Fault(fault) => self.fault(fault),
             Input::Own(prepared) => self.own_prepared(prepared),
             Input::Stop(_) => unreachable!("the loop ends with it"),
@@ -291,6 +350,13 @@ impl Control {
     fn tell(&mut self, event: Event) {
         let actions = self.roster.on(event, Instant::now());
         self.carry_out(actions);
+    }
+
+    fn rebalance(&mut self, wish: Wish, answer: oneshot::Sender<Result<Rebalancing, Refused>>) {
+        let (epoch, actions) = self.roster.rebalance(wish, Instant::now());
+        self.carry_out(actions);
+        // Whoever asked may not wait any more.
+        let _ = answer.send(epoch.map(|epoch| Rebalancing { epoch, from: self.epoch }));
     }
 
     fn joined(&mut self, joined: Joined) {
@@ -318,6 +384,7 @@ impl Control {
         match prepared.loaded {
             Ok(loaded) => {
                 own.keep(epoch, loaded);
+                self.changes.loaded(epoch, prepared.bytes);
                 self.tell(Event::Prepared { worker, epoch });
             }
             Err(detail) => self.tell(Event::PrepareFailed { worker, epoch, detail }),
@@ -353,6 +420,7 @@ impl Control {
                     let speeds = placement.workers.iter().map(|worker| self.speed(*worker)).collect();
                     let own = self.own_shard(epoch, &placement);
                     self.epoch = Some(epoch);
+                    self.changes.activated(epoch, Instant::now());
                     self.plans.activate(Plan { epoch, placement, speeds, own });
                 }
                 Action::Retire { before } => {
@@ -368,7 +436,10 @@ impl Control {
                     self.own_again = Some(Instant::now() + OWN_AGAIN)
                 }
                 Action::Dismiss { worker, why, again } => self.dismiss(worker, &why, again),
-                Action::Note(note) => self.notes.tell(note.to_string()),
+                Action::Note(note) => {
+                    self.changes.note(&note, Instant::now());
+                    self.notes.tell(note.to_string());
+                }
             }
         }
     }
@@ -424,6 +495,14 @@ impl Control {
             let member = self.members.get(worker)?;
             Some((member.exchange, member.heard.elapsed()))
         };
-        ClusterStatus::new(self.router, &self.model, self.roster.view(), exchange, &self.rates)
+        let status = ClusterStatus::new(
+            self.router,
+            &self.model,
+            self.roster.view(Instant::now()),
+            exchange,
+            &self.rates,
+        );
+        let heat = self.heat.status(&self.inventory);
+        ClusterStatus { change: self.changes.status(), heat, ..status }
     }
 }

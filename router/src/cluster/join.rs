@@ -188,7 +188,12 @@ impl Membership {
                     let (bytes, total) = (at.bytes, at.bytes_total);
                     Event::Loading { worker, epoch: Epoch(at.epoch), bytes, total }
                 }
-                Some(What::Prepared(prepared)) => Event::Prepared { worker, epoch: Epoch(prepared.epoch) },
+                Some(What::Prepared(prepared)) => {
+                    let (epoch, bytes) = (Epoch(prepared.epoch), prepared.loaded_bytes);
+                    // Before it is active; control may have ended, which shows below.
+                    let _ = inputs.send(Input::Loaded { worker, serial, epoch, bytes }).await;
+                    Event::Prepared { worker, epoch }
+                }
                 Some(What::PrepareFailed(failed)) => {
                     let detail = short(&failed.detail, 1024);
                     Event::PrepareFailed { worker, epoch: Epoch(failed.epoch), detail }

@@ -6,8 +6,10 @@
 //!                                         └────────────────faults──────────────────┘
 //! ```
 
+mod change;
 mod control;
 mod experts;
+mod hits;
 mod join;
 mod link;
 mod options;
@@ -22,7 +24,9 @@ mod sessions;
 mod stats;
 mod status;
 
-pub use control::{Cluster, Tell};
+pub use change::ChangeStatus;
+pub use control::{Cluster, RebalanceError, Rebalancing, Tell};
+pub use hits::{HeatStatus, Hits, HotExpert};
 pub use options::{ClusterLimits, ClusterOptions, Door, DoorError};
 pub use own::OwnExperts;
 pub use plans::{Fault, OwnShard, Plan, Plans};

@@ -41,6 +41,8 @@ pub(super) struct Own {
 pub(super) struct OwnPrepared {
     pub epoch: Epoch,
     pub loaded: Result<(ShardSpec, Arc<ExpertShard>), String>,
+    /// Of what was not there before.
+    pub bytes: u64,
 }
 
 #[derive(Default)]
@@ -75,12 +77,13 @@ impl Own {
         let (served, cache, pieces) = (self.served.clone(), self.cache.clone(), self.pieces.clone());
         let inputs = self.inputs.clone();
         let work = move || {
-            let loaded = load(&served, cache.as_ref(), &pieces, shard, &cancelled);
+            let mut bytes = 0;
+            let loaded = load(&served, cache.as_ref(), (&pieces, &mut bytes), shard, &cancelled);
             if cancelled.load(Ordering::Relaxed) {
                 return;
             }
             if let Some(inputs) = inputs.upgrade() {
-                let _ = inputs.blocking_send(Input::Own(OwnPrepared { epoch, loaded }));
+                let _ = inputs.blocking_send(Input::Own(OwnPrepared { epoch, loaded, bytes }));
             }
         };
         let spawned = std::thread::Builder::new().name("load-experts".into()).spawn(work);
@@ -88,7 +91,7 @@ impl Own {
             && let Some(inputs) = self.inputs.upgrade()
         {
             let loaded = Err(format!("no thread to load: {error}"));
-            let _ = inputs.try_send(Input::Own(OwnPrepared { epoch, loaded }));
+            let _ = inputs.try_send(Input::Own(OwnPrepared { epoch, loaded, bytes: 0 }));
         }
     }
 
@@ -117,20 +120,18 @@ impl Own {
     }
 
     pub fn held_bytes(&self) -> u64 {
-        let weights = |piece: &ExpertPiece| {
-            [&piece.gate, &piece.up, &piece.down]
-                .map(|weight| weight.stored_bytes() as u64)
-                .iter()
-                .sum::<u64>()
-        };
-        self.pieces.lock().values().map(weights).sum()
+        self.pieces.lock().values().map(bytes_of).sum()
     }
+}
+
+fn bytes_of(piece: &ExpertPiece) -> u64 {
+    [&piece.gate, &piece.up, &piece.down].map(|weight| weight.stored_bytes() as u64).iter().sum()
 }
 
 fn load(
     served: &ServedExperts,
     cache: Option<&PackedCache>,
-    pieces: &Pieces,
+    (pieces, loaded_bytes): (&Pieces, &mut u64),
     shard: ShardSpec,
     cancelled: &AtomicBool,
 ) -> Result<(ShardSpec, Arc<ExpertShard>), String> {
@@ -149,6 +150,7 @@ fn load(
             cache,
         };
         let mut each = |slice, piece| {
+            *loaded_bytes += bytes_of(&piece);
             pieces.lock().insert(slice, piece);
             !cancelled.load(Ordering::Relaxed)
         };

@@ -11,6 +11,8 @@ use gaterail_cluster::exchange::Channel;
 use gaterail_model::weights::ExpertShard;
 use gaterail_proto::{Epoch, Placement, WorkerId};
 
+use super::routes::Routes;
+
 /// A placement in force.
 #[derive(Clone)]
 pub struct Plan {
@@ -55,6 +57,10 @@ pub struct Plans {
 #[derive(Default)]
 struct State {
     plan: Option<Plan>,
+    /// What the plan means for rows: made by who made the plan, so that the engine's step does not wait for it.
+    routes: Option<Arc<Routes>>,
+    /// What the engine may still use; letting it go takes long, and is not the engine's.
+    replaced: Vec<(Plan, Option<Arc<Routes>>)>,
     /// Channels that the engine has not taken yet.
     joined: Vec<(WorkerId, Box<dyn Channel>)>,
     /// Workers whose channels the engine should drop.
@@ -64,7 +70,7 @@ struct State {
 
 /// What has changed since the engine looked last.
 pub(super) struct Changes {
-    pub plan: Option<Plan>,
+    pub plan: Option<(Plan, Arc<Routes>)>,
     pub joined: Vec<(WorkerId, Box<dyn Channel>)>,
     pub left: Vec<WorkerId>,
 }
@@ -101,10 +107,20 @@ impl Plans {
 
     /// A plan comes into force with the next layer. Panics if its epoch is not above the last one's.
     pub fn activate(&self, plan: Plan) {
+        let routes = Arc::new(Routes::new(&plan.placement));
         self.change(|state| {
             assert!(state.plan.as_ref().is_none_or(|old| old.epoch < plan.epoch), "epochs only grow");
-            state.plan = Some(plan);
+            let (plan, routes) = (state.plan.replace(plan), state.routes.replace(routes));
+            state.replaced.extend(plan.map(|plan| (plan, routes)));
         });
+    }
+
+    /// Lets go what the engine does not use any more.
+    pub(super) fn forget_replaced(&self, used: Epoch) {
+        let mut state = self.lock();
+        let unused: Vec<_> = state.replaced.extract_if(.., |(plan, _)| plan.epoch < used).collect();
+        drop(state);
+        drop(unused);
     }
 
     /// No more plans will come: whoever waits for one is told.
@@ -144,7 +160,7 @@ impl Plans {
     pub(super) fn take(&self) -> Changes {
         let mut state = self.lock();
         Changes {
-            plan: state.plan.clone(),
+            plan: state.plan.clone().zip(state.routes.clone()),
             joined: std::mem::take(&mut state.joined),
             left: std::mem::take(&mut state.left),
         }

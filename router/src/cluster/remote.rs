@@ -4,6 +4,7 @@
 //! next plan, whole: experts are pure, so that nobody notices.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, Header};
@@ -12,6 +13,7 @@ use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
 use gaterail_proto::{Epoch, LayerId, RouterId, WorkerId};
 
+use super::hits::Hits;
 use super::link::{self, Link, NoReply};
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
@@ -39,6 +41,9 @@ pub struct RemoteExperts {
     plans: Arc<Plans>,
     limits: RemoteLimits,
     stats: Arc<ExchangeStats>,
+    hits: Arc<Hits>,
+    /// When the step at hand sent its first rows.
+    began: Option<Instant>,
     links: Vec<Link>,
     active: Option<Active>,
     /// `Plans::changes` when it was looked at last.
@@ -62,7 +67,7 @@ pub struct RemoteExperts {
 /// The plan in force.
 struct Active {
     plan: Plan,
-    routes: Routes,
+    routes: Arc<Routes>,
     /// Index into `links` by worker of the placement; `None` for the router itself.
     links: Vec<Option<usize>>,
 }
@@ -118,6 +123,8 @@ impl RemoteExperts {
         limits: RemoteLimits,
     ) -> RemoteExperts {
         RemoteExperts {
+            hits: stats.count_hits(&math),
+            began: None,
             math,
             router,
             plans,
@@ -147,6 +154,7 @@ impl RemoteExperts {
         if seen == self.seen {
             return;
         }
+        let started = Instant::now();
         self.seen = seen;
         let changes = self.plans.take();
         self.links.retain(|link| !changes.left.contains(&link.worker));
@@ -155,16 +163,17 @@ impl RemoteExperts {
             self.serials += 1;
             self.links.push(Link::new(worker, self.serials, channel, self.stats.link(worker)));
         }
-        let plan = changes.plan.or_else(|| self.active.take().map(|active| active.plan));
-        self.active = plan.map(|plan| {
-            self.plans.switched(plan.epoch);
+        let before = self.active.take().map(|active| (active.plan, active.routes));
+        let epoch = before.as_ref().map(|(plan, _)| plan.epoch);
+        self.active = changes.plan.or(before).map(|(plan, routes)| {
             let link = |worker: &WorkerId| self.links.iter().position(|link| link.worker == *worker);
-            Active {
-                routes: Routes::new(&plan.placement),
-                links: plan.placement.workers.iter().map(link).collect(),
-                plan,
-            }
+            Active { routes, links: plan.placement.workers.iter().map(link).collect(), plan }
         });
+        let Some(switched) = self.active.as_ref().map(|active| active.plan.epoch) else { return };
+        if Some(switched) != epoch {
+            self.stats.switch_ns.store(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.plans.switched(switched);
+        }
     }
 
     /// Waits for a plan above the one at hand, or for the first. Where that was in vain before, whoever comes next is refused at
@@ -413,9 +422,10 @@ impl ExpertLayer for RemoteExperts {
         stream: &Stream,
     ) -> Result<RemoteTicket, StepError> {
         let started = Instant::now();
+        self.began.get_or_insert(started);
         self.adopt();
         if self.active.is_none() {
-            self.next_plan(None, started + self.limits.plan_max)?;
+            self.next_plan(None, started + self.limits.plan_max).inspect_err(|_| self.began = None)?;
         }
         let mut parcel = self.parcel(rows.rows, stream)?;
         (parcel.layer, parcel.rows, parcel.top_k) = (layer, rows.rows, routing.top_k);
@@ -425,6 +435,7 @@ impl ExpertLayer for RemoteExperts {
         stream.download(rows.x, 0, &mut parcel.x)?;
         stream.download(routing.ids, 0, &mut parcel.ids)?;
         stream.download(routing.weights, 0, &mut parcel.weights)?;
+        self.hits.count(layer, &parcel.ids);
         self.send(&mut parcel, stream)?;
         add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);
         Ok(RemoteTicket(parcel))
@@ -437,7 +448,7 @@ impl ExpertLayer for RemoteExperts {
         stream: &Stream,
     ) -> Result<(), StepError> {
         let RemoteTicket(mut parcel) = ticket;
-        self.bring_home(&mut parcel, stream)?;
+        self.bring_home(&mut parcel, stream).inspect_err(|_| self.began = None)?;
         let started = Instant::now();
         let out = ViewMut::rows(out, parcel.rows, self.math.hidden);
         partial_sums::finish(stream, &parcel.sums, self.math.fraction_bits, out);
@@ -448,6 +459,13 @@ impl ExpertLayer for RemoteExperts {
     }
 
     fn finish(&mut self, _deadline: Instant) -> Result<(), StepError> {
+        self.began.take().into_iter().for_each(|began| self.stats.stepped(began.elapsed()));
         Ok(())
+    }
+
+    fn rest(&mut self) {
+        // Of a step that failed.
+        self.began = None;
+        self.adopt();
     }
 }

@@ -161,7 +161,7 @@ impl LayerRoutes {
         order.clear();
         order.extend((0..experts as u32).filter(|expert| counts[*expert as usize] > 0));
         // Those without a choice come first, so that the others can make up for them.
-        order.sort_by_key(|&expert| {
+        order.sort_unstable_by_key(|&expert| {
             let (start, end) = self.ranges[expert as usize];
             (end - start > 1, std::cmp::Reverse(counts[expert as usize]), expert)
         });

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use gaterail_model::walk::ExpertMath;
 use gaterail_proto::WorkerId;
+
+use super::hits::Hits;
 
 /// Totals since the start.
 #[derive(Debug, Default)]
@@ -29,6 +32,13 @@ pub struct ExchangeStats {
     pub slowest_ns: AtomicU64,
     /// The same for the mean over the workers of a layer: what is between them is waiting for the slowest.
     pub mean_ns: AtomicU64,
+    /// Steps, from their first rows to their last sums: how many, nanoseconds of all, and of the longest since it was taken last.
+    pub steps: AtomicU64,
+    pub step_ns: AtomicU64,
+    longest_ns: AtomicU64,
+    /// Nanoseconds that the engine took to switch to the plan that it uses.
+    pub switch_ns: AtomicU64,
+    hits: OnceLock<Arc<Hits>>,
     links: Mutex<BTreeMap<WorkerId, Arc<LinkStats>>>,
 }
 
@@ -55,6 +65,27 @@ impl ExchangeStats {
 
     pub fn forget(&self, worker: WorkerId) {
         self.lock().remove(&worker);
+    }
+
+    /// What rows of a model go to; the engine counts.
+    pub(super) fn count_hits(&self, math: &ExpertMath) -> Arc<Hits> {
+        self.hits.get_or_init(|| Arc::new(Hits::new(math))).clone()
+    }
+
+    pub(super) fn hits(&self) -> Option<&Hits> {
+        self.hits.get().map(|hits| &**hits)
+    }
+
+    pub(super) fn stepped(&self, time: Duration) {
+        let time = time.as_nanos() as u64;
+        add(&self.step_ns, time);
+        add(&self.steps, 1);
+        self.longest_ns.fetch_max(time, Ordering::Relaxed);
+    }
+
+    /// The longest step since this was asked last.
+    pub(super) fn take_longest(&self) -> Duration {
+        Duration::from_nanos(self.longest_ns.swap(0, Ordering::Relaxed))
     }
 
     pub(super) fn stalled(&self, time: Duration) {

@@ -10,6 +10,8 @@ use gaterail_proto::grpc::v1::Model;
 use gaterail_proto::{RouterId, WorkerId};
 use serde::{Deserialize, Serialize};
 
+use super::change::ChangeStatus;
+use super::hits::HeatStatus;
 use super::stats::{ExchangeStats, LinkStats};
 
 /// Rates are taken over this.
@@ -28,6 +30,20 @@ pub struct ClusterStatus {
     pub copies_wanted: u32,
     /// Of every expert, at least.
     pub copies: u32,
+    /// Further copies of hot experts, and their bytes.
+    #[serde(default)]
+    pub replicas: u64,
+    #[serde(default)]
+    pub replica_bytes: u64,
+    /// The slowest worker's time over an even one's, as what was hit lately says; `None` before that is known.
+    #[serde(default)]
+    pub imbalance: Option<f64>,
+    /// Which experts rows go to; `None` before that is known.
+    #[serde(default)]
+    pub heat: Option<HeatStatus>,
+    /// The last change of plans.
+    #[serde(default)]
+    pub change: Option<ChangeStatus>,
     pub epoch: Option<u64>,
     /// Whether the plan is whole; if not, requests wait.
     pub serving: bool,
@@ -72,7 +88,7 @@ pub struct WorkerStatus {
     pub memory_bytes: u64,
     pub read_bytes_per_second: f64,
     pub int8_operations_per_second: f64,
-    /// "joined", "preparing", "serving", "leaving"
+    /// "joined", "preparing", "serving", "left out", "leaving"
     pub state: String,
     /// "shared memory", "gRPC"
     pub exchange: String,
@@ -84,6 +100,11 @@ pub struct WorkerStatus {
     pub share_lately: f64,
     pub held_bytes: u64,
     pub loading: Option<LoadingStatus>,
+    /// How often it could not load what it should since it last could, and for how much longer it is left out of plans.
+    #[serde(default)]
+    pub failures: u32,
+    #[serde(default)]
+    pub left_out_seconds: f64,
     pub heard_ms_ago: u64,
     /// Since it joined.
     pub calls: u64,
@@ -120,6 +141,11 @@ impl ClusterStatus {
             mode: view.mode,
             copies_wanted: view.copies_wanted,
             copies: view.copies,
+            replicas: view.replicas,
+            replica_bytes: view.replica_bytes,
+            imbalance: view.imbalance,
+            heat: None,
+            change: None,
             epoch: view.epoch.map(|epoch| epoch.0),
             serving: view.serving,
             pending: view.pending.map(|pending| PendingStatus {
@@ -141,7 +167,18 @@ impl ClusterStatus {
 
 impl WorkerStatus {
     fn new(view: WorkerView, exchange: Option<(ExchangeKind, Duration)>, rates: &Rates) -> WorkerStatus {
-        let WorkerView { about, state, experts, bytes, share, held_bytes, calls, loading } = view;
+        let WorkerView {
+            about,
+            state,
+            experts,
+            bytes,
+            share,
+            held_bytes,
+            calls,
+            loading,
+            failures,
+            left_out,
+        } = view;
         let rate = rates.workers.get(&about.id).copied().unwrap_or_default();
         let computed: f64 = rates.workers.values().map(|rate| rate.busy).sum();
         WorkerStatus {
@@ -166,6 +203,8 @@ impl WorkerStatus {
                 bytes: at.bytes,
                 bytes_total: at.total,
             }),
+            failures,
+            left_out_seconds: left_out.as_secs_f64(),
             heard_ms_ago: exchange.map_or(0, |(_, ago)| ago.as_millis() as u64),
             calls,
             calls_per_second: rate.calls,
@@ -182,6 +221,7 @@ fn state_word(state: WorkerState) -> &'static str {
         WorkerState::Joined => "joined",
         WorkerState::Preparing => "preparing",
         WorkerState::Serving => "serving",
+        WorkerState::LeftOut => "left out",
         WorkerState::Leaving => "leaving",
     }
 }

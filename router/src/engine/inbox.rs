@@ -45,7 +45,8 @@ pub struct Orders {
 pub enum Wait {
     No,
     At(Duration),
-    UntilSomethingComes,
+    /// Until something comes, or somebody is told to end.
+    Rest(Duration),
 }
 
 /// How the thread came to its end.
@@ -167,9 +168,10 @@ impl Inbox {
                 .wake
                 .wait_timeout_while(state, most, |state| state.new.is_empty())
                 .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state),
-            Wait::UntilSomethingComes => {
-                self.wake.wait_while(state, nothing).unwrap_or_else(|poisoned| poisoned.into_inner())
-            }
+            Wait::Rest(most) => self
+                .wake
+                .wait_timeout_while(state, most, nothing)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state),
         };
         let ending = (state.draining.is_some() || state.abandoned).then_some(state.draining);
         Orders { new: std::mem::take(&mut state.new), ending }

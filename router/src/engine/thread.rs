@@ -2,12 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::inbox::{Ended, Inbox, Wait};
 use crate::api::Failure;
 use crate::model::Model;
 use crate::step::{Core, Outcome};
+
+/// An engine without work lets go this often what it does not need any more: who died may have left much.
+const REST: Duration = Duration::from_millis(500);
 
 /// Steps until it is told to end and nothing is left. A panic fails what is there and ends the thread.
 pub(super) fn run<M: Model>(mut core: Core<M>, inbox: &Arc<Inbox>) {
@@ -28,9 +31,13 @@ pub(super) fn run<M: Model>(mut core: Core<M>, inbox: &Arc<Inbox>) {
 }
 
 fn serve<M: Model>(core: &mut Core<M>, inbox: &Inbox) {
-    let mut wait = Wait::UntilSomethingComes;
+    let mut wait = Wait::Rest(REST);
     loop {
         let orders = inbox.take(core.take_dequeued(), wait);
+        if wait == Wait::Rest(REST) && orders.new.is_empty() && orders.ending.is_none() {
+            core.rest();
+            continue;
+        }
         for new in orders.new {
             core.accept(new.admitted, new.arrived, new.events);
         }
@@ -44,8 +51,11 @@ fn serve<M: Model>(core: &mut Core<M>, inbox: &Inbox) {
         }
         wait = match core.step(Instant::now()) {
             Outcome::Ran => Wait::No,
-            Outcome::Blocked => Wait::At(Core::<M>::poll_interval()),
-            Outcome::Empty => Wait::UntilSomethingComes,
+            Outcome::Blocked => {
+                core.rest();
+                Wait::At(Core::<M>::poll_interval())
+            }
+            Outcome::Empty => Wait::Rest(REST),
         };
         inbox.show(core.gauges(), Instant::now());
     }

@@ -42,4 +42,4 @@ pub use layers::{caller, guarded};
 pub use listen::{ListenLimits, Listening, Protocol};
 pub use opening::Opening;
 pub use routes::routes;
-pub use workers::ClusterPage;
+pub use workers::{ClusterPage, RebalancePage};

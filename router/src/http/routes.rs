@@ -31,6 +31,7 @@ pub fn routes(server: Arc<Server>) -> Router {
         .route("/metrics", get(self::get(health::metrics)))
         .route("/version", get(self::get(health::version)))
         .route("/cluster", get(self::get(workers::show)))
+        .route("/cluster/rebalance", post(self::post(workers::rebalance)))
         .fallback(no_route)
         .with_state(server.clone());
     layers::guarded(routes, &server.entrance, Protocol::Http1)
@@ -38,7 +39,7 @@ pub fn routes(server: Arc<Server>) -> Router {
 
 /// What a path is called in logs and metrics: one of few, whatever clients send.
 pub fn route_name(path: &str) -> &'static str {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 12] = [
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/models",
@@ -50,6 +51,7 @@ pub fn route_name(path: &str) -> &'static str {
         "/metrics",
         "/version",
         "/cluster",
+        "/cluster/rebalance",
     ];
     match KNOWN.iter().find(|known| **known == path) {
         Some(known) => known,

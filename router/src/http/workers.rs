@@ -1,13 +1,20 @@
-//! `/cluster`: who computes for this server, and where its steps spend their time.
+//! `/cluster`: who computes for this server, and where its steps spend their time; `/cluster/rebalance`: another spread of its
+//! experts, while it serves.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
+use gaterail_cluster::membership::Wish;
+use gaterail_cluster::placement::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::answer::json_response;
-use crate::cluster::ClusterStatus;
+use super::body;
+use super::layers::caller;
+use crate::cluster::{ClusterStatus, RebalanceError, Rebalancing};
+use crate::openai::{ApiError, ErrorKind, Fields, RequestLimits};
 use crate::serving::{Server, StepStatus, StepTotals};
 
 /// What `/cluster` says.
@@ -42,4 +49,54 @@ pub async fn show(State(server): State<Arc<Server>>) -> Response {
     };
     // Plain values, which all have a place in JSON.
     json_response(&serde_json::to_value(page).unwrap_or_default())
+}
+
+/// More is a slip of the finger.
+const COPIES_MAX: u64 = 64;
+const BYTES_MAX: u64 = 1 << 60;
+/// Who asks too early asks again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What `/cluster/rebalance` answers: what follows is on `/cluster`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebalancePage {
+    /// The plan that is being prepared; `None` where nothing has to be done, or not yet.
+    pub epoch: Option<u64>,
+    /// The plan in force.
+    pub from: Option<u64>,
+}
+
+/// Spreads the experts in another way while requests are served; refused before anything is loaded if they would not fit.
+///
+/// Whoever may use the server may do it: it changes no answer.
+pub async fn rebalance(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
+    let counted = caller(&request).0.count_request(Instant::now());
+    let request = body::unless(request, counted)?;
+    let wish = body::parsed(&server, request, wish).await?;
+    let Some(cluster) = &server.rig.cluster else {
+        let message = "this server has no workers that experts could be spread over";
+        return Err(ApiError::new(ErrorKind::Invalid, message));
+    };
+    match cluster.rebalance(wish).await {
+        Ok(Rebalancing { epoch, from }) => {
+            let page = RebalancePage { epoch: epoch.map(|at| at.0), from: from.map(|at| at.0) };
+            Ok(json_response(&page))
+        }
+        Err(RebalanceError::Refused(why)) => Err(ApiError::new(ErrorKind::Invalid, why.to_string())),
+        Err(RebalanceError::Busy) => {
+            Err(ApiError::new(ErrorKind::Overloaded, RebalanceError::Busy.to_string()).retry_after(AGAIN))
+        }
+    }
+}
+
+fn wish(body: &[u8], limits: &RequestLimits) -> Result<Wish, ApiError> {
+    let mut fields = Fields::parse(body, limits.values_max)?;
+    let mode = fields.string("parallel", limits.name_bytes_max)?;
+    let mode = mode.map(|text| text.parse::<Mode>().map_err(|_| text)).transpose();
+    let mode = mode.map_err(|text| {
+        ApiError::invalid("parallel", format!("parallel is {text:?}; it has to be ep, tp or ep:N,tp:M"))
+    })?;
+    let copies = fields.count("expert_copies", 1..=COPIES_MAX)?;
+    let replica_bytes = fields.count("replica_memory", 0..=BYTES_MAX)?;
+    Ok(Wish { mode, copies: copies.map(|copies| copies as u32), replica_bytes })
 }

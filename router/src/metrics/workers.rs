@@ -27,6 +27,17 @@ pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
     page.gauge("gaterail_workers_plan_whole", help, &[], u8::from(cluster.serving));
     page.gauge("gaterail_workers_epoch", "The plan in force.", &[], cluster.epoch.unwrap_or(0));
     page.gauge("gaterail_workers_copies", "Copies of every expert, at least.", &[], cluster.copies);
+    page.gauge("gaterail_expert_replicas", "Further copies of hot experts.", &[], cluster.replicas);
+    page.gauge("gaterail_expert_replica_bytes", "What those take.", &[], cluster.replica_bytes);
+    if let Some(imbalance) = cluster.imbalance {
+        let help =
+            "The slowest worker's time over an even one's, as planned for the experts that were hit lately.";
+        page.gauge("gaterail_expert_imbalance", help, &[], imbalance);
+    }
+    if let Some(heat) = &cluster.heat {
+        let help = "Hits of a layer's hottest expert over the layer's mean, lately, on average over layers.";
+        page.gauge("gaterail_expert_hottest", help, &[], heat.hottest);
+    }
     let families: [Family; 10] = [
         ("experts", "gauge", "Experts of the plan of which it holds something.", |at| at.experts as f64),
         ("held_bytes", "gauge", "Bytes of experts that it holds.", |at| at.held_bytes as f64),

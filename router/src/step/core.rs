@@ -104,6 +104,11 @@ impl<M: Model> Core<M> {
         all.into_iter().for_each(|request| self.fail(request, failure.clone()));
     }
 
+    /// There is nothing to do for now.
+    pub fn rest(&mut self) {
+        self.parts.runner.rest();
+    }
+
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }

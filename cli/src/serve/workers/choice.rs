@@ -96,6 +96,8 @@ mod tests {
             parallel: None,
             copies: 1,
             replica_bytes: 0,
+            rebalance_gain_min: 0.0,
+            rebalance_every: Duration::ZERO,
             local: false,
             listen: None,
             token: None,

@@ -132,7 +132,8 @@ impl Opening<'_> {
         let join = reachable(address);
         let supervisor = (team.spawn > 0).then(|| {
             let flags = flags(settings, packed_cache);
-            Supervisor::start(Crew { join, token: token.unwrap_or_default(), flags, shares, notes })
+            let (token, quiet) = (token.unwrap_or_default(), stopping.clone());
+            Supervisor::start(Crew { join, token, flags, shares, notes, quiet })
         });
         let (supervisor, plan_max) = (supervisor.transpose()?, settings.plan_max);
         if let Some(supervisor) = &supervisor {
@@ -234,6 +235,8 @@ fn options(team: &Team, settings: &WorkerSettings) -> ClusterOptions {
         mode: team.mode,
         copies: settings.copies,
         replica_bytes: settings.replica_bytes,
+        rebalance_gain_min: settings.rebalance_gain_min,
+        rebalance_every: settings.rebalance_every,
         expected: team.expected,
         join_wait: settings.join_wait,
         silence_max: settings.silence_max,

@@ -23,6 +23,9 @@ pub struct WorkerSettings {
     pub copies: u32,
     /// For further copies of hot experts.
     pub replica_bytes: u64,
+    /// Those follow what is hot for a gain of more than this part, and not more often than this.
+    pub rebalance_gain_min: f64,
+    pub rebalance_every: Duration,
     /// Whether this process holds experts, too.
     pub local: bool,
     pub listen: Option<SocketAddr>,
@@ -70,6 +73,12 @@ impl WorkerSettings {
             })?,
             copies: count("expert-copies", 1, COPIES_MAX as usize)?.unwrap_or(1) as u32,
             replica_bytes: settings.parsed_by("replica-memory", bytes)?.unwrap_or(0),
+            rebalance_gain_min: settings
+                .parsed_by("rebalance-gain", part)?
+                .unwrap_or(policy.rebalance_gain_min),
+            rebalance_every: settings
+                .parsed_by("rebalance-seconds", &seconds)?
+                .unwrap_or(policy.rebalance_every),
             local,
             listen: settings.parsed_by("cluster-listen", address)?,
             token,
@@ -88,5 +97,12 @@ impl WorkerSettings {
     /// Whether all workers are on other machines, as far as one can know.
     pub fn is_remote(&self) -> bool {
         self.listen.is_some() && self.spawn.unwrap_or(0) == 0 && !self.local
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
+        _ => Err("it has to be a part, from 0 to below 1".to_string()),
     }
 }

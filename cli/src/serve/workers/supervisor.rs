@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -36,6 +37,8 @@ const MISSING_MAX: Duration = Duration::from_secs(20);
 const KNOWN_MAX: Duration = Duration::from_secs(2);
 /// Workers have so long to end by themselves.
 const STOP_MAX: Duration = Duration::from_secs(3);
+/// How a worker ends a line about a server that it has lost.
+const AGAIN: &str = "it is tried again";
 /// A longer line of a worker's log is cut.
 const LINE_BYTES_MAX: u64 = 16 << 10;
 
@@ -49,6 +52,8 @@ pub struct Crew {
     pub shares: Vec<Share>,
     /// Where the workers' words go, and the supervisor's.
     pub notes: Notes,
+    /// The server ends: that its workers lose it, and would come again, is no news.
+    pub quiet: Arc<AtomicBool>,
 }
 
 /// Ends them when it is dropped.
@@ -206,9 +211,9 @@ impl Watch {
             Ok(mut child) => {
                 if let Some(stderr) = child.stderr.take() {
                     let reader = std::thread::Builder::new().name(format!("{name}-log"));
-                    let notes = self.crew.notes.clone();
+                    let (notes, quiet) = (self.crew.notes.clone(), self.crew.quiet.clone());
                     // Without one the worker's words are lost, and nothing else.
-                    let _ = reader.spawn(move || pass_on(&name, stderr, &notes));
+                    let _ = reader.spawn(move || pass_on(&name, stderr, &notes, &quiet));
                 }
                 slot.running = Some((child, started));
             }
@@ -274,7 +279,7 @@ fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
 
 /// A worker's lines with its name before them. They are read even where nobody reads ours: a worker that writes must not
 /// wait for that.
-fn pass_on(name: &str, stderr: impl Read, notes: &Notes) {
+fn pass_on(name: &str, stderr: impl Read, notes: &Notes, quiet: &AtomicBool) {
     let mut lines = BufReader::new(stderr);
     let mut line = Vec::new();
     loop {
@@ -284,6 +289,9 @@ fn pass_on(name: &str, stderr: impl Read, notes: &Notes) {
                 let text = String::from_utf8_lossy(&line);
                 let text = text.trim_end();
                 let text = text.strip_prefix("gaterail: ").unwrap_or(text);
+                if text.ends_with(AGAIN) && quiet.load(Ordering::Relaxed) {
+                    continue;
+                }
                 notes.tell(terminal::visible(&format!("{name}: {text}")));
             }
             Ok(0) | Err(_) => return,
