@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod certs;
 mod chat;
 mod cores;
 mod demo;
@@ -23,6 +24,7 @@ mod source;
 mod status;
 mod synth;
 mod terminal;
+mod tls;
 mod weights;
 mod worker;
 
@@ -48,6 +50,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
+    Certs(certs::CertsArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
     #[command(name = "plan-echo", hide = true)]
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Certs(args) => certs::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::PlanEcho(args) => plan::echo(&args),

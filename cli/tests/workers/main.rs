@@ -10,3 +10,4 @@ mod death;
 mod door;
 mod lifecycle;
 mod same;
+mod tls;

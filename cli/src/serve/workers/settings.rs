@@ -10,6 +10,7 @@ use gaterail_router::cluster::WORKERS_MAX;
 
 use crate::error::CliError;
 use crate::settings::Settings;
+use crate::tls::TlsFiles;
 use crate::worker::read_token;
 
 const COPIES_MAX: u32 = 64;
@@ -27,6 +28,8 @@ pub struct WorkerSettings {
     pub local: bool,
     pub listen: Option<SocketAddr>,
     pub token: Option<String>,
+    /// What the port shows and asks for, where it is encrypted.
+    pub tls: TlsFiles,
     /// Workers to wait for before the first plan.
     pub expected: Option<usize>,
     pub join_wait: Duration,
@@ -73,6 +76,7 @@ impl WorkerSettings {
             local,
             listen: settings.parsed_by("cluster-listen", address)?,
             token,
+            tls: tls_files(settings)?,
             expected: count("wait-for-workers", 1, workers_max)?,
             join_wait: settings.parsed_by("join-seconds", &seconds)?.unwrap_or(policy.join_wait),
             silence_max: settings
@@ -85,8 +89,33 @@ impl WorkerSettings {
         })
     }
 
+    /// How a worker joins `address`, for people.
+    pub fn join_command(&self, address: SocketAddr) -> String {
+        let secret = self.tls.cert.is_some() || self.tls.certs.is_some();
+        let certs = if secret { " --certs DIR" } else { "" };
+        format!("gaterail worker --join {address}{certs}")
+    }
+
     /// Whether all workers are on other machines, as far as one can know.
     pub fn is_remote(&self) -> bool {
         self.listen.is_some() && self.spawn.unwrap_or(0) == 0 && !self.local
     }
+}
+
+/// The files of the port that workers join; they are of no use without one.
+fn tls_files(settings: &Settings) -> Result<TlsFiles, CliError> {
+    let path = |name: &str| settings.text(name).map(PathBuf::from);
+    let files = TlsFiles {
+        certs: path("cluster-certs"),
+        cert: path("cluster-tls-cert"),
+        key: path("cluster-tls-key"),
+        ca: path("cluster-tls-ca"),
+    };
+    let any = [&files.certs, &files.cert, &files.key, &files.ca].iter().any(|file| file.is_some());
+    if any && settings.text("cluster-listen").is_none() {
+        let why =
+            "certificates of the cluster are for a port that others join: give --cluster-listen HOST:PORT";
+        return Err(CliError::Usage(why.to_string()));
+    }
+    Ok(files)
 }
