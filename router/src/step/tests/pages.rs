@@ -79,5 +79,12 @@ fn a_prompt_that_is_known_costs_its_last_token_only() {
     house.ask(plain("b", 129, 1));
     house.finish();
     assert_eq!(house.core.counters.prompt_tokens - computed, 130);
-    (0..3).for_each(|client| house.check(client));
+    // Nor does another salt of the same one; the same salt does.
+    let salted = |salt: &str| GenerateRequest { cache_salt: Some(salt.into()), ..plain("a", 129, 1) };
+    for (salt, computed_then) in [("one", 129 + 130), ("two", 2 * 129 + 130), ("one", 2 * 129 + 131)] {
+        house.ask(salted(salt));
+        house.finish();
+        assert_eq!(house.core.counters.prompt_tokens - computed, computed_then, "{salt}");
+    }
+    (0..6).for_each(|client| house.check(client));
 }
