@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod certs;
 mod chat;
 mod cores;
 mod demo;
@@ -24,6 +25,7 @@ mod source;
 mod status;
 mod synth;
 mod terminal;
+mod tls;
 mod weights;
 mod worker;
 
@@ -50,6 +52,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Bench(Box<bench::BenchArgs>),
     Keys(keys::KeysArgs),
+    Certs(certs::CertsArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
     #[command(name = "plan-echo", hide = true)]
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Certs(args) => certs::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::PlanEcho(args) => plan::echo(&args),

@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use gaterail_cluster::tls::ServerTls;
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertMath, Runner, RunnerOptions};
@@ -13,9 +14,9 @@ use gaterail_model::weights::Precision;
 use gaterail_proto::RouterId;
 use gaterail_router::cluster::{
     Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
-    RemoteLimits, ServedExperts, routes, sockets,
+    RemoteLimits, ServedExperts, routes, secured, sockets,
 };
-use gaterail_router::http::{Listening, Protocol};
+use gaterail_router::http::{Listening, Port, Protocol};
 use gaterail_router::metrics::Metrics;
 use gaterail_worker::{Worker, WorkerError, WorkerLimits, WorkerOptions};
 use tokio::sync::oneshot;
@@ -45,6 +46,20 @@ impl Router {
         Router::start_with(folder, precision, options, None, token, address).await
     }
 
+    /// The same over TLS, on any free port of this machine; without a token where its clients have certificates.
+    pub async fn start_tls(
+        folder: &Path,
+        precision: Precision,
+        options: ClusterOptions,
+        tls: ServerTls,
+    ) -> (Router, Runner<RemoteExperts>) {
+        let door = match tls.proves_clients() {
+            true => Door::behind_certificates(None),
+            false => Door::new(None, loopback()),
+        };
+        Router::open(folder, precision, options, None, (door.expect("a door"), Some(tls)), loopback()).await
+    }
+
     /// The same where the router's process may hold experts itself.
     pub async fn start_with(
         folder: &Path,
@@ -52,6 +67,18 @@ impl Router {
         options: ClusterOptions,
         own: Option<OwnExperts>,
         token: Option<&str>,
+        address: SocketAddr,
+    ) -> (Router, Runner<RemoteExperts>) {
+        let door = Door::new(token, address).expect("a door");
+        Router::open(folder, precision, options, own, (door, None), address).await
+    }
+
+    async fn open(
+        folder: &Path,
+        precision: Precision,
+        options: ClusterOptions,
+        own: Option<OwnExperts>,
+        (door, tls): (Door, Option<ServerTls>),
         address: SocketAddr,
     ) -> (Router, Runner<RemoteExperts>) {
         let source = ModelSource::open(folder).expect("a model");
@@ -78,15 +105,16 @@ impl Router {
         let notes: Arc<Mutex<Vec<String>>> = Arc::default();
         let noted = notes.clone();
         let note = move |text: &str| noted.lock().expect("notes").push(text.to_string());
-        let door = Door::new(token, address).expect("a door");
+        let told = notes.clone();
+        let tls = tls.map(|tls| secured(tls, move |line| told.lock().expect("notes").push(line)));
         let sockets = sockets(&options.limits);
         let cluster =
             Cluster::start(router, options, served, own, (plans, faults), stats, note).expect("control");
         let listener = tokio::net::TcpListener::bind(address).await.expect("a port");
         let app = routes(cluster.clone(), door);
-        let metrics = Arc::new(Metrics::default());
-        let listening =
-            Listening::start(listener, app, Protocol::Http2, metrics, sockets).expect("a listening port");
+        let (metrics, limits) = (Arc::new(Metrics::default()), sockets.into());
+        let port = Port { app, protocol: Protocol::Http2, metrics, limits, tls };
+        let listening = Listening::start(listener, port).expect("a listening port");
         (Router { cluster, address: listening.address, notes, listening }, runner)
     }
 
@@ -138,6 +166,7 @@ pub fn worker_options(routers: &[SocketAddr], name: &str) -> WorkerOptions {
     WorkerOptions {
         join: routers.iter().map(SocketAddr::to_string).collect(),
         token: None,
+        tls: None,
         name: name.to_string(),
         device: Arc::new(open),
         memory_bytes: 1 << 30,

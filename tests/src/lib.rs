@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 pub mod broken;
+pub mod certs;
 pub mod control;
 pub mod cuts;
+pub mod exchanges;
 pub mod fuzzing;
 pub mod gguf;
+pub mod pairs;
 pub mod workers;
 
 use std::path::{Path, PathBuf};

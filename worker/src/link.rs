@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::unfold;
 use gaterail_cluster::exchange::{Channel, Cut, SharedOffer, open_shared, stream};
+use gaterail_cluster::tls::TlsTrouble;
 use gaterail_kernels::PACKED_LAYOUT;
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::from_router::What as FromRouterWhat;
@@ -108,8 +109,11 @@ pub async fn run(
     Connection { joined: true, settled, ended }
 }
 
-fn again(error: impl std::error::Error) -> Ended {
+fn again(error: impl std::error::Error + 'static) -> Ended {
     use std::fmt::Write;
+    if let Some(trouble) = trouble(&error) {
+        return Ended::Again(trouble);
+    }
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -118,6 +122,20 @@ fn again(error: impl std::error::Error) -> Ended {
         cause = error.source();
     }
     Ended::Again(text)
+}
+
+/// What TLS has to say, if that is what failed.
+fn trouble(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let trouble = inner.and_then(|inner| inner.downcast_ref::<TlsTrouble>());
+        if let Some(TlsTrouble(why)) = trouble.or_else(|| error.downcast_ref()) {
+            return Some(why.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// An answer to anything but Join: the router has taken this worker, and may again.
@@ -143,9 +161,17 @@ async fn connect(shared: &Shared, address: &str) -> Result<Client, Ended> {
     let limits = &shared.options.limits;
     let token = shared.options.token.as_ref().map(|token| format!("Bearer {token}").parse());
     let token = token.transpose().map_err(|_| Ended::Refused("a token that is no plain text".to_string()))?;
-    let endpoint = stream::endpoint(format!("http://{address}"));
+    let tls = shared.options.tls.as_ref();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = stream::endpoint(format!("{scheme}://{address}"));
     let endpoint = endpoint.map_err(|error| Ended::Refused(error.to_string()))?;
-    let connection = timeout(limits.connect_max, endpoint.connect()).await;
+    let connecting = async {
+        match tls {
+            Some(tls) => tls.connect(&endpoint).await,
+            None => endpoint.connect().await,
+        }
+    };
+    let connection = timeout(limits.connect_max, connecting).await;
     let connection =
         connection.map_err(|_| Ended::Again("it does not answer".to_string()))?.map_err(again)?;
     Ok(ClusterClient::with_interceptor(connection, Token(token))

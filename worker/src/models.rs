@@ -61,6 +61,7 @@ mod tests {
         let options = WorkerOptions {
             join: Vec::new(),
             token: None,
+            tls: None,
             name: String::new(),
             device: Arc::new(|| Device::cpu(CpuOptions::default())),
             memory_bytes: 0,

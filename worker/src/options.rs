@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gaterail_cluster::exchange::Waiting;
+use gaterail_cluster::tls::ClientTls;
 use gaterail_kernels::{Device, KernelError};
 use gaterail_model::weights::cache::PackedCache;
 
@@ -18,6 +19,8 @@ pub struct WorkerOptions {
     pub join: Vec<String>,
     /// What a router's door asks for.
     pub token: Option<String>,
+    /// How routers are reached; in clear where there is none.
+    pub tls: Option<ClientTls>,
     /// For people.
     pub name: String,
     pub device: OpenDevice,

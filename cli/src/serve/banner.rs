@@ -18,7 +18,8 @@ pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> Stri
         (true, false) => "this machine only, no key needed",
         (true, true) => "everybody who can reach it, without a key (--insecure)",
     };
-    let base = format!("http://{}", addresses.http);
+    let scheme = if config.tls.cert.is_some() { "https" } else { "http" };
+    let base = format!("{scheme}://{}", addresses.http);
     let mut lines = vec![
         ("model", format!("{}  {}", served.names.join(", "), loaded.architecture)),
         (
@@ -52,7 +53,7 @@ pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> Stri
     let mut lines: Vec<(String, String)> =
         lines.into_iter().map(|(what, how)| (what.to_string(), how)).collect();
     if let Some((workers, status)) = &loaded.workers {
-        lines.extend(open::lines(status, config.workers.listen.map(|_| workers.address)));
+        lines.extend(open::lines(status, config.workers.listen.map(|_| workers.join_command.as_str())));
     }
     let table: String = lines.iter().map(|(what, how)| format!("  {what:<12}{how}\n")).collect();
     let key = if loaded.server.entrance.gate.is_open() { "" } else { " -H 'Authorization: Bearer KEY'" };

@@ -15,6 +15,7 @@ use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::packed_cache::{self, PackedCacheArg};
 use crate::settings::Settings;
+use crate::tls::TlsFiles;
 use crate::weights::{KvArg, WeightsArg};
 
 /// More of anything is surely a mistake.
@@ -27,6 +28,8 @@ pub struct ServeConfig {
     pub names: Vec<String>,
     pub listen: SocketAddr,
     pub grpc_listen: Option<SocketAddr>,
+    /// Of both.
+    pub tls: TlsFiles,
     pub weights: WeightsArg,
     pub kv: KvArg,
     pub packed_cache: PackedCacheArg,
@@ -90,6 +93,11 @@ impl ServeConfig {
             names: settings.list("served-model-name").to_vec(),
             listen,
             grpc_listen: settings.parsed_by("grpc-listen", parse_address)?,
+            tls: TlsFiles {
+                cert: settings.text("tls-cert").map(PathBuf::from),
+                key: settings.text("tls-key").map(PathBuf::from),
+                ..TlsFiles::default()
+            },
             weights: settings
                 .parsed_by("weights", |text| WeightsArg::from_str(text, true))?
                 .unwrap_or(WeightsArg::Auto),

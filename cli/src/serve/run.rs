@@ -9,17 +9,20 @@ use std::time::{Duration, Instant};
 use gaterail_router::Ended;
 use gaterail_router::cluster::{self, Cluster, ClusterLimits, Door};
 use gaterail_router::grpc;
-use gaterail_router::http::{self, Listening, Opening, Protocol, opening};
+use gaterail_router::http::{self, Listening, Opening, Port, Protocol, Tls, opening};
 use gaterail_router::serving::{Entrance, Server};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::ServeConfig;
 use super::load::Loaded;
-use super::workers::{Workers, open};
+use super::workers::Workers;
+use super::workers::port::Bound;
 use crate::error::CliError;
 use crate::terminal;
 
+/// What a client is told that comes in clear where TLS is spoken.
+const SECRET_ONLY: &str = "this port speaks TLS: call it with https://";
 const EVENT_THREADS: usize = 1;
 const TEXT_THREADS_MAX: usize = 4;
 /// The file of keys is looked at this often.
@@ -35,7 +38,9 @@ const INTERRUPTED: i32 = 130;
 pub struct Ports {
     http_socket: TcpListener,
     grpc_socket: Option<TcpListener>,
-    cluster_socket: Option<TcpListener>,
+    cluster_socket: Option<Bound>,
+    /// Of HTTP and of gRPC.
+    tls: [Option<Tls>; 2],
     pub addresses: Addresses,
 }
 
@@ -54,8 +59,13 @@ impl Ports {
             |socket: &TcpListener| socket.local_addr().map_err(CliError::io("asking for a socket's address"));
         let addresses =
             Addresses { http: own(&http_socket)?, grpc: grpc_socket.as_ref().map(own).transpose()? };
-        let cluster_socket = open::bind(&config.workers)?;
-        Ok(Ports { http_socket, grpc_socket, cluster_socket, addresses })
+        let cluster_socket = Bound::asked(&config.workers)?;
+        let secret = |protocol, name: &[u8]| -> Result<Option<Tls>, CliError> {
+            let server = config.tls.server("tls", name)?;
+            Ok(server.map(|server| Tls::new(server, protocol, SECRET_ONLY)))
+        };
+        let tls = [secret(Protocol::Http1, b"http/1.1")?, secret(Protocol::Http2, b"h2")?];
+        Ok(Ports { http_socket, grpc_socket, cluster_socket, tls, addresses })
     }
 }
 
@@ -80,7 +90,7 @@ pub struct Loading {
     grpc: Option<(Opening, grpc::Health)>,
     listening: Vec<Listening>,
     /// Where workers join, until it is served.
-    pub cluster_socket: Option<TcpListener>,
+    pub cluster_socket: Option<Bound>,
 }
 
 impl Loading {
@@ -93,18 +103,20 @@ impl Loading {
             .build()
             .map_err(CliError::io("starting the event loop"))?;
         let started = runtime.block_on(async {
-            let start = |socket, opening: &Opening, protocol| {
+            let start = |socket, opening: &Opening, protocol, tls| {
                 let socket = tokio::net::TcpListener::from_std(socket)?;
-                let metrics = entrance.metrics.clone();
-                Listening::start(socket, opening.routes(), protocol, metrics, config.sockets.clone())
+                let (app, metrics, limits) =
+                    (opening.routes(), entrance.metrics.clone(), Arc::new(config.sockets.clone()));
+                Listening::start(socket, Port { app, protocol, metrics, limits, tls })
             };
+            let [http_tls, grpc_tls] = ports.tls;
             let http = Opening::new(opening::before(entrance));
-            let mut listening = vec![start(ports.http_socket, &http, Protocol::Http1)?];
+            let mut listening = vec![start(ports.http_socket, &http, Protocol::Http1, http_tls)?];
             let mut grpc = None;
             if let Some(socket) = ports.grpc_socket {
                 let health = grpc::Health::not_serving().await;
                 let opening = Opening::new(grpc::before(entrance, &health));
-                listening.push(start(socket, &opening, Protocol::Http2)?);
+                listening.push(start(socket, &opening, Protocol::Http2, grpc_tls)?);
                 grpc = Some((opening, health));
             }
             Ok((http, grpc, listening))
@@ -119,13 +131,14 @@ impl Loading {
         socket: TcpListener,
         cluster: Arc<Cluster>,
         door: Door,
+        tls: Option<Tls>,
     ) -> Result<(), CliError> {
         let _inside = self.runtime.enter();
-        let limits = cluster::sockets(&ClusterLimits::default());
+        let limits = Arc::new(cluster::sockets(&ClusterLimits::default()));
         let start = |socket| {
             let socket = tokio::net::TcpListener::from_std(socket)?;
-            let routes = cluster::routes(cluster, door);
-            Listening::start(socket, routes, Protocol::Http2, Arc::default(), limits)
+            let (app, protocol) = (cluster::routes(cluster, door), Protocol::Http2);
+            Listening::start(socket, Port { app, protocol, metrics: Arc::default(), limits, tls })
         };
         self.listening.push(start(socket).map_err(CliError::io("listening"))?);
         Ok(())

@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 54] = [
+pub static TABLE: [Setting; 60] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -32,6 +32,13 @@ pub static TABLE: [Setting; 54] = [
         help: "Where gRPC is answered; nowhere unless this is given",
         ..ONE
     },
+    Setting {
+        name: "tls-cert",
+        value: "FILE",
+        help: "HTTP and gRPC are answered over TLS, with this certificate in PEM and those that lead to its CA",
+        ..ONE
+    },
+    Setting { name: "tls-key", value: "FILE", help: "The key of --tls-cert", ..ONE },
     Setting {
         name: "weights",
         value: "KIND",
@@ -104,7 +111,26 @@ pub static TABLE: [Setting; 54] = [
     Setting {
         name: "cluster-listen",
         value: "ADDRESS",
-        help: "Where workers join; an address that others can reach needs --join-token. By default a port for the processes of --workers alone",
+        help: "Where workers join; an address that others can reach needs --cluster-certs or --join-token. By default a port for the processes of --workers alone",
+        ..ONE
+    },
+    Setting {
+        name: "cluster-certs",
+        value: "DIR",
+        help: "A folder of `gaterail certs init`: workers join over TLS, and only with a certificate of its CA",
+        ..ONE
+    },
+    Setting {
+        name: "cluster-tls-cert",
+        value: "FILE",
+        help: "The certificate that is shown to workers, in PEM, with those that lead to its CA",
+        ..ONE
+    },
+    Setting { name: "cluster-tls-key", value: "FILE", help: "The key of --cluster-tls-cert", ..ONE },
+    Setting {
+        name: "cluster-tls-ca",
+        value: "FILE",
+        help: "Only workers with a certificate of this CA may join; without a token where none is given",
         ..ONE
     },
     Setting {

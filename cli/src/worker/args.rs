@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use gaterail_cluster::tls::ClientTls;
 
 use crate::cores::Cores;
 use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::packed_cache::{self, PackedCacheArg};
 use crate::serve::parse_bytes;
+use crate::tls::TlsFiles;
 
 /// A file with more is no token.
 const TOKEN_BYTES_MAX: u64 = 4096;
@@ -24,7 +26,23 @@ const SPARED: (u64, u64) = (9, 10);
 pub struct WorkerArgs {
     /// Routers to join: the address that `gaterail serve --cluster-listen` has; several with commas, or several times
     #[arg(long, value_name = "HOST:PORT", env = "GATERAIL_JOIN", value_delimiter = ',', required = true, value_parser = parse_join)]
-    pub join: Vec<String>,
+    pub join: Vec<Join>,
+
+    /// Join over TLS: a folder with ca.pem, worker.pem and worker-key.pem, as `gaterail certs init` makes them
+    #[arg(long, value_name = "DIR", env = "GATERAIL_CERTS")]
+    certs: Option<PathBuf>,
+
+    /// Join over TLS: the CA of the routers' certificates
+    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_CA")]
+    tls_ca: Option<PathBuf>,
+
+    /// The certificate that this worker shows, where a router asks for one
+    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_CERT")]
+    tls_cert: Option<PathBuf>,
+
+    /// The key of --tls-cert
+    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_KEY")]
+    tls_key: Option<PathBuf>,
 
     /// What a router's --join-token says; better in the variable or a file than on the command line
     #[arg(
@@ -77,7 +95,47 @@ pub struct WorkerArgs {
     pub no_shared_memory: bool,
 }
 
+/// A router's port for workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Whether it was said how it is reached: `https://` or `http://`.
+    secret: Option<bool>,
+}
+
+impl Join {
+    /// Whether what is sent there stays on this machine, as far as its name says.
+    pub fn is_own(&self) -> bool {
+        let host = self.address.rsplit_once(':').map_or("", |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();
+        host == "localhost" || host.parse().is_ok_and(loopback)
+    }
+}
+
 impl WorkerArgs {
+    /// How all routers are reached.
+    pub fn tls(&self) -> Result<Option<ClientTls>, CliError> {
+        let path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let files = TlsFiles {
+            certs: path(&self.certs),
+            cert: path(&self.tls_cert),
+            key: path(&self.tls_key),
+            ca: path(&self.tls_ca),
+        };
+        let tls = files.client()?;
+        match self.join.iter().find(|join| join.secret.is_some_and(|secret| secret != tls.is_some())) {
+            None => Ok(tls),
+            Some(Join { address, .. }) if tls.is_some() => Err(CliError::Usage(format!(
+                "--join http://{address} is in clear, and certificates are for TLS: leave one of them away"
+            ))),
+            Some(Join { address, .. }) => Err(CliError::Usage(format!(
+                "--join https://{address} needs to know whom to believe: --certs DIR, or --tls-ca FILE"
+            ))),
+        }
+    }
+
     /// From whichever of the two places it was given in.
     pub fn token(&self) -> Result<Option<String>, CliError> {
         let Some(file) = &self.token_file else {
@@ -111,14 +169,18 @@ pub fn usual_memory(free: u64) -> u64 {
     free / SPARED.1 * SPARED.0
 }
 
-/// `HOST:PORT`; the name is looked up with every attempt, so that it need not be known yet.
-fn parse_join(text: &str) -> Result<String, String> {
-    let text = text.strip_prefix("http://").unwrap_or(text);
+/// `HOST:PORT`, with a scheme or without; the name is looked up with every attempt, so that it need not be known yet.
+fn parse_join(text: &str) -> Result<Join, String> {
+    let (secret, text) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+        (Some(rest), _) => (Some(true), rest),
+        (_, Some(rest)) => (Some(false), rest),
+        _ => (None, text),
+    };
     let wrong = || "expected HOST:PORT, such as 10.0.0.5:8100".to_string();
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let known = |c: char| c.is_ascii_alphanumeric() || ".-_:[]%".contains(c);
     let fits = !host.is_empty() && host.chars().all(known) && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if fits { Ok(text.to_string()) } else { Err(wrong()) }
+    if fits { Ok(Join { address: text.to_string(), secret }) } else { Err(wrong()) }
 }
 
 #[cfg(test)]
@@ -127,9 +189,13 @@ mod tests {
 
     #[test]
     fn routers_are_hosts_with_ports() {
-        for text in ["localhost:1", "10.0.0.1:65535", "[::1]:80", "http://router.example:8100"] {
+        for text in ["localhost:1", "10.0.0.1:65535", "[::1]:80", "http://router.example:8100", "https://r:1"]
+        {
             assert!(parse_join(text).is_ok(), "{text}");
         }
+        let own = |text| parse_join(text).expect(text).is_own();
+        assert!(own("localhost:1") && own("[::1]:1") && own("https://127.0.0.2:1"));
+        assert!(!own("10.0.0.1:1") && !own("router.example:1"));
         for text in ["", "localhost", ":1", "host:0", "host:65536", "host:x", "a b:1", "http://h:1/x"] {
             assert!(parse_join(text).is_err(), "{text}");
         }

@@ -48,6 +48,15 @@ pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
             options.join.join(", ")
         ),
     );
+    if let Some(join) = args.join.iter().find(|join| options.tls.is_none() && !join.is_own()) {
+        let address = &join.address;
+        note(
+            &notes,
+            &format!(
+                "{address} is joined in clear: others on the way can read the token and all rows; --certs DIR encrypts them (gaterail certs init)"
+            ),
+        );
+    }
     let runtime = Builder::new_multi_thread()
         .worker_threads(EVENT_THREADS)
         .thread_name("worker-front")
@@ -94,8 +103,9 @@ fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
         wanted.open(Some(1))?;
     }
     Ok(WorkerOptions {
-        join: args.join.clone(),
+        join: args.join.iter().map(|join| join.address.clone()).collect(),
         token: args.token()?,
+        tls: args.tls()?,
         name: args.name(),
         device: Arc::new(move || -> Result<_, KernelError> { machine::cpu(threads) }),
         memory_bytes: memory,

@@ -66,7 +66,7 @@ impl Server {
             let mut words = line.split_whitespace();
             match (words.next(), words.next()) {
                 (Some("HTTP"), Some(url)) => {
-                    let address = url.trim_start_matches("http://").trim_end_matches("/v1");
+                    let address = url.split_once("://").expect("a URL").1.trim_end_matches("/v1");
                     self.address = address.parse().expect("an address");
                 }
                 (Some("gRPC"), Some(address)) => self.grpc = Some(address.parse().expect("an address")),

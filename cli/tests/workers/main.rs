@@ -11,3 +11,4 @@ mod door;
 mod lifecycle;
 mod rebalance;
 mod same;
+mod tls;

@@ -68,7 +68,7 @@ impl Default for ClusterLimits {
     }
 }
 
-/// Who may join: everybody on this machine, or who knows the token.
+/// Who may join: everybody on this machine, or who knows the token; behind TLS, who has a certificate.
 #[derive(Clone)]
 pub struct Door {
     token: Option<KeyHash>,
@@ -77,7 +77,7 @@ pub struct Door {
 /// Why a port for workers is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    #[error("others can reach {0}, so that workers have to bring a token: give one")]
+    #[error("others can reach {0}, so that workers have to bring a token or a certificate")]
     Open(SocketAddr),
     #[error("a token of {0} characters can be guessed; it needs {TOKEN_BYTES_MIN} at least")]
     Short(usize),
@@ -87,10 +87,16 @@ impl Door {
     /// The door of the port at `address`.
     pub fn new(token: Option<&str>, address: SocketAddr) -> Result<Door, DoorError> {
         match token {
+            None if !address.ip().to_canonical().is_loopback() => Err(DoorError::Open(address)),
+            token => Door::behind_certificates(token),
+        }
+    }
+
+    /// The door of a port that nobody reaches without a certificate: a token is asked for where there is one.
+    pub fn behind_certificates(token: Option<&str>) -> Result<Door, DoorError> {
+        match token {
             Some(token) if token.len() < TOKEN_BYTES_MIN => Err(DoorError::Short(token.len())),
-            Some(token) => Ok(Door { token: Some(KeyHash::of(token)) }),
-            None if address.ip().to_canonical().is_loopback() => Ok(Door { token: None }),
-            None => Err(DoorError::Open(address)),
+            token => Ok(Door { token: token.map(KeyHash::of) }),
         }
     }
 

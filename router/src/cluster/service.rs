@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use gaterail_cluster::exchange::stream as exchange;
+use gaterail_cluster::tls::ServerTls;
 use gaterail_proto::grpc::v1::cluster_server::{Cluster as Service, ClusterServer};
 use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::control::Cluster;
 use super::options::{ClusterLimits, Door};
 use super::{experts, join};
-use crate::http::ListenLimits;
+use crate::http::{ListenLimits, Protocol, Tls};
 
 /// What the system keeps for a worker: a frame of a step's rows.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
@@ -29,6 +30,15 @@ pub fn routes(cluster: Arc<Cluster>, door: Door) -> Router {
         .max_decoding_message_size(bytes_max)
         .max_encoding_message_size(bytes_max);
     Routes::new(service).into_axum_router()
+}
+
+/// What a worker is told that comes in clear.
+const SECRET_ONLY: &str = "this router takes workers over TLS only: join with --certs DIR, or --tls-ca FILE";
+
+/// TLS in front of the port. What workers do wrong is told to `note`: their operator may look here.
+pub fn secured(server: ServerTls, note: impl Fn(String) + Send + Sync + 'static) -> Tls {
+    let note = move |line| note(format!("a worker at {line}"));
+    Tls::new(server, Protocol::Http2, SECRET_ONLY).noted(note)
 }
 
 /// What workers may do with a socket: rows and weights are larger than questions and answers.

@@ -13,12 +13,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::socket::Patient;
+use super::encryption::{Opened, Tls};
+use super::socket::{Gone, Patient};
 use crate::metrics::Metrics;
 use crate::openai::{ApiError, ErrorKind};
 
@@ -65,13 +66,24 @@ impl Default for ListenLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
-    /// HTTP/2 without TLS, as gRPC uses it.
+    /// HTTP/2 by prior knowledge, as gRPC uses it.
     Http2,
 }
 
 /// Who is at the other end of the connection that a request came on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
+
+/// What is served on a port.
+#[derive(Clone)]
+pub struct Port {
+    pub app: Router,
+    pub protocol: Protocol,
+    pub metrics: Arc<Metrics>,
+    pub limits: Arc<ListenLimits>,
+    /// In clear where there is none.
+    pub tls: Option<Tls>,
+}
 
 /// A port that is served.
 pub struct Listening {
@@ -81,17 +93,10 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Serves `app` on `listener` until `stop`.
-    pub fn start(
-        listener: TcpListener,
-        app: Router,
-        protocol: Protocol,
-        metrics: Arc<Metrics>,
-        limits: ListenLimits,
-    ) -> io::Result<Listening> {
+    /// Serves `port` on `listener` until `stop`.
+    pub fn start(listener: TcpListener, port: Port) -> io::Result<Listening> {
         let address = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let port = Port { app, protocol, metrics, limits: Arc::new(limits) };
         let accepting = tokio::spawn(accept(listener, port, stopped));
         Ok(Listening { address, stop, accepting })
     }
@@ -104,14 +109,6 @@ impl Listening {
             accepting.abort();
         }
     }
-}
-
-#[derive(Clone)]
-struct Port {
-    app: Router,
-    protocol: Protocol,
-    metrics: Arc<Metrics>,
-    limits: Arc<ListenLimits>,
 }
 
 async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<bool>) {
@@ -131,7 +128,7 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
                 }
                 Err(_) => {
                     port.metrics.connections_refused.fetch_add(1, Relaxed);
-                    connections.spawn(turn_away(stream, port.protocol));
+                    connections.spawn(turn_away(stream, port.clone()));
                 }
             },
             // Out of descriptors, mostly: others have to end first.
@@ -153,10 +150,48 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, port.limits.send_buffer_bytes);
     port.metrics.connections.fetch_add(1, Relaxed);
+    let limits = port.limits.clone();
+    let patient = |stream| Patient::new(stream, limits.write_stall_max, limits.write_bytes_min);
+    match &port.tls {
+        None => {
+            let (stream, gone) = patient(stream);
+            serve(stream, gone, peer, &port.app, &port, stopped).await;
+        }
+        // A handshake takes its time here, where nobody else waits for it.
+        Some(tls) => {
+            let opened = tokio::select! {
+                opened = tls.open(stream, peer, limits.header_time_max, patient) => opened,
+                () = is_stopped(stopped.clone()) => None,
+            };
+            match opened {
+                Some((Opened::Secret(stream), gone)) => {
+                    serve(stream, gone, peer, &port.app, &port, stopped).await;
+                }
+                Some((Opened::Clear(stream), gone)) => {
+                    serve(stream, gone, peer, &tls.in_clear, &port, stopped).await;
+                }
+                None => {}
+            }
+        }
+    }
+    port.metrics.connections.fetch_sub(1, Relaxed);
+    drop(permit);
+}
+
+/// Answers what comes on a connection, until either side ends it.
+async fn serve<S>(
+    stream: S,
+    gone: Gone,
+    peer: Peer,
+    app: &Router,
+    port: &Port,
+    stopped: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let limits = &port.limits;
-    let (stream, gone) = Patient::new(stream, limits.write_stall_max, limits.write_bytes_min);
     let io = TokioIo::new(stream);
-    let routes = TowerToHyperService::new(port.app.clone());
+    let routes = TowerToHyperService::new(app.clone());
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
         routes.call(request)
@@ -209,8 +244,6 @@ async fn connection(
             }
         }
     }
-    port.metrics.connections.fetch_sub(1, Relaxed);
-    drop(permit);
 }
 
 async fn is_stopped(mut stopped: watch::Receiver<bool>) {
@@ -219,8 +252,9 @@ async fn is_stopped(mut stopped: watch::Receiver<bool>) {
 }
 
 /// One connection too many is told so.
-async fn turn_away(mut stream: TcpStream, protocol: Protocol) {
-    if protocol == Protocol::Http2 {
+async fn turn_away(mut stream: TcpStream, port: Port) {
+    // Who expects frames, or a handshake, would not understand it.
+    if port.protocol == Protocol::Http2 || port.tls.is_some() {
         return;
     }
     let error = ApiError::new(ErrorKind::Overloaded, "too many connections are open");

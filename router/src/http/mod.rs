@@ -14,6 +14,7 @@
 //! | [`tokens`], [`models`], [`health`], [`workers`] | the smaller routes |
 //! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
+//! | [`encryption`] | TLS in front of a port |
 //! | [`socket`] | one connection: a client that takes too little, one that is gone |
 
 mod answer;
@@ -21,6 +22,7 @@ mod body;
 mod chat;
 mod completions;
 mod echo;
+mod encryption;
 mod health;
 mod hosts;
 mod layers;
@@ -36,10 +38,11 @@ mod usage;
 mod workers;
 
 pub use body::read;
+pub use encryption::Tls;
 pub use health::VERSION;
 pub use hosts::Hosts;
 pub use layers::{caller, guarded};
-pub use listen::{ListenLimits, Listening, Protocol};
+pub use listen::{ListenLimits, Listening, Port, Protocol};
 pub use opening::Opening;
 pub use routes::routes;
 pub use workers::{ClusterPage, RebalancePage};

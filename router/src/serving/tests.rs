@@ -10,7 +10,7 @@ use super::house::{self, House, ask, post, silent};
 use super::*;
 use crate::api::LoadSnapshot;
 use crate::auth::{Gate, KeyFile, KeyLimits, NewKey};
-use crate::http::{Hosts, ListenLimits, Listening, Protocol};
+use crate::http::{Hosts, ListenLimits, Listening, Port, Protocol};
 use crate::metrics::About;
 
 /// A house with one key, and the key.
@@ -276,9 +276,9 @@ async fn a_client_that_goes_is_noticed_whatever_it_has_sent() {
     let house = House::slow().await;
     let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let metrics = house.server.entrance.metrics.clone();
-    let limits = ListenLimits::default();
-    let port =
-        Listening::start(socket, house.http.clone(), Protocol::Http1, metrics, limits).expect("a port");
+    let (app, limits) = (house.http.clone(), ListenLimits::default().into());
+    let port = Port { app, protocol: Protocol::Http1, metrics, limits, tls: None };
+    let port = Listening::start(socket, port).expect("a port");
     let engine = &house.server.served.engine;
     let until = async |holds: &dyn Fn(LoadSnapshot) -> bool| {
         let began = tokio::time::Instant::now();

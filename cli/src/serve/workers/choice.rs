@@ -101,6 +101,7 @@ mod tests {
             local: false,
             listen: None,
             token: None,
+            tls: Default::default(),
             expected: None,
             join_wait: Duration::ZERO,
             silence_max: Duration::ZERO,

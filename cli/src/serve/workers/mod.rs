@@ -6,11 +6,13 @@
 //! | [`choice`] | whether there are any, and how experts are spread |
 //! | [`share`] | what every worker of this machine gets: cores, threads, memory |
 //! | [`supervisor`] | the processes: started, watched, started again, ended |
-//! | [`open`] | the port that workers join, and who is let in |
+//! | [`port`] | the port that workers join, and who is let in |
+//! | [`open`] | all of it together |
 //! | [`wait`] | until all experts are somewhere |
 
 pub mod choice;
 pub mod open;
+pub mod port;
 pub mod settings;
 pub mod share;
 pub mod supervisor;

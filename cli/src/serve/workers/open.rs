@@ -1,7 +1,7 @@
-//! The port that workers join, and who is let in; the processes of this machine behind it.
+//! The cluster behind a server: its port is opened, its processes on this machine are started.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -14,18 +14,19 @@ use gaterail_model::walk::ExpertMath;
 use gaterail_proto::{RouterId, WorkerId};
 use gaterail_router::cluster::{
     Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
-    RemoteLimits, ServedExperts,
+    RemoteLimits, ServedExperts, secured,
 };
 use gaterail_router::notes::Notes;
 
 use super::choice::Team;
+use super::port::{Bound, door};
 use super::settings::WorkerSettings;
 use super::share::Share;
 use super::supervisor::{Crew, Present, Supervisor};
 use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::packed_cache::PackedCacheArg;
-use crate::serve::run::{self, Loading};
+use crate::serve::run::Loading;
 use crate::terminal;
 
 const TOKEN_BYTES: usize = 32;
@@ -41,7 +42,8 @@ const STALLS_EVERY: Duration = Duration::from_millis(50);
 pub struct Workers {
     pub cluster: Arc<Cluster>,
     pub stats: Arc<ExchangeStats>,
-    pub address: SocketAddr,
+    /// How others join.
+    pub join_command: String,
     router: RouterId,
     plans: Arc<Plans>,
     plan_max: Duration,
@@ -62,36 +64,12 @@ pub struct Opening<'a> {
     pub packed_cache: &'a PackedCacheArg,
 }
 
-/// The port for workers, bound before anything is loaded; `None` where nobody named one.
-pub fn bind(settings: &WorkerSettings) -> Result<Option<TcpListener>, CliError> {
-    let Some(address) = settings.listen else { return Ok(None) };
-    check_door(settings, address)?;
-    run::bind(address, "--cluster-listen").map(Some)
-}
-
-/// A port that others reach has to have a token.
-fn check_door(settings: &WorkerSettings, address: SocketAddr) -> Result<(), CliError> {
-    let door = Door::new(settings.token.as_deref(), address);
-    door.map(drop).map_err(|error| {
-        CliError::Refused(format!(
-            "{error}. Make one, and give it to the workers, too:\n  \
-         (umask 077; head -c 24 /dev/urandom | base64 > join.token)\n  \
-         gaterail serve … --cluster-listen {address} --join-token-file join.token\n  \
-         gaterail worker --join THIS_HOST:{} --token-file join.token",
-            address.port()
-        ))
-    })
-}
-
 impl Opening<'_> {
     /// Opens the port and starts the processes; nothing is loaded yet.
-    pub fn open(self, socket: Option<TcpListener>, front: &mut Loading) -> Result<Workers, CliError> {
+    pub fn open(self, bound: Option<Bound>, front: &mut Loading) -> Result<Workers, CliError> {
         self.check_room()?;
-        let socket = match socket {
-            Some(socket) => socket,
-            None => run::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), "--cluster-listen")?,
-        };
-        let address = socket.local_addr().map_err(CliError::io("asking for a socket's address"))?;
+        let bound = bound.map_or_else(Bound::own, Ok)?;
+        let (address, secret) = (bound.address, bound.tls.is_some());
         let Opening { team, settings, served, mut shares, device, packed_cache } = self;
         // Where all workers are ours, nobody else has to know it.
         let token = match &settings.token {
@@ -100,7 +78,7 @@ impl Opening<'_> {
             None => None,
         };
         let refused = |error: &dyn std::fmt::Display| CliError::Refused(error.to_string());
-        let door = Door::new(token.as_deref(), address).map_err(|error| refused(&error))?;
+        let door = door(token.as_deref(), address, bound.tls.as_ref()).map_err(|error| refused(&error))?;
         let own = match (settings.local, shares.pop_if(|_| settings.local)) {
             (true, Some(share)) => Some(own_experts(share, device, packed_cache)?),
             _ => None,
@@ -126,20 +104,33 @@ impl Opening<'_> {
             },
         )
         .map_err(CliError::io("starting the threads of the cluster"))?;
-        front.take_workers(socket, cluster.clone(), door)?;
         let notes = Notes::to(terminal::note).map_err(CliError::io("starting a thread"))?;
+        let Bound { socket, tls, .. } = bound;
+        let told = notes.clone();
+        let told = move |line: String| told.tell(terminal::visible(&format!("gaterail: {line}")));
+        let tls = tls.map(|tls| secured(tls, told));
+        front.take_workers(socket, cluster.clone(), door, tls)?;
         front.spawn(watch_stalls(stats.clone(), notes.clone()));
-        let join = reachable(address);
+        let (mut join, mut token) = (reachable(address), token);
+        if secret && team.spawn > 0 {
+            // Our own processes have no certificates, and what they hear never leaves this machine.
+            let own = Bound::own()?;
+            let secret = random_token()?;
+            let door = Door::new(Some(&secret), own.address).map_err(|error| refused(&error))?;
+            (join, token) = (own.address, Some(secret));
+            front.take_workers(own.socket, cluster.clone(), door, None)?;
+        }
         let supervisor = (team.spawn > 0).then(|| {
             let flags = flags(settings, packed_cache);
             let (token, quiet) = (token.unwrap_or_default(), stopping.clone());
             Supervisor::start(Crew { join, token, flags, shares, notes, quiet })
         });
         let (supervisor, plan_max) = (supervisor.transpose()?, settings.plan_max);
+        let join_command = settings.join_command(address);
         if let Some(supervisor) = &supervisor {
             front.spawn(tell_who_is_there(Arc::downgrade(&cluster), supervisor.present()));
         }
-        Ok(Workers { cluster, stats, address, router, plans, plan_max, supervisor, stopping })
+        Ok(Workers { cluster, stats, join_command, router, plans, plan_max, supervisor, stopping })
     }
 
     /// Whether the experts fit into the shares at all, where nobody else will come.
@@ -190,13 +181,13 @@ impl Workers {
     }
 }
 
-/// How the table after loading names them; `open` is where others may join.
-pub fn lines(status: &ClusterStatus, open: Option<SocketAddr>) -> Vec<(String, String)> {
+/// How the table after loading names them; `open` is how others may join.
+pub fn lines(status: &ClusterStatus, open: Option<&str>) -> Vec<(String, String)> {
     let bytes = crate::progress::bytes_text;
     let count = status.workers.len();
     let copies =
         if status.copies > 1 { format!(", {} copies of every expert", status.copies) } else { String::new() };
-    let join = open.map_or(String::new(), |address| format!("; gaterail worker --join {address}"));
+    let join = open.map_or(String::new(), |command| format!("; {command}"));
     let mut lines = vec![("workers".to_string(), format!("{count}, {}{copies}{join}", status.mode))];
     for at in &status.workers {
         let text = format!(

@@ -10,6 +10,7 @@ use gaterail_router::cluster::WORKERS_MAX;
 
 use crate::error::CliError;
 use crate::settings::Settings;
+use crate::tls::TlsFiles;
 use crate::worker::read_token;
 
 const COPIES_MAX: u32 = 64;
@@ -30,6 +31,8 @@ pub struct WorkerSettings {
     pub local: bool,
     pub listen: Option<SocketAddr>,
     pub token: Option<String>,
+    /// What the port shows and asks for, where it is encrypted.
+    pub tls: TlsFiles,
     /// Workers to wait for before the first plan.
     pub expected: Option<usize>,
     pub join_wait: Duration,
@@ -82,6 +85,7 @@ impl WorkerSettings {
             local,
             listen: settings.parsed_by("cluster-listen", address)?,
             token,
+            tls: tls_files(settings)?,
             expected: count("wait-for-workers", 1, workers_max)?,
             join_wait: settings.parsed_by("join-seconds", &seconds)?.unwrap_or(policy.join_wait),
             silence_max: settings
@@ -92,6 +96,13 @@ impl WorkerSettings {
                 .unwrap_or(Duration::from_secs(120)),
             shared_memory: !settings.switch("no-shared-memory"),
         })
+    }
+
+    /// How a worker joins `address`, for people.
+    pub fn join_command(&self, address: SocketAddr) -> String {
+        let secret = self.tls.cert.is_some() || self.tls.certs.is_some();
+        let certs = if secret { " --certs DIR" } else { "" };
+        format!("gaterail worker --join {address}{certs}")
     }
 
     /// Whether all workers are on other machines, as far as one can know.
@@ -105,4 +116,22 @@ fn part(text: &str) -> Result<f64, String> {
         Ok(part) if (0.0..1.0).contains(&part) => Ok(part),
         _ => Err("it has to be a part, from 0 to below 1".to_string()),
     }
+}
+
+/// The files of the port that workers join; they are of no use without one.
+fn tls_files(settings: &Settings) -> Result<TlsFiles, CliError> {
+    let path = |name: &str| settings.text(name).map(PathBuf::from);
+    let files = TlsFiles {
+        certs: path("cluster-certs"),
+        cert: path("cluster-tls-cert"),
+        key: path("cluster-tls-key"),
+        ca: path("cluster-tls-ca"),
+    };
+    let any = [&files.certs, &files.cert, &files.key, &files.ca].iter().any(|file| file.is_some());
+    if any && settings.text("cluster-listen").is_none() {
+        let why =
+            "certificates of the cluster are for a port that others join: give --cluster-listen HOST:PORT";
+        return Err(CliError::Usage(why.to_string()));
+    }
+    Ok(files)
 }

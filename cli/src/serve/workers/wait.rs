@@ -21,8 +21,8 @@ pub fn until_placed(workers: &Workers, team: &Team) -> Result<ClusterStatus, Cli
     let (mut drawn, mut said) = (false, None);
     if team.spawn == 0 {
         terminal::note(&format!(
-            "gaterail: waiting for {} worker(s):  gaterail worker --join {}",
-            team.expected, workers.address
+            "gaterail: waiting for {} worker(s):  {}",
+            team.expected, workers.join_command
         ));
     }
     loop {

@@ -1,0 +1,188 @@
+//! Contract 4 over everything that may differ: every fixture model and the demo model, precisions, numbers of workers, ways to
+//! spread experts, exchanges, instruction sets, micro-batches. Each pair of these meets in one case at least; in each case the
+//! experts move to other workers in the middle of the sequence. All logits are those of one process, to the bit, and with them
+//! all tokens and log-probabilities.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use gaterail_cluster::exchange::Channel;
+use gaterail_cluster::placement::{Mode, Seat, Wanted, place};
+use gaterail_kernels::Isa;
+use gaterail_model::ModelSource;
+use gaterail_model::weights::Precision;
+use gaterail_proto::{ExpertInventory, Placement, WorkerId};
+use gaterail_tests::exchanges::GrpcExchange;
+use gaterail_tests::pairs::{Pair, Row, all_pairs, covering, pairs_of};
+use gaterail_tests::workers::{Cluster, MakePair, ROUTER, any_placement, local, shared};
+use gaterail_tests::{bits, demo_model, device, fixtures, load_as, logits_in_chunks, some_text};
+
+/// Of the factors in a row.
+const MODEL: usize = 0;
+const PRECISION: usize = 1;
+const WORKERS: usize = 2;
+const SPREAD: usize = 3;
+const EXCHANGE: usize = 4;
+const ISAS: usize = 5;
+const LANES: usize = 6;
+
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int4];
+const WORKERS_MAX: usize = 4;
+const EXCHANGES: [&str; 4] = ["local", "shared memory", "gRPC", "gRPC over TLS"];
+
+/// How experts are spread, and the least number of workers for it.
+const SPREADS: [(Mode, u32, usize); 4] =
+    [(Mode::Ep, 1, 1), (Mode::Tp, 1, 1), (Mode::Mixed { ep: 2, tp: 2 }, 1, 4), (Mode::Ep, 2, 2)];
+
+/// Steps before the experts move.
+const STEPS_BEFORE: usize = 4;
+
+/// Those with experts.
+fn models() -> Vec<PathBuf> {
+    let sparse = |folder: &PathBuf| {
+        let source = ModelSource::open(folder).expect("a model");
+        source.spec().expect("a spec").sparse().is_some()
+    };
+    fixtures().into_iter().chain([demo_model()]).filter(sparse).collect()
+}
+
+fn levels(models: usize) -> [usize; 7] {
+    [models, PRECISIONS.len(), WORKERS_MAX, SPREADS.len(), EXCHANGES.len(), 3, 2]
+}
+
+fn is_possible(row: &Row) -> bool {
+    row[WORKERS] + 1 >= SPREADS[row[SPREAD]].2
+}
+
+#[test]
+fn every_pair_of_circumstances_changes_no_bit() {
+    let models = models();
+    let levels = levels(models.len());
+    let mut rows = covering(&levels, is_possible, 4);
+    // The reference of a model is computed once for each precision.
+    rows.sort_by_key(|row| (row[MODEL], row[PRECISION]));
+    let (clear, secret) = (GrpcExchange::in_clear(), GrpcExchange::over_tls());
+    let mut covered: BTreeSet<Pair> = BTreeSet::new();
+    let mut reference: Option<Alone> = None;
+    for (index, row) in rows.iter().enumerate() {
+        let (folder, precision) = (&models[row[MODEL]], PRECISIONS[row[PRECISION]]);
+        let of = (row[MODEL], row[PRECISION]);
+        if reference.as_ref().is_none_or(|alone| alone.of != of) {
+            reference = Some(alone(of, folder, precision));
+        }
+        let Alone { tokens, logits, .. } = reference.as_ref().expect("it was computed");
+        let pair: MakePair<'_> = match row[EXCHANGE] {
+            0 => &local,
+            1 => &shared,
+            2 => &|body_max| clear.pair(body_max),
+            _ => &|body_max| secret.pair(body_max),
+        };
+        let found = spread(row, folder, (tokens, index as u64), pair);
+        assert!(*logits == found, "{}", described(row, folder));
+        covered.extend(pairs_of(row));
+    }
+    let missing: Vec<Pair> = all_pairs(&levels).filter(|pair| !covered.contains(pair)).collect();
+    let impossible =
+        |((one, a), (other, b)): &Pair| (*one, *other) == (WORKERS, SPREAD) && a + 1 < SPREADS[*b].2;
+    assert!(missing.iter().all(impossible), "not covered: {missing:?}");
+    assert_eq!(missing.len(), 4, "mixed on 1, 2 and 3 workers, copies on one");
+    eprintln!("{} cases of {} models", rows.len(), models.len());
+}
+
+/// What one process makes of a text.
+struct Alone {
+    /// Model and precision.
+    of: (usize, usize),
+    tokens: Vec<u32>,
+    logits: Vec<Vec<u32>>,
+}
+
+fn alone(of: (usize, usize), folder: &Path, precision: Precision) -> Alone {
+    let tokens = some_text(folder);
+    let mut whole = load_as(folder, &device(Isa::detect()), Vec::new(), precision);
+    let logits = bits(&logits_in_chunks(&mut whole, &tokens, sizes()));
+    Alone { of, tokens, logits }
+}
+
+/// How much is read at once.
+fn sizes() -> impl Iterator<Item = usize> {
+    [7usize, 1, 1, 30, 1].into_iter().cycle()
+}
+
+/// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way.
+fn spread(row: &Row, folder: &Path, (tokens, seed): (&[u32], u64), pair: MakePair<'_>) -> Vec<Vec<u32>> {
+    let isas = isas(row[ISAS], row[WORKERS] + 1);
+    let checked = |body_max: u64| -> (Box<dyn Channel>, Box<dyn Channel>) {
+        let ends = pair(body_max);
+        assert_eq!(ends.0.kind().to_string(), EXCHANGES[row[EXCHANGE].min(2)], "the way rows travel");
+        ends
+    };
+    let (mut runner, mut cluster) = Cluster::start(folder, PRECISIONS[row[PRECISION]], &isas, &checked);
+    if row[LANES] == 1 {
+        runner.overlap_from(2).expect("room for two");
+    }
+    let ids = cluster.ids();
+    let first = placed(&cluster.inventory, &ids, row[SPREAD]);
+    let next = any_placement(&cluster.inventory, &ids, seed);
+    let before = cluster.activate(first);
+    let (mut steps, mut sizes) = (0, sizes());
+    let mut after = None;
+    let chunks = std::iter::from_fn(|| {
+        if steps == STEPS_BEFORE {
+            after = Some(cluster.activate(next.clone()));
+        }
+        steps += 1;
+        sizes.next()
+    });
+    let logits = bits(&logits_in_chunks(&mut runner, tokens, chunks));
+    assert!(steps > STEPS_BEFORE + 1, "{}: only {steps} steps", described(row, folder));
+    assert!(after > Some(before) && cluster.plans.in_use() == after, "the experts moved");
+    let asked = (0..ids.len()).filter(|worker| cluster.calls(*worker) > 0).count();
+    assert!(asked > 0, "{}: nobody was asked", described(row, folder));
+    let fault = cluster.faults.lock().expect("faults").try_recv();
+    assert!(fault.is_err(), "{}: {fault:?}", described(row, folder));
+    cluster.workers.iter().for_each(|worker| worker.shards.forget(ROUTER));
+    logits
+}
+
+/// As a router would place them.
+fn placed(inventory: &ExpertInventory, workers: &[WorkerId], spread: usize) -> Placement {
+    let (mode, copies, _) = SPREADS[spread];
+    let seat = |worker: &WorkerId| Seat {
+        worker: *worker,
+        memory_bytes: 1 << 40,
+        read_bytes_per_second: 1.0 + worker.0 as f64 / 100.0,
+    };
+    let seats: Vec<Seat> = workers.iter().map(seat).collect();
+    let wanted = Wanted {
+        inventory,
+        seats: &seats,
+        mode,
+        copies,
+        replica_bytes: 0,
+        popularity: None,
+        current: None,
+        beside: false,
+        smaller: &[],
+    };
+    place(&wanted).expect("there is room for everything")
+}
+
+/// The machine's own, the next narrower one, or both in turns.
+fn isas(level: usize, workers: usize) -> Vec<Isa> {
+    let both = [Isa::detect(), if Isa::Avx2.is_available() { Isa::Avx2 } else { Isa::Portable }];
+    (0..workers).map(|worker| both[if level < 2 { level } else { worker % 2 }]).collect()
+}
+
+fn described(row: &Row, folder: &Path) -> String {
+    let (mode, copies, _) = SPREADS[row[SPREAD]];
+    format!(
+        "{}, {:?}, {} workers, {mode} in {copies} copies, {}, {:?}, {} micro-batches",
+        folder.display(),
+        PRECISIONS[row[PRECISION]],
+        row[WORKERS] + 1,
+        EXCHANGES[row[EXCHANGE]],
+        isas(row[ISAS], row[WORKERS] + 1),
+        row[LANES] + 1,
+    )
+}
