@@ -491,9 +491,9 @@ fn a_wish_that_does_not_fit_is_answered_with_what_does() {
     let mut ask = |wish: Wish| bench.roster.rebalance(wish, now).0;
     let refused = ask(Wish { copies: Some(3), ..Wish::default() }).expect_err("two workers");
     assert!(refused.to_string().contains("--expert-copies 2"), "{refused}");
-    let mode = Some(Mode::Mixed { ep: 2, tp: 2 });
-    let refused = ask(Wish { mode, ..Wish::default() }).expect_err("two workers");
-    assert_eq!(refused, Refused::Workers { mode: mode.unwrap(), wanted: 4, there: 2 });
+    let mode = Mode::Mixed { ep: 2, tp: 2 };
+    let refused = ask(Wish { mode: Some(mode), ..Wish::default() }).expect_err("two workers");
+    assert_eq!(refused, Refused::Workers { mode, wanted: 4, there: 2 });
     assert_eq!(ask(Wish { mode: Some(Mode::Tp), ..Wish::default() }), Ok(Some(Epoch(2))));
     // Enough for all once, and not for what is new beside it.
     let small =

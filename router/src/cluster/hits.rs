@@ -148,7 +148,7 @@ mod tests {
             activation: Activation::SwiGlu,
             weight_on: WeightOn::Output,
         };
-        let layers = vec![None, Some(layer.clone()), None, Some(layer)];
+        let layers = vec![None, Some(layer), None, Some(layer)];
         ExpertMath { hidden: 64, unit: 128, fraction_bits: 24, layers }
     }
 
