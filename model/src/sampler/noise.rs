@@ -1,4 +1,4 @@
-//! The random number of a position. In: seed and position. Out: a number between 0 and 1, always the same one.
+//! The random numbers of a position. In: seed, position and which. Out: a number between 0 and 1, always the same one.
 //!
 //! Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) maps a counter
 //! and a key to four words without any state, so that a replayed, preempted or guessed position draws the same.
@@ -18,10 +18,10 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The number of a position: uniform in the open interval (0, 1), 52 bits; with one more, 1 would be reached by rounding.
-pub fn uniform(seed: u64, position: u64) -> f64 {
+/// The number of a position and a draw: uniform in the open interval (0, 1), 52 bits; with one more, 1 would be reached by rounding.
+pub fn uniform(seed: u64, position: u64, draw: u32) -> f64 {
     let [a, b, _, _] =
-        philox4x32([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
+        philox4x32([position as u32, (position >> 32) as u32, draw, 0], [seed as u32, (seed >> 32) as u32]);
     open_unit(u64::from(a) << 32 | u64::from(b))
 }
 
@@ -62,10 +62,10 @@ mod tests {
     }
 
     #[test]
-    fn seed_and_position_both_matter() {
-        let (a, b, c) = (uniform(1, 2), uniform(2, 1), uniform(1, 2 + (1 << 32)));
-        assert!(a != b && a != c && b != c && a == uniform(1, 2));
-        let mean = (0..100_000).map(|position| uniform(11, position)).sum::<f64>() / 1e5;
+    fn seed_position_and_draw_all_matter() {
+        let all = [uniform(1, 2, 0), uniform(2, 1, 0), uniform(1, 2 + (1 << 32), 0), uniform(1, 2, 1)];
+        assert!((0..4).all(|i| (0..i).all(|j| all[i] != all[j])) && all[0] == uniform(1, 2, 0));
+        let mean = (0..100_000).map(|position| uniform(11, position, 0)).sum::<f64>() / 1e5;
         assert!((mean - 0.5).abs() < 0.003, "{mean}");
     }
 }

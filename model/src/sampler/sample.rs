@@ -38,11 +38,11 @@ pub fn sample(logits: &mut [f32], params: &SamplingParams, step: &Step<'_>) -> R
     let raw = params.logprobs.map(|count| RawLogprobs::of(logits, &maxima, count));
     let changed = adjust(logits, params, step.counts, step.generated, step.stop_ids);
     if !changed.is_empty() {
-        maxima = Maxima::of(logits)?;
+        maxima = maxima.after(logits, changed.iter().map(|(token, _)| *token))?;
     }
     let token = match params.is_greedy() {
         true => maxima.argmax(logits),
-        false => draw(logits, &maxima, params, uniform(params.seed, step.position)),
+        false => draw(logits, &maxima, params, |draw| uniform(params.seed, step.position, draw)),
     };
     let before = changed.iter().find(|(changed, _)| *changed == token).map(|(_, logit)| *logit);
     let logprob = raw.as_ref().map(|raw| raw.at(before.unwrap_or(logits[token as usize])));
@@ -64,7 +64,8 @@ struct RawLogprobs {
 
 impl RawLogprobs {
     fn of(logits: &[f32], maxima: &Maxima, count: u8) -> RawLogprobs {
-        let sum: f64 = Weights::new(maxima.max, 1.0, f32::NEG_INFINITY).block_sums(logits).iter().sum();
+        let weights = Weights::new(maxima.max, 1.0, f32::NEG_INFINITY);
+        let sum: f64 = weights.sums_before(logits, maxima, None).iter().sum();
         let mut raw = RawLogprobs { log_sum: f64::from(maxima.max) + sum.ln(), top: Vec::new() };
         let mut largest = maxima.largest(logits, count.into());
         largest.sort_unstable();

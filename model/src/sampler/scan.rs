@@ -7,10 +7,8 @@ use gaterail_kernels::widest::{Work, widest};
 
 use super::params::SamplerError;
 
-/// Logits of a block whose maximum is kept.
-const BLOCK: usize = 64;
-/// Logits whose exponentials are summed in f32 lanes before the sum goes on in f64.
-pub const SUM_BLOCK: usize = 4096;
+/// Logits of a block whose maximum is kept, and whose exponentials are summed in f32 before the sum goes on in f64.
+pub const BLOCK: usize = 64;
 
 /// The maxima of the blocks of logits.
 #[derive(Debug)]
@@ -29,10 +27,42 @@ impl Maxima {
         if bad {
             return Err(SamplerError::BadLogits);
         }
+        Maxima::with(blocks)
+    }
+
+    /// The maxima after the logits of `ids` have changed; fails as `of` does.
+    pub fn after(
+        mut self,
+        logits: &[f32],
+        ids: impl ExactSizeIterator<Item = u32>,
+    ) -> Result<Maxima, SamplerError> {
+        if ids.len() * 2 > self.blocks.len() {
+            return Maxima::of(logits);
+        }
+        for id in ids {
+            let block = id as usize / BLOCK;
+            let (max, bad) =
+                widest(BlockMaxima(&logits[block * BLOCK..logits.len().min((block + 1) * BLOCK)]));
+            if bad {
+                return Err(SamplerError::BadLogits);
+            }
+            self.blocks[block] = max[0];
+        }
+        Maxima::with(self.blocks)
+    }
+
+    fn with(blocks: Vec<f32>) -> Result<Maxima, SamplerError> {
         match blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max) {
             f32::NEG_INFINITY => Err(SamplerError::NothingLeft),
             max => Ok(Maxima { blocks, max }),
         }
+    }
+
+    /// As `of`, for logits that came through it already; there is at least one.
+    pub fn of_usable(logits: &[f32]) -> Maxima {
+        let (blocks, _) = widest(BlockMaxima(logits));
+        let max = blocks.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        Maxima { blocks, max }
     }
 
     /// The lowest id with the largest logit.
@@ -68,19 +98,6 @@ impl Maxima {
         kept
     }
 
-    /// Every logit from `low` on and below `high`, in the order of the ids.
-    pub fn between(&self, logits: &[f32], low: f32, high: f32) -> Vec<Ranked> {
-        let mut kept = Vec::new();
-        for (at, (block, max)) in logits.chunks(BLOCK).zip(&self.blocks).enumerate() {
-            if *max < low {
-                continue;
-            }
-            let within = block.iter().enumerate().filter(|(_, logit)| **logit >= low && **logit < high);
-            kept.extend(within.map(|(i, logit)| Ranked::new(*logit, (at * BLOCK + i) as u32)));
-        }
-        kept
-    }
-
     /// The `count` largest logits above -inf, in the order of the ids; of equal ones the lowest ids.
     pub fn largest(&self, logits: &[f32], count: usize) -> Vec<Ranked> {
         let mut kept = self.at_least(logits, self.floor_of(count));
@@ -97,7 +114,7 @@ impl Maxima {
 pub struct Ranked(u64);
 
 impl Ranked {
-    fn new(logit: f32, id: u32) -> Ranked {
+    pub fn new(logit: f32, id: u32) -> Ranked {
         // -0 becomes +0, which it equals.
         let bits = (logit + 0.0).to_bits();
         let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
@@ -157,16 +174,17 @@ pub struct Weights {
     max: f32,
     /// In powers of two.
     scale: f32,
+    /// Finite, so that -inf weighs nothing.
     floor: f32,
 }
 
 impl Weights {
     /// The weights of a distribution whose logits are divided by `temperature`; `floor` is -inf or a logit.
     pub fn new(max: f32, temperature: f32, floor: f32) -> Weights {
-        Weights { max, scale: std::f32::consts::LOG2_E / temperature, floor }
+        Weights { max, scale: std::f32::consts::LOG2_E / temperature, floor: floor.max(f32::MIN) }
     }
 
-    /// The weight of one logit; at most about 1e-38 for one that is -inf.
+    /// The weight of one logit.
     #[inline(always)]
     pub fn of(&self, logit: f32) -> f32 {
         let weight = self.unfloored(logit);
@@ -178,163 +196,82 @@ impl Weights {
         exp2((logit - self.max) * self.scale)
     }
 
-    /// Powers of two that a weight loses for every step of one down from the largest logit.
-    pub fn scale(&self) -> f32 {
-        self.scale
-    }
-
-    /// The weight of every logit.
-    pub fn of_all(&self, logits: &[f32]) -> Vec<f32> {
-        widest(EachWeight { weights: self, logits })
-    }
-
-    /// As `block_sums`, of what the cut keeps.
-    pub fn block_sums_above(&self, logits: &[f32], cut: Cut) -> Vec<f64> {
-        let from = Weights { floor: self.floor.max(cut.logit), ..*self };
-        let above = Weights { floor: self.floor.max(cut.logit.next_up()), ..*self };
-        // Ties are kept up to the cut's id, which lies anywhere in a block.
-        let border = (cut.id as usize + 1).min(logits.len());
-        let mut sums = widest(BlockSums { weights: &from, logits: &logits[..border] });
-        let whole = border / SUM_BLOCK;
-        let rest = &logits[border..];
-        let (same_block, behind) = rest.split_at(rest.len().min((whole + 1) * SUM_BLOCK - border));
-        let partial: f64 = widest(BlockSums { weights: &above, logits: same_block }).iter().sum();
-        match sums.get_mut(whole) {
-            Some(sum) => *sum += partial,
-            None if same_block.is_empty() => {}
-            None => sums.push(partial),
-        }
-        sums.extend(widest(BlockSums { weights: &above, logits: behind }));
-        sums
-    }
-
-    /// The sum of the weights of every block of [`SUM_BLOCK`] logits.
-    pub fn block_sums(&self, logits: &[f32]) -> Vec<f64> {
-        widest(BlockSums { weights: self, logits })
+    /// The sums of the weights of all blocks, of the tokens that rank before `end`, or of all.
+    pub fn sums_before(&self, logits: &[f32], maxima: &Maxima, end: Option<Ranked>) -> Vec<f64> {
+        widest(SumsBefore { weights: *self, logits, maxima: &maxima.blocks, end })
     }
 }
 
-/// Where a nucleus ends: tokens with larger logits are kept, and of those with the same the ids up to this one.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cut {
-    logit: f32,
-    id: u32,
-}
-
-impl Cut {
-    /// Everything is kept.
-    pub const NOTHING: Cut = Cut { logit: f32::NEG_INFINITY, id: u32::MAX };
-
-    /// The last one that is kept.
-    pub fn behind(last: Ranked) -> Cut {
-        Cut { logit: last.logit(), id: last.id() }
-    }
-
-    #[inline(always)]
-    pub fn keeps(&self, logit: f32, id: usize) -> bool {
-        logit > self.logit || (logit == self.logit && id <= self.id as usize)
-    }
-}
-
-/// The sum of `weights` where the logits reach `from`, and how many do.
-pub fn mass_from(logits: &[f32], weights: &[f32], from: f32) -> (f64, usize) {
-    widest(Mass { logits, weights, from })
-}
-
-struct Mass<'a> {
+/// The sums of the weights of all blocks, of the tokens that rank before `end`.
+struct SumsBefore<'a> {
+    weights: Weights,
     logits: &'a [f32],
-    weights: &'a [f32],
-    from: f32,
+    maxima: &'a [f32],
+    end: Option<Ranked>,
 }
 
-impl Work for Mass<'_> {
-    type Output = (f64, usize);
-
+impl SumsBefore<'_> {
+    /// Of equal logits the lower ids rank before: until which id, and from which logit up to it and behind it.
     #[inline(always)]
-    fn run(self) -> (f64, usize) {
-        let (mut sum, mut count) = (0.0, 0);
-        let mut weighted = [0.0; SUM_BLOCK];
-        for (logits, weights) in self.logits.chunks(SUM_BLOCK).zip(self.weights.chunks(SUM_BLOCK)) {
-            let counted = &mut weighted[..logits.len()];
-            for ((counted, logit), weight) in counted.iter_mut().zip(logits).zip(weights) {
-                *counted = if *logit >= self.from { *weight } else { 0.0 };
-            }
-            sum += f64::from(sum_by_halves(counted));
-            let mut reach = 0u32;
-            for logit in logits {
-                reach += u32::from(*logit >= self.from);
-            }
-            count += reach as usize;
+    fn border(&self) -> (usize, f32, f32) {
+        let floor = self.weights.floor;
+        match self.end {
+            None => (0, floor, floor),
+            Some(end) => (end.id() as usize, floor.max(end.logit()), floor.max(end.logit().next_up())),
         }
-        (sum, count)
     }
 }
 
-/// The weight of every logit.
-struct EachWeight<'a> {
-    weights: &'a Weights,
-    logits: &'a [f32],
-}
-
-impl Work for EachWeight<'_> {
-    type Output = Vec<f32>;
-
-    #[inline(always)]
-    fn run(self) -> Vec<f32> {
-        let mut all = vec![0.0; self.logits.len()];
-        for (weight, logit) in all.iter_mut().zip(self.logits) {
-            *weight = self.weights.of(*logit);
-        }
-        all
-    }
-}
-
-/// The sums of the weights of all blocks.
-struct BlockSums<'a> {
-    weights: &'a Weights,
-    logits: &'a [f32],
-}
-
-impl Work for BlockSums<'_> {
+impl Work for SumsBefore<'_> {
     type Output = Vec<f64>;
 
     #[inline(always)]
     fn run(self) -> Vec<f64> {
-        let weights = *self.weights;
-        let mut sums = Vec::with_capacity(self.logits.len().div_ceil(SUM_BLOCK));
-        for block in self.logits.chunks(SUM_BLOCK) {
-            sums.push(match weights.floor {
-                f32::NEG_INFINITY => block_sum(block, |logit| weights.unfloored(logit)),
-                _ => block_sum(block, |logit| weights.of(logit)),
+        let (border, until, behind) = self.border();
+        let mut sums = Vec::with_capacity(self.maxima.len());
+        for (at, (block, max)) in self.logits.chunks(BLOCK).zip(self.maxima).enumerate() {
+            let before = border.saturating_sub(at * BLOCK);
+            sums.push(if *max < until {
+                0.0
+            } else if before >= block.len() {
+                block_sum(block, self.weights, until)
+            } else if before == 0 {
+                block_sum(block, self.weights, behind)
+            } else {
+                let (first, second) = block.split_at(before);
+                block_sum(first, self.weights, until) + block_sum(second, self.weights, behind)
             });
         }
         sums
     }
 }
 
+/// The sum of the weights of at most [`BLOCK`] logits, of those that reach `from`.
 #[inline(always)]
-fn block_sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
-    let mut weights = [0.0; SUM_BLOCK];
-    let weights = &mut weights[..block.len()];
-    for (to, logit) in weights.iter_mut().zip(block) {
-        *to = weight(*logit);
+fn block_sum(block: &[f32], weights: Weights, from: f32) -> f64 {
+    let mut summed = [0.0; BLOCK];
+    match <&[f32; BLOCK]>::try_from(block) {
+        // All of a known length: no loop's ends, only vectors.
+        Ok(block) => weigh(&mut summed, block, weights, from),
+        Err(_) => weigh(&mut summed[..block.len()], block, weights, from),
     }
-    f64::from(sum_by_halves(weights))
+    // The second half is added to the first until one value is left: an order that any vectors keep.
+    let mut half = BLOCK / 2;
+    while half > 0 {
+        for i in 0..half {
+            summed[i] += summed[i + half];
+        }
+        half /= 2;
+    }
+    f64::from(summed[0])
 }
 
-/// Adds the second half to the first until one value is left: an order that any vectors keep.
 #[inline(always)]
-fn sum_by_halves(values: &mut [f32]) -> f32 {
-    let mut len = values.len();
-    while len > 1 {
-        let half = len.div_ceil(2);
-        let (first, second) = values[..len].split_at_mut(half);
-        for (to, from) in first.iter_mut().zip(second) {
-            *to += *from;
-        }
-        len = half;
+fn weigh(summed: &mut [f32], block: &[f32], weights: Weights, from: f32) {
+    for (to, logit) in summed.iter_mut().zip(block) {
+        let weight = weights.unfloored(*logit);
+        *to = if *logit >= from { weight } else { 0.0 };
     }
-    values.first().copied().unwrap_or(0.0)
 }
 
 /// `2^x` for x <= 0 without a branch, so that the compiler vectorizes it; what is below 2^-126 becomes 2^-126.
@@ -392,6 +329,27 @@ mod tests {
                 assert_eq!(pairs, sorted[..count.min(len)], "{len} {count}");
             }
         }
+    }
+
+    #[test]
+    fn changed_logits_have_the_maxima_of_a_new_look() {
+        let mut logits: Vec<f32> =
+            (0..1000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32).collect();
+        for changes in
+            [vec![], vec![(0, 9e9)], vec![(3, -1.0), (999, 5e3), (3, 7.0)], vec![(500, f32::NEG_INFINITY)]]
+        {
+            let before = Maxima::of(&logits).unwrap();
+            // The largest goes down, too.
+            let largest = before.argmax(&logits);
+            changes.iter().chain(&[(largest, -3.0)]).for_each(|(id, logit)| logits[*id as usize] = *logit);
+            let ids: Vec<u32> = changes.iter().map(|(id, _)| *id).chain([largest]).collect();
+            let (after, fresh) =
+                (before.after(&logits, ids.into_iter()).unwrap(), Maxima::of(&logits).unwrap());
+            assert_eq!((after.blocks, after.max), (fresh.blocks, fresh.max));
+        }
+        let before = Maxima::of(&logits).unwrap();
+        logits[70] = f32::NAN;
+        assert_eq!(before.after(&logits, [70].into_iter()).unwrap_err(), SamplerError::BadLogits);
     }
 
     #[test]

@@ -52,21 +52,28 @@ fn plain(logits: &[f32], params: &SamplingParams, step: &Step<'_>, shift: f64) -
     if params.top_k > 0 {
         sorted.truncate(params.top_k as usize);
     }
-    let total: f64 = sorted.iter().map(|(_, weight)| weight).sum();
-    let mut before = 0.0;
-    sorted.retain(|(_, weight)| {
-        before += weight;
-        params.top_p >= 1.0 || before - weight < f64::from(params.top_p) * total
-    });
-    sorted.sort_by_key(|(token, _)| *token);
-    let noise = uniform(params.seed, step.position) + shift;
-    let target = sorted.iter().map(|(_, weight)| weight).sum::<f64>() * noise;
-    let mut sum = 0.0;
-    let drawn = sorted.iter().find(|(_, weight)| {
-        sum += weight;
-        sum > target
-    });
-    (drawn.unwrap_or(&sorted[sorted.len() - 1]).0, logprobs)
+    let nucleus =
+        sorted.iter().map(|(_, weight)| weight).sum::<f64>() * (f64::from(params.top_p) + shift / 5.0);
+    for draw in 0.. {
+        // The token at the share of the random number, in the order of the ids.
+        let mut by_id: Vec<usize> = (0..sorted.len()).collect();
+        by_id.sort_by_key(|rank| sorted[*rank].0);
+        let noise = uniform(params.seed, step.position, draw) + shift;
+        let target = sorted.iter().map(|(_, weight)| weight).sum::<f64>() * noise;
+        let mut sum = 0.0;
+        let drawn = by_id.iter().find(|rank| {
+            sum += sorted[**rank].1;
+            sum > target
+        });
+        let rank = *drawn.unwrap_or(&by_id[by_id.len() - 1]);
+        // Outside the nucleus: again, from those that rank before it.
+        let before = sorted[..rank].iter().map(|(_, weight)| weight).sum::<f64>();
+        if rank == 0 || params.top_p >= 1.0 || before < nucleus {
+            return (sorted[rank].0, logprobs);
+        }
+        sorted.truncate(rank);
+    }
+    unreachable!("the first is in every nucleus")
 }
 
 #[test]
@@ -124,8 +131,10 @@ fn draws_follow_the_distribution() {
     let probabilities = [0.4f64, 0.25, 0.15, 0.1, 0.05, 0.03, 0.02];
     let raw: Vec<f32> = probabilities.iter().map(|p| p.ln() as f32).collect();
     let counts = TokenCounts::default();
-    // top_k and top_p keep the first five: 0.95
-    for (top_k, top_p, kept) in [(0, 1.0, 7), (5, 1.0, 5), (0, 0.94, 5)] {
+    // The last number is the 99.9 % quantile of chi-square for one degree of freedom less than are kept.
+    let cases =
+        [(0, 1.0, 7, 22.5), (5, 1.0, 5, 18.5), (0, 0.94, 5, 18.5), (0, 0.5, 2, 10.8), (5, 0.75, 3, 13.8)];
+    for (top_k, top_p, kept, quantile) in cases {
         let params = SamplingParams { top_k, top_p, seed: 42, ..SamplingParams::default() };
         let mut seen = [0u32; 7];
         let draws = 100_000;
@@ -138,8 +147,7 @@ fn draws_follow_the_distribution() {
         let terms = seen.iter().zip(expected).take(kept);
         let chi_square: f64 =
             terms.map(|(seen, expected)| (f64::from(*seen) - expected).powi(2) / expected).sum();
-        // The 99.9 % quantile for 6 degrees of freedom is 22.5, for 4 it is 18.5.
-        assert!(chi_square < 18.5, "{chi_square} for {seen:?}");
+        assert!(chi_square < quantile, "{chi_square} for {seen:?}");
         assert!(seen[kept..].iter().all(|count| *count == 0), "{seen:?}");
     }
 }
