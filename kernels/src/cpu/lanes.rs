@@ -23,16 +23,19 @@ pub(crate) trait Lanes: Copy {
     /// `self * b + c` with one rounding.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
 
-    /// The largest bits of a magnitude among 16 elements, or `so_far`. As integers magnitudes order like the values, infinity and
-    /// NaN on top.
-    unsafe fn largest(from: *const f32, so_far: u32) -> u32;
-    /// Sixteen codes, `x * r` rounded half to even by way of adding `ROUND`, and their sum. The products lie within +-127.
-    unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32;
+    /// The largest bits of a magnitude among `sixteens` times 16 elements. As integers magnitudes order like the values, infinity
+    /// and NaN on top.
+    unsafe fn largest(from: *const f32, sixteens: usize) -> u32;
+    /// `sixteens` times 16 codes, `x * r` rounded half to even by way of adding `ROUND`, and their sum. The products lie within
+    /// +-127.
+    unsafe fn codes(from: *const f32, sixteens: usize, r: f32, to: *mut i8) -> i32;
 
     /// The fixed tree of ARITHMETIC.md, 2, for four at once.
     unsafe fn sums(four: [Self; 4]) -> [f32; 4];
     /// Asks for the cache line at an address that will be read soon; any address will do.
     unsafe fn prefetch(at: *const u8);
+    /// The same for a line that will be read at once: into the first-level cache.
+    unsafe fn prefetch_near(at: *const u8);
 }
 
 /// `(+8), (+4), (+2), (+1)` over the lanes.
@@ -141,13 +144,13 @@ impl Lanes for Portable {
         Portable::map(|j| self.0[j].mul_add(b.0[j], c.0[j]))
     }
     #[inline(always)]
-    unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
-        (0..LANES).fold(so_far, |m, j| m.max(unsafe { from.add(j).read() }.to_bits() & 0x7fff_ffff))
+    unsafe fn largest(from: *const f32, sixteens: usize) -> u32 {
+        (0..sixteens * LANES).fold(0, |m, j| m.max(unsafe { from.add(j).read() }.to_bits() & 0x7fff_ffff))
     }
     #[inline(always)]
-    unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+    unsafe fn codes(from: *const f32, sixteens: usize, r: f32, to: *mut i8) -> i32 {
         let mut sum = 0;
-        for j in 0..LANES {
+        for j in 0..sixteens * LANES {
             let x = unsafe { from.add(j).read() };
             let q = ((x * r + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
             sum += q;
@@ -161,6 +164,8 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_near(_at: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -210,21 +215,28 @@ pub(crate) mod x86 {
             unsafe { Avx512(_mm512_fmadd_ps(self.0, b.0, c.0)) }
         }
         #[inline(always)]
-        unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
+        unsafe fn largest(from: *const f32, sixteens: usize) -> u32 {
             unsafe {
-                let bits =
-                    _mm512_and_si512(_mm512_loadu_si512(from as *const __m512i), _mm512_set1_epi32(i32::MAX));
-                so_far.max(_mm512_reduce_max_epu32(bits))
+                let (mut most, mask) = (_mm512_setzero_si512(), _mm512_set1_epi32(i32::MAX));
+                for i in 0..sixteens {
+                    let bits = _mm512_loadu_si512(from.add(i * LANES) as *const __m512i);
+                    most = _mm512_max_epu32(most, _mm512_and_si512(bits, mask));
+                }
+                _mm512_reduce_max_epu32(most)
             }
         }
         #[inline(always)]
-        unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+        unsafe fn codes(from: *const f32, sixteens: usize, r: f32, to: *mut i8) -> i32 {
             unsafe {
-                let product = _mm512_mul_ps(_mm512_loadu_ps(from), _mm512_set1_ps(r));
-                let rounded = _mm512_castps_si512(_mm512_add_ps(product, _mm512_set1_ps(ROUND)));
-                let q = _mm512_sub_epi32(rounded, _mm512_set1_epi32(ROUND.to_bits() as i32));
-                _mm_storeu_si128(to as *mut __m128i, _mm512_cvtepi32_epi8(q));
-                _mm512_reduce_add_epi32(q)
+                let mut sum = _mm512_setzero_si512();
+                for i in 0..sixteens {
+                    let product = _mm512_mul_ps(_mm512_loadu_ps(from.add(i * LANES)), _mm512_set1_ps(r));
+                    let rounded = _mm512_castps_si512(_mm512_add_ps(product, _mm512_set1_ps(ROUND)));
+                    let q = _mm512_sub_epi32(rounded, _mm512_set1_epi32(ROUND.to_bits() as i32));
+                    _mm_storeu_si128(to.add(i * LANES) as *mut __m128i, _mm512_cvtepi32_epi8(q));
+                    sum = _mm512_add_epi32(sum, q);
+                }
+                _mm512_reduce_add_epi32(sum)
             }
         }
         #[inline(always)]
@@ -239,6 +251,10 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn prefetch(at: *const u8) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at as *const i8) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_near(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at as *const i8) }
         }
     }
 
@@ -311,20 +327,21 @@ pub(crate) mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn largest(from: *const f32, so_far: u32) -> u32 {
+        unsafe fn largest(from: *const f32, sixteens: usize) -> u32 {
             unsafe {
-                let mask = _mm256_set1_epi32(i32::MAX);
-                let low = _mm256_and_si256(_mm256_loadu_si256(from as *const __m256i), mask);
-                let high = _mm256_and_si256(_mm256_loadu_si256(from.add(HALF) as *const __m256i), mask);
-                let eight = _mm256_max_epu32(low, high);
-                let four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+                let (mut most, mask) = (_mm256_setzero_si256(), _mm256_set1_epi32(i32::MAX));
+                for i in 0..2 * sixteens {
+                    let bits = _mm256_loadu_si256(from.add(i * HALF) as *const __m256i);
+                    most = _mm256_max_epu32(most, _mm256_and_si256(bits, mask));
+                }
+                let four = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
                 let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
                 let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-                so_far.max(_mm_cvtsi128_si32(one) as u32)
+                _mm_cvtsi128_si32(one) as u32
             }
         }
         #[inline(always)]
-        unsafe fn codes(from: *const f32, r: f32, to: *mut i8) -> i32 {
+        unsafe fn codes(from: *const f32, sixteens: usize, r: f32, to: *mut i8) -> i32 {
             #[inline(always)]
             unsafe fn eight(from: *const f32, r: f32) -> __m256i {
                 unsafe {
@@ -334,14 +351,18 @@ pub(crate) mod x86 {
                 }
             }
             unsafe {
-                let (low, high) = (eight(from, r), eight(from.add(HALF), r));
-                // Packing works within halves; the order comes right with the permutation.
-                let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
-                let bytes =
-                    _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
-                _mm_storeu_si128(to as *mut __m128i, bytes);
-                let eight = _mm256_add_epi32(low, high);
-                let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+                let mut sum = _mm256_setzero_si256();
+                for i in 0..sixteens {
+                    let from = from.add(i * LANES);
+                    let (low, high) = (eight(from, r), eight(from.add(HALF), r));
+                    // Packing works within halves; the order comes right with the permutation.
+                    let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
+                    let bytes =
+                        _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+                    _mm_storeu_si128(to.add(i * LANES) as *mut __m128i, bytes);
+                    sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+                }
+                let four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
                 let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
                 _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
             }
@@ -353,6 +374,10 @@ pub(crate) mod x86 {
         #[inline(always)]
         unsafe fn prefetch(at: *const u8) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(at as *const i8) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_near(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at as *const i8) }
         }
         #[inline(always)]
         unsafe fn fma(self, b: Self, c: Self) -> Self {

@@ -14,7 +14,8 @@ const UNDERFLOW: f32 = -104.0;
 pub fn exp(x: f32) -> f32 {
     let clamped = if x > UNDERFLOW { x } else { UNDERFLOW };
     let clamped = if clamped < OVERFLOW { clamped } else { OVERFLOW };
-    let n = (clamped * LOG2E + ROUND) - ROUND;
+    let shifted = clamped * LOG2E + ROUND;
+    let n = shifted - ROUND;
     let r = n.mul_add(-LN2_HI, clamped);
     let r = n.mul_add(-LN2_LO, r);
     let mut p = 1.0f32 / 5040.0;
@@ -25,8 +26,9 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 0.5);
     p = p.mul_add(r, 1.0);
     p = p.mul_add(r, 1.0);
-    // n lies in [-151, 128], so both halves make normal powers of two.
-    let n = n as i32;
+    // n lies in [-151, 128], so both halves make normal powers of two. Its integer stands in the low bits of the shifted value; a
+    // conversion, which in Rust saturates, would be done one by one.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
     let value = (p * power_of_two(half)) * power_of_two(n - half);
     let value = if x > OVERFLOW { f32::INFINITY } else { value };

@@ -117,13 +117,13 @@ fn attend_all<E: KvElement>(
     let at = out.layout();
     let tasks = Tasks::new(args, caches, (out.shared(), at));
     let threads = cpu.pool.threads();
-    let room = |chunks: &Chunks| chunks.count() * qs.heads * kv.value_width <= PARTS_MAX;
+    let room = |chunks: &Chunks| chunk_room(chunks.count(), qs.heads, kv.value_width) <= SCRATCH_MAX;
     let worth = |chunks: &Chunks| tasks.rows_together == 1 && chunks.count() >= 2 * threads;
     if let Some(chunks) = Chunks::new(args).filter(|chunks| worth(chunks) && room(chunks)) {
         return attend_chunks(cpu, &tasks, &chunks, work);
     }
-    // Two items a thread at least.
-    let together = if qs.rows <= FEW_ROWS { tasks.per_row * qs.rows / (2 * threads) } else { 1 };
+    // An item a thread at least.
+    let together = if qs.rows <= FEW_ROWS { tasks.per_row * qs.rows / threads } else { 1 };
     let together = together.clamp(1, tasks.together_max());
     let (row_runs, head_runs) = (qs.rows.div_ceil(tasks.rows_together), tasks.per_row.div_ceil(together));
     let items = row_runs * head_runs;
@@ -151,8 +151,20 @@ fn attend_all<E: KvElement>(
 /// Rows of a batch that only decodes, or nearly so.
 const FEW_ROWS: usize = 16;
 
-/// Values of chunks that wait to be merged: 32 MB.
-const PARTS_MAX: usize = 8 << 20;
+/// Bytes of chunks that wait to be merged; with more of them the threads share out the heads.
+const SCRATCH_MAX: usize = 32 << 20;
+
+/// Bytes of so many chunks: values, and maximum and sum, of every head.
+fn chunk_room(chunks: usize, heads: usize, value_width: usize) -> usize {
+    chunks * heads * (value_width * size_of::<f32>() + size_of::<(f32, f32)>())
+}
+
+/// The most bytes that attention keeps for itself, for batches of up to `rows` rows in a context of so many positions.
+pub fn attention_scratch_bytes(rows: usize, context: usize, heads: usize, value_width: usize) -> usize {
+    // A window that begins within a chunk has a part of one chunk more.
+    let chunks = rows.min(FEW_ROWS) * (context.div_ceil(ATTENTION_CHUNK) + 1);
+    chunk_room(chunks, heads, value_width).min(SCRATCH_MAX)
+}
 
 /// The chunks of a few rows' contexts.
 struct Chunks {
@@ -192,18 +204,19 @@ thread_local! {
 /// Few rows with long contexts: threads share out the chunks, for all KV heads of a page are one run of memory; then the
 /// heads, to merge the chunks in their order.
 fn attend_chunks<E: KvElement>(cpu: &CpuDevice, tasks: &Tasks<'_, E>, chunks: &Chunks, work: usize) {
-    let together = tasks.together_max().min(tasks.per_row);
-    let head_runs = tasks.per_row.div_ceil(together);
-    let (room, width) = (together * tasks.heads_max(), tasks.args.kv.value_width);
+    let head_runs = tasks.per_row.div_ceil(tasks.together_max());
+    let together = tasks.per_row.div_ceil(head_runs);
+    let (heads, width) = (tasks.args.q.layout().heads, tasks.args.kv.value_width);
     let items = chunks.count() * head_runs;
+    // Head after head of every chunk: what `chunk_room` counts.
     let (mut values, mut sums) = PARTS.take();
-    values.resize((items * room * width).max(values.len()), 0.0);
-    sums.resize((items * room).max(sums.len()), (0.0, 0.0));
+    values.resize((chunks.count() * heads * width).max(values.len()), 0.0);
+    sums.resize((chunks.count() * heads).max(sums.len()), (0.0, 0.0));
     let (shared, shared_sums) = (SharedSlice::new(&mut values), SharedSlice::new(&mut sums));
-    // What an item has of them, from a query on. Sound while no two threads write the same item.
-    let part = |item: usize, chunk: usize, (first, count): (usize, usize)| {
-        let at = item * room + first;
-        // SAFETY: items have parts of their own, which are written in one run of the pool and only read in the next.
+    // What `count` heads have of them, from a task's first on.
+    let part = |index: usize, chunk: usize, (task, count): (usize, usize)| {
+        let at = index * heads + tasks.first_head(task);
+        // SAFETY: items have heads of their own in a chunk, which are written in one run of the pool and only read in the next.
         let (partial, own) =
             unsafe { (shared.range(at * width, count * width), shared_sums.range(at, count)) };
         Part { chunk, own, partial }
@@ -218,13 +231,13 @@ fn attend_chunks<E: KvElement>(cpu: &CpuDevice, tasks: &Tasks<'_, E>, chunks: &C
             let (index, first) = (item / head_runs, item % head_runs * together);
             let row = chunks.row(index);
             let (queries, _) = tasks.queries(row..row + 1, first..(first + together).min(tasks.per_row));
-            let part = part(item, start_of(row, index), (0, queries.queries()));
+            let part = part(index, start_of(row, index), (first, queries.queries()));
             attend_part(cpu.isa, &queries, &mut scratch, part);
         }
         scratch.keep();
     });
     let merges = chunks.rows * tasks.per_row;
-    let parts = cpu.parts_for(merges, items * room * width);
+    let parts = cpu.parts_for(merges, chunks.count() * heads * width);
     cpu.pool.run(parts, &|which| {
         for merge in run_of(merges, parts, which) {
             let (row, head) = (merge / tasks.per_row, merge % tasks.per_row);
@@ -232,8 +245,7 @@ fn attend_chunks<E: KvElement>(cpu: &CpuDevice, tasks: &Tasks<'_, E>, chunks: &C
             // SAFETY: every (row, head) belongs to one merge.
             let mut gathered = unsafe { Gathered::begin(cpu.isa, &queries, out) };
             for index in chunks.before[row]..chunks.before[row + 1] {
-                let at = (head % together * tasks.heads_max(), queries.queries());
-                gathered.add(&part(index * head_runs + head / together, start_of(row, index), at));
+                gathered.add(&part(index, start_of(row, index), (head, queries.queries())));
             }
             gathered.finish();
         }
@@ -285,11 +297,15 @@ impl<'a, E: KvElement> Tasks<'a, E> {
         if self.blocks > 1 { 1 } else { QUERIES_MAX / self.heads_max() }
     }
 
+    /// The first head of a task of one row.
+    fn first_head(&self, task: usize) -> usize {
+        task / self.blocks * self.group + task % self.blocks * TASK_HEADS
+    }
+
     /// The queries of some tasks, for rows of one sequence, and where their results go.
     fn queries(&self, rows: Range<usize>, tasks: Range<usize>) -> (Heads<'a, E>, Attended) {
         let (args, qs, os, kv) = (self.args, self.args.q.layout(), self.out_at, self.args.kv);
-        let kv_head = tasks.start / self.blocks;
-        let first = kv_head * self.group + tasks.start % self.blocks * TASK_HEADS;
+        let (kv_head, first) = (tasks.start / self.blocks, self.first_head(tasks.start));
         let heads = TASK_HEADS.min((kv_head + 1) * self.group - first);
         let by_rows = self.rows_together > 1;
         let count = if by_rows { rows.len() } else { heads };
@@ -327,5 +343,61 @@ impl<'a, E: KvElement> Tasks<'a, E> {
             sinks: args.sinks.map(|sinks| (&sinks.host()[first..], by_rows)),
         };
         (queries, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{CpuOptions, Device};
+    use crate::ops::KvForm;
+
+    /// Attends once and looks at what stays behind in this thread.
+    fn kept(rows: usize, positions: usize, (heads, kv_heads, width): (usize, usize, usize)) -> usize {
+        let device = Device::cpu(CpuOptions { threads: 2, pin: false, ..CpuOptions::default() }).unwrap();
+        let stream = Stream::new(&device);
+        let numbers = |values: &[u32]| {
+            let mut buffer = Buffer::zeros(&device, values.len()).unwrap();
+            stream.upload(values, &mut buffer).unwrap();
+            buffer
+        };
+        let pages = positions.div_ceil(PAGE_POSITIONS);
+        let cache =
+            || KvBuffer::zeros(&device, KvForm::F16, pages * kv_heads * PAGE_POSITIONS * width).unwrap();
+        let (keys, values) = (cache(), cache());
+        let q = Buffer::zeros(&device, rows * heads * width).unwrap();
+        let mut out = Buffer::zeros(&device, rows * heads * width).unwrap();
+        let args = AttentionArgs {
+            q: View::heads(&q, rows, heads, width),
+            kv: KvView { keys: &keys, values: Some(&values), kv_heads, key_width: width, value_width: width },
+            tables: &numbers(&(0..pages as u32).collect::<Vec<_>>()),
+            table_stride: pages,
+            sequences: &numbers(&vec![0; rows]),
+            positions: &numbers(&(0..rows).map(|row| (positions - 1 - row) as u32).collect::<Vec<_>>()),
+            mask: Mask::Full,
+            sinks: None,
+            scale: 1.0,
+        };
+        attention(&stream, &args, ViewMut::heads(&mut out, rows, heads, width));
+        let (values, sums) = PARTS.take();
+        values.len() * size_of::<f32>() + sums.len() * size_of::<(f32, f32)>()
+    }
+
+    /// What plans of memory count with. 36 KV heads are two runs of 18, 24 heads that share two are runs of 8.
+    #[test]
+    fn chunks_keep_no_more_than_was_said() {
+        for (rows, positions, shape) in [
+            (1, 1300, (16, 16, 64)),
+            (1, 2100, (36, 36, 16)),
+            (2, 1100, (24, 2, 8)),
+            (1, 3000, (300, 300, 16)),
+        ] {
+            let kept = kept(rows, positions, shape);
+            let said = attention_scratch_bytes(rows, positions, shape.0, shape.2);
+            assert!((1..=said).contains(&kept), "{kept} bytes of {said} for {shape:?}");
+        }
+        // So many chunks that threads share out the heads.
+        assert_eq!(kept(1, 4096, (8192, 8, 64)), 0);
+        assert_eq!(attention_scratch_bytes(1, 4096, 8192, 64), SCRATCH_MAX);
     }
 }

@@ -11,7 +11,7 @@ use crate::cuda::{self, ExpertsBatch, ExpertsOnDevice, Path, ShardOptions, SumsO
 use crate::device::Device;
 use crate::error::KernelError;
 use crate::stream::Stream;
-use crate::view::{View, ViewMut};
+use crate::view::{SharedSlice, View, ViewMut};
 use crate::weight::Weight;
 
 /// The least length of a canonical unit along F.
@@ -148,7 +148,14 @@ impl PartialSums {
             queue.zero(self.sums.cuda_mut(), rows * self.width);
             return queue.zero(self.poison.cuda_mut(), rows);
         }
-        self.sums.host_mut()[..rows * self.width].fill(0);
+        let (cpu, width) = (stream.cpu(), self.width);
+        let sums = SharedSlice::new(self.sums.host_mut());
+        let parts = cpu.parts_for(rows, rows * width / 8);
+        cpu.pool.run(parts, &|part| {
+            let rows = run_of(rows, parts, part);
+            // SAFETY: parts have rows of their own.
+            unsafe { sums.range(rows.start * width, rows.len() * width) }.fill(0);
+        });
         self.poison.host_mut()[..rows].fill(0);
     }
 

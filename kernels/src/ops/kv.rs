@@ -6,7 +6,7 @@ use half::f16;
 
 use super::run_of;
 use crate::buffer::Buffer;
-use crate::cpu::attention::narrow;
+use crate::cpu::attention::{ask, narrow};
 use crate::cuda;
 use crate::device::Device;
 use crate::error::KernelError;
@@ -85,15 +85,29 @@ fn write_all<E: crate::buffer::Plain>(
     let cpu = stream.cpu();
     let slots = &write.slots.host()[..at.rows];
     let cache = SharedSlice::new(cache.host_mut());
-    let parts = cpu.parts_for(at.heads, at.rows * at.heads * at.width / 8);
+    let start_of = |head: usize, slot: u32| {
+        let (page, offset) = (slot as usize / PAGE_POSITIONS, slot as usize % PAGE_POSITIONS);
+        ((page * at.heads + head) * PAGE_POSITIONS + offset) * write.width + write.column
+    };
+    // One part a thread: heads that follow each other are one run of a row.
+    let parts = cpu.parts_within(at.heads, at.rows * at.heads * at.width / 8, 1);
     cpu.pool.run(parts, &|part| {
-        for head in run_of(at.heads, parts, part) {
-            for (row, &slot) in slots.iter().enumerate() {
-                let (page, offset) = (slot as usize / PAGE_POSITIONS, slot as usize % PAGE_POSITIONS);
-                let start = ((page * at.heads + head) * PAGE_POSITIONS + offset) * write.width + write.column;
+        let heads = run_of(at.heads, parts, part);
+        if slots.len() <= FEW_ROWS {
+            // The heads of a row lie far apart and in no cache, and stores wait for their lines one after the other.
+            for (&slot, head) in slots.iter().flat_map(|slot| heads.clone().map(move |head| (slot, head))) {
+                let row = cache.pointer(start_of(head, slot)) as *const u8;
+                ask(cpu.isa, row, at.width * size_of::<E>());
+            }
+        }
+        for (row, &slot) in slots.iter().enumerate() {
+            for head in heads.clone() {
                 // SAFETY: parts have heads of their own.
-                put(write.from.slice(row, head), unsafe { cache.range(start, at.width) });
+                put(write.from.slice(row, head), unsafe { cache.range(start_of(head, slot), at.width) });
             }
         }
     });
 }
+
+/// Rows whose places are asked for first.
+const FEW_ROWS: usize = 16;

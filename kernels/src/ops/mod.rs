@@ -14,7 +14,7 @@ mod restore;
 mod rope;
 mod travel;
 
-pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention};
+pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention, attention_scratch_bytes};
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{

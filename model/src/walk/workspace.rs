@@ -1,6 +1,6 @@
 //! The buffers of one cursor: made for a number of rows, used again for every step that fits.
 
-use gaterail_kernels::ops::QuantRows;
+use gaterail_kernels::ops::{QuantRows, attention_scratch_bytes};
 use gaterail_kernels::{Buffer, Device, KernelError};
 
 use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
@@ -145,12 +145,17 @@ impl Workspace {
         })
     }
 
-    /// Bytes of a workspace for `rows` rows and `wanted` rows of logits.
+    /// Bytes of a workspace for `rows` rows and `wanted` rows of logits, and what attention keeps beside it.
     pub fn bytes(spec: &ModelSpec, rows: usize, wanted: usize) -> u64 {
         let w = Widths::of(spec);
         let per_row = 6 * spec.hidden + 2 * w.query + 3 * w.key + w.attended + w.latent + 2 * w.mlp;
         let per_row = per_row + w.experts + 2 * w.top_k + 8;
         let quantized = QuantRows::bytes(rows, w.widest(spec));
-        ((rows * per_row + wanted * spec.vocab) * size_of::<f32>() + quantized) as u64
+        let attention = spec.layers.iter().map(|layer| match &layer.attention {
+            AttentionSpec::Grouped(a) => attention_scratch_bytes(rows, spec.context, a.heads, a.head_dim),
+            AttentionSpec::Latent(a) => attention_scratch_bytes(rows, spec.context, a.heads, a.kv_rank),
+        });
+        let beside = quantized + attention.max().unwrap_or(0);
+        ((rows * per_row + wanted * spec.vocab) * size_of::<f32>() + beside) as u64
     }
 }

@@ -13,6 +13,7 @@ use crate::cpu::linear::{Dots, Out, dots_f16, dots_f32};
 use crate::cpu::math::exp;
 use crate::device::Isa;
 use crate::ops::{ATTENTION_CHUNK, PAGE_POSITIONS};
+use crate::packed::LINE;
 
 /// KV heads that follow each other, and the queries of each: heads of one row, or one head of rows that follow each other. A
 /// page's keys of all these KV heads are one run of memory, and so are its values.
@@ -299,6 +300,19 @@ fn finish<L: Lanes>(out: &mut [f32], max: f32, sum: f32, sink: Option<f32>) {
         out.iter_mut().for_each(|o| *o = o.mul_add(a, 0.0));
     }
     out.iter_mut().for_each(|o| *o /= total);
+}
+
+by_isa! {
+    /// Asks for the lines of a run of bytes that will be used soon; any address will do.
+    fn ask(start: *const u8, bytes: usize) = ask_lines
+}
+
+#[inline(always)]
+fn ask_lines<L: Lanes>(start: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(LINE) {
+        // SAFETY: any address will do; instructions by `by_isa!`.
+        unsafe { L::prefetch_near(start.wrapping_add(at)) };
+    }
 }
 
 by_isa! {

@@ -56,6 +56,8 @@ pub(crate) struct TileRows {
     pub starts: *const i32,
     /// T
     pub rows: usize,
+    /// Whether it is the first tile that meets a block of panels, which may still have to come from memory.
+    pub first: bool,
 }
 
 /// Tiles of eight rows one after the other; the last may have fewer.
@@ -95,6 +97,7 @@ impl Tiles {
                 sums: self.sums.add(first * self.groups),
                 starts: self.starts.add(first * self.groups),
                 rows: TILE.min(self.rows - first),
+                first: index == 0,
             }
         }
     }
@@ -248,11 +251,8 @@ pub(crate) fn quantize_group<L: Lanes>(x: &[f32], codes: &mut [i8]) -> (f32, i32
     let (head, tail) = codes.split_at_mut(x.len());
     tail.fill(0);
     let (whole, rest) = x.as_chunks::<LANES>();
-    let mut m = 0;
-    for x in whole {
-        // SAFETY: sixteen elements.
-        m = unsafe { L::largest(x.as_ptr(), m) };
-    }
+    // SAFETY: so many times sixteen elements.
+    let m = unsafe { L::largest(whole.as_ptr().cast(), whole.len()) };
     let m = f32::from_bits(rest.iter().fold(m, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
     let (d, r) = match m {
         m if !m.is_finite() => (f32::NAN, 0.0),
@@ -263,12 +263,9 @@ pub(crate) fn quantize_group<L: Lanes>(x: &[f32], codes: &mut [i8]) -> (f32, i32
         head.fill(0);
         return (d, 0);
     }
-    let mut sum = 0i32;
     let (whole_codes, rest_codes) = head.as_chunks_mut::<LANES>();
-    for (x, codes) in whole.iter().zip(whole_codes) {
-        // SAFETY: sixteen elements of each; the products lie within +-127, for no magnitude is above `m`.
-        sum += unsafe { L::codes(x.as_ptr(), r, codes.as_mut_ptr()) };
-    }
+    // SAFETY: as many elements of each; the products lie within +-127, for no magnitude is above `m`.
+    let mut sum = unsafe { L::codes(whole.as_ptr().cast(), whole.len(), r, whole_codes.as_mut_ptr().cast()) };
     for (code, x) in rest_codes.iter_mut().zip(rest) {
         let q = ((x * r + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         sum += q;

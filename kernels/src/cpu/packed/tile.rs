@@ -115,10 +115,10 @@ unsafe fn tile_unit<L: IntLanes, F: Form, const T: usize>(
             let mut acc = [L::splat(0.0); T];
             for g in first + c * count / 4..first + (c + 1) * count / 4 {
                 let at = panel.records.add(g * record);
-                if T > 4 {
+                if T > 4 && x.first {
                     // Few rows are read as fast as the machine's own prefetchers run; with more of them they fall behind.
                     for line in 0..lines {
-                        L::prefetch(at.wrapping_add(AHEAD + line * LINE));
+                        L::prefetch_near(at.wrapping_add(AHEAD + line * LINE));
                     }
                 }
                 let codes = x.codes.add(g * T * group);

@@ -59,8 +59,8 @@ fn down_panels<L: IntLanes>(task: &Down<'_>, tile: TileFn) {
                         let at = task.sums.pointer(place(t)) as *const u8;
                         // SAFETY: any address will do.
                         unsafe {
-                            L::prefetch(at);
-                            L::prefetch(at.wrapping_add(size_of::<[i64; LANES]>() - 1));
+                            L::prefetch_near(at);
+                            L::prefetch_near(at.wrapping_add(size_of::<[i64; LANES]>() - 1));
                         }
                     }
                 }
