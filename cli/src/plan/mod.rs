@@ -97,8 +97,8 @@ pub fn plan(asked: Asked<'_>) -> Result<Plan, CliError> {
     let Asked { model, weights, kv, threads, crew, contenders, question } = asked;
     let subject = Subject::open(model, weights, kv)?;
     let say = |what: &str| terminal::note(&format!("plan: measuring {what}"));
-    let workers = if let Crew::Here(count) = crew { *count } else { 1 };
-    let measured = Measured::now(&subject, threads, workers, say)?;
+    let workers = if let Crew::Here(count) = crew { (*count, contenders.parts(*count)) } else { (1, vec![1]) };
+    let measured = Measured::now(&subject, threads, (workers.0, &workers.1), &question.steps(), say)?;
     let most = question.streams.iter().copied().max().unwrap_or(1);
     let positions = u64::from(most) * u64::from(question.context.max(question.prompt));
     let known = Known {

@@ -131,6 +131,10 @@ fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
     let step = expected.step;
     let rows = |one: &Prediction| f64::from(one.step.rows);
     let all = sum(phases.iter().map(|one| &one.totals));
+    // Where every answer waits for every step: what it waits for beside.
+    let latency = each(&|one| Some(mean(&one.seconds))).map_or(0.0, |spread| spread.median);
+    let together = step.is_some() && all.steps > 0;
+    let outside = if together { (latency - all.step / all.steps as f64).max(0.0) } else { 0.0 };
     Side {
         latency_ms: Figure::new(
             each(&|one| Some(mean(&one.seconds) * 1e3)),
@@ -160,23 +164,25 @@ fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
             }),
             step.map(|step| step.imbalance),
         ),
-        parts: parts(&all, step.map(|step| &step.terms)),
+        parts: parts(&all, outside, step.map(|step| &step.terms)),
         steps: all.steps,
         rows: all.rows,
     }
 }
 
-/// What a step is made of, in the prediction's terms: attention, dense layers and both ends are the trunk; rows on their way
-/// home belong to combine.
-fn parts(all: &StepTotals, predicted: Option<&Terms>) -> Vec<Part> {
+/// What a step is made of, in the prediction's terms: attention and dense layers are the trunk, rows on their way home belong to
+/// combine, and what is between steps to sampling.
+fn parts(all: &StepTotals, outside: f64, predicted: Option<&Terms>) -> Vec<Part> {
     let spent = &all.parts;
     let measured = [
-        spent.attention + spent.dense + spent.ends + spent.other,
+        spent.attention + spent.dense,
         spent.gate,
         spent.dispatch,
         spent.experts,
         spent.slowest,
         spent.combine + spent.travel,
+        spent.ends,
+        spent.other + outside * all.steps as f64,
     ];
     let names = named_ms(&Terms::default()).map(|(name, _)| name);
     let predicted = predicted.map(|terms| named_ms(terms).map(|(_, ms)| ms));
