@@ -61,6 +61,8 @@ impl Measured {
         mut show: impl FnMut(&str),
     ) -> Result<Measured, CliError> {
         show("memory and arithmetic");
+        // Before the device binds this thread to one of them.
+        let cores = Cores::allowed();
         let device = machine::cpu(threads)?;
         let read = raw::read_bandwidth(&device, 256 << 20, Duration::from_millis(300))?;
         let int8 = raw::int8_peak(&device, Duration::from_millis(50));
@@ -78,12 +80,12 @@ impl Measured {
         let text = device.to_string();
         let all = device.threads();
         drop(device);
-        let each = shares(workers, threads, &Cores::allowed(), 0).first().map_or(1, |share| share.threads);
+        let each = shares(workers, threads, &cores, 0).first().map_or(1, |share| share.threads);
         let mut cuts = Vec::new();
         for &parts in parts {
-            let alone = Measured::workers(subject, each, 1, parts)?;
+            let alone = Measured::workers(subject, (&cores, each), 1, parts)?;
             let beside =
-                if workers > 1 { Measured::workers(subject, each, workers, parts)? } else { alone };
+                if workers > 1 { Measured::workers(subject, (&cores, each), workers, parts)? } else { alone };
             cuts.push(Cut { part: 1.0 / parts as f64, alone, beside });
         }
         let worker = cuts.first().map_or(experts, |cut| cut.alone);
@@ -101,14 +103,14 @@ impl Measured {
             worker,
             cuts,
             walked,
-            hop: hop::hop(workers, all, subject.hidden)?,
+            hop: hop::hop(workers, all, subject.hidden, cores)?,
         })
     }
 
     /// What one of so many workers' processes reaches with a part of every expert while all compute.
     fn workers(
         subject: &Subject,
-        threads: usize,
+        (cores, threads): (&Cores, usize),
         count: usize,
         parts: usize,
     ) -> Result<Compute, CliError> {
@@ -116,7 +118,7 @@ impl Measured {
         let width = (subject.width / parts).max(1).next_multiple_of(UNIT_MIN).min(subject.width);
         let one = |index: usize| {
             // A thread of its own is bound to its cores, and gone with them.
-            if let Some(cores) = Cores::allowed().share(index, threads) {
+            if let Some(cores) = cores.share(index, threads) {
                 cores.bind()?;
             }
             let options = gaterail_kernels::CpuOptions { threads, pin: false, ..Default::default() };

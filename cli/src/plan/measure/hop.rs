@@ -77,18 +77,16 @@ impl Drop for Echo {
 }
 
 /// What an exchange costs between this process and so many workers of this machine, for rows of `hidden`.
-pub fn hop(workers: usize, threads: usize, hidden: usize) -> Result<Hop, CliError> {
+pub fn hop(workers: usize, threads: usize, hidden: usize, cores: Cores) -> Result<Hop, CliError> {
     // Threads of their own are bound to cores and gone after it.
-    let measured = std::thread::spawn(move || measured(workers, threads, hidden)).join();
+    let measured = std::thread::spawn(move || measured(workers, threads, hidden, &cores)).join();
     measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn measured(workers: usize, threads: usize, hidden: usize) -> Result<Hop, CliError> {
-    let cores = Cores::allowed();
-    let pool = Pool::new(threads, false).map_err(|error| CliError::Refused(error.to_string()))?;
-    if let Some(core) = cores.share(0, 1) {
-        core.bind()?;
-    }
+fn measured(workers: usize, threads: usize, hidden: usize, cores: &Cores) -> Result<Hop, CliError> {
+    cores.bind()?;
+    // It binds its threads to cores, this one first, as the server's does.
+    let pool = Pool::new(threads, true).map_err(|error| CliError::Refused(error.to_string()))?;
     let mut others = Vec::new();
     for index in 0..workers.clamp(1, cores.count().max(1)) {
         others.push(Other::start(cores.share(index, 1))?);

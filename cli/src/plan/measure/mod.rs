@@ -32,8 +32,9 @@ pub use walk::walked;
 const COLD_BYTES: usize = 160 << 20;
 /// Rows that meet a weight where they are many.
 const MANY_ROWS: usize = 64;
-/// Each figure is measured for so long, and so many times at least.
-const AT_LEAST: (Duration, usize) = (Duration::from_millis(120), 5);
+/// Each figure is measured for so long, and so many times at least; work that takes long is done twice.
+const AT_LEAST: (Duration, usize) = (Duration::from_millis(100), 5);
+const LONG: Duration = Duration::from_millis(400);
 
 /// Calls `work` again and again. Out: its seconds as they usually are.
 fn usual_seconds(mut work: impl FnMut()) -> f64 {
@@ -47,10 +48,14 @@ fn usual_seconds(mut work: impl FnMut()) -> f64 {
 
 /// The same for work that tells what each part of it took.
 fn usual<const PARTS: usize>(mut work: impl FnMut() -> [f64; PARTS]) -> [f64; PARTS] {
-    work();
     let started = Instant::now();
+    work();
     let mut found: [Vec<f64>; PARTS] = [const { Vec::new() }; PARTS];
-    while found[0].len() < AT_LEAST.1 || started.elapsed() < AT_LEAST.0 {
+    let enough = |count: usize| match started.elapsed() {
+        time if time < AT_LEAST.0 => false,
+        time => count >= if time > LONG { 1 } else { AT_LEAST.1 },
+    };
+    while !enough(found[0].len()) {
         found.iter_mut().zip(work()).for_each(|(found, seconds)| found.push(seconds));
     }
     found.map(|mut seconds| {

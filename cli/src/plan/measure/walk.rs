@@ -20,7 +20,7 @@ use super::blank::{Blank, TOKENS, layer_bytes};
 use super::usual;
 
 /// Layers are taken until their weights are so large.
-const LAYERS_BYTES: u64 = 256 << 20;
+const LAYERS_BYTES: u64 = 96 << 20;
 /// A step with more rows, or more KV, is not tried.
 const ROWS_MAX: u32 = 2048;
 const KV_BYTES_MAX: u64 = 1 << 30;
