@@ -23,8 +23,7 @@ const WAITS_OF_TRUNK: f64 = 8.0;
 const WAITS_OF_EXPERTS: f64 = 3.0;
 /// A frame's way to another host, where nobody says: over gRPC on a fast network, by the design's budget, and what a link of
 /// ten gigabits carries.
-const FAR: Hop =
-    Hop { seconds: 150e-6, bytes_per_second: 1.25e9, home_bytes_per_second: 1.25e9 };
+const FAR: Hop = Hop { seconds: 150e-6, bytes_per_second: 1.25e9, home_bytes_per_second: 1.25e9 };
 /// What the process needs beside weights, KV and experts: as `gaterail serve` plans it.
 const ROUTER_RESERVE: u64 = 512 << 20;
 

@@ -55,7 +55,7 @@ impl Subject {
         Subject::of(model, &spec, checkpoint.as_ref(), weights, kv)
     }
 
-    fn of(
+    pub fn of(
         name: &str,
         spec: &ModelSpec,
         checkpoint: Option<&Checkpoint>,

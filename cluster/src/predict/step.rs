@@ -108,7 +108,9 @@ pub fn predict(
 ) -> Prediction {
     let rows = f64::from(step.rows);
     let mut terms = match rates.walked.iter().find(|walked| walked.step == step) {
-        Some(&Walked { trunk, gate, ends, sampling, .. }) => Terms { trunk, gate, ends, sampling, ..Terms::default() },
+        Some(&Walked { trunk, gate, ends, sampling, .. }) => {
+            Terms { trunk, gate, ends, sampling, ..Terms::default() }
+        }
         None => lane(shape, rates, step),
     };
     let mut travel = Travel::default();
@@ -397,7 +399,8 @@ impl<'a> Cluster<'a> {
             }
             // In seconds of a worker alone: all together they get through so many of them in one.
             let (alone, beside) = (of(&|at| work[at].alone), of(&|at| work[at].beside));
-            let together = here.len() as f64 * alone.iter().sum::<f64>() / beside.iter().sum::<f64>().max(1e-12);
+            let together =
+                here.len() as f64 * alone.iter().sum::<f64>() / beside.iter().sum::<f64>().max(1e-12);
             let done = shared_finish(&alone, &vec![1.0; here.len()], together.max(1e-3));
             here.iter().zip(done).for_each(|(&at, done)| finish[at] = done);
         }

@@ -44,7 +44,16 @@ pub(super) struct Link {
 
 impl Link {
     pub fn new(worker: WorkerId, serial: u64, channel: Box<dyn Channel>, stats: Arc<LinkStats>) -> Link {
-        Link { worker, serial, channel, stats, broken: false, handing: 0.0, open: Vec::new(), early: Vec::new() }
+        Link {
+            worker,
+            serial,
+            channel,
+            stats,
+            broken: false,
+            handing: 0.0,
+            open: Vec::new(),
+            early: Vec::new(),
+        }
     }
 
     /// A call went out; handing it over took so long.

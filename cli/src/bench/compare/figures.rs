@@ -110,7 +110,9 @@ pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[&Forecast
         (turn.memory.iter().max().map(|&bytes| bytes as f64), predicted)
     };
     Cell {
-        prefill: side(&turns.iter().zip(0..).map(|(turn, at)| (&turn.prefill, prefill(at))).collect::<Vec<_>>()),
+        prefill: side(
+            &turns.iter().zip(0..).map(|(turn, at)| (&turn.prefill, prefill(at))).collect::<Vec<_>>(),
+        ),
         decode: side(&turns.iter().zip(0..).map(|(turn, at)| (&turn.decode, decode(at))).collect::<Vec<_>>()),
         memory: Figure::of(turns.iter().enumerate().map(fullest).collect()),
         mode,

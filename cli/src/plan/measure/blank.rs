@@ -32,7 +32,8 @@ pub fn layer_bytes(blank: &Blank, spec: &ModelSpec, layer: &LayerSpec) -> u64 {
         }
         AttentionSpec::Latent(a) => {
             let query = a.heads * a.query_dim();
-            let low = a.q_rank.map_or(each((query, hidden)), |rank| each((rank, hidden)) + each((query, rank)));
+            let low =
+                a.q_rank.map_or(each((query, hidden)), |rank| each((rank, hidden)) + each((query, rank)));
             let kv = each((a.stored_dim(), hidden)) + each((a.heads * (a.nope_dim + a.value_dim), a.kv_rank));
             low + kv + each((hidden, a.heads * a.value_dim))
         }
@@ -55,7 +56,12 @@ impl Blank {
         })
     }
 
-    fn layer(&self, device: &Device, spec: &ModelSpec, layer: &LayerSpec) -> Result<LayerWeights, KernelError> {
+    fn layer(
+        &self,
+        device: &Device,
+        spec: &ModelSpec,
+        layer: &LayerSpec,
+    ) -> Result<LayerWeights, KernelError> {
         let hidden = spec.hidden;
         let attention = match &layer.attention {
             AttentionSpec::Grouped(a) => {

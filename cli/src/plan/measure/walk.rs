@@ -35,9 +35,8 @@ pub fn walked(
 ) -> Result<Vec<Walked>, StepError> {
     let (few, times) = sampled(spec, blank);
     let pages_of = |step: &Step| step.sequences as usize * sequence(step).1.div_ceil(PAGE_POSITIONS);
-    let fits = |step: &&Step| {
-        step.rows <= ROWS_MAX && pages_of(step) as u64 * page_bytes(&few, kv) <= KV_BYTES_MAX
-    };
+    let fits =
+        |step: &&Step| step.rows <= ROWS_MAX && pages_of(step) as u64 * page_bytes(&few, kv) <= KV_BYTES_MAX;
     let steps: Vec<Step> = steps.iter().filter(fits).copied().collect();
     let (Some(rows), Some(pages)) =
         (steps.iter().map(|step| step.rows).max(), steps.iter().map(pages_of).max())
@@ -64,7 +63,8 @@ fn sampled(spec: &ModelSpec, blank: &Blank) -> (ModelSpec, (f64, f64)) {
     let mut few = ModelSpec { layers: Vec::new(), ..spec.clone() };
     let mut bytes = 0;
     // Sparse ones first: there is one at least, and dense ones are few.
-    let (sparse, dense): (Vec<_>, Vec<_>) = spec.layers.iter().partition(|layer| layer.mlp.sparse().is_some());
+    let (sparse, dense): (Vec<_>, Vec<_>) =
+        spec.layers.iter().partition(|layer| layer.mlp.sparse().is_some());
     for layer in sparse.iter().chain(&dense) {
         if few.layers.is_empty() || bytes + layer_bytes(blank, spec, layer) <= LAYERS_BYTES {
             bytes += layer_bytes(blank, spec, layer);
@@ -167,4 +167,3 @@ impl ExpertLayer for Nobody {
         Ok(())
     }
 }
-

@@ -116,7 +116,8 @@ impl SharedEnd {
         let mut is_woken = false;
         for piece in body.iter().flat_map(|part| part.chunks(PIECE)) {
             if !is_woken && !bulk.has_room(piece.len())? {
-                (frames.wake_reader(), bulk.wake_reader());
+                frames.wake_reader();
+                bulk.wake_reader();
                 is_woken = true;
             }
             self.link.wait_for_room(bulk, piece.len(), deadline)?;
