@@ -2,7 +2,8 @@
 
 use gaterail_cluster::placement::{Mode, Popularity, Seat, Wanted, place};
 use gaterail_cluster::predict::{
-    Compute, Hop, LayerShape, Rates, Shape, Step, Term, Where, WorkerRate, choose, compare, predict,
+    Compute, Cut, Hop, LayerShape, Rates, Shape, Step, Term, Walked, Where, WorkerRate, choose, compare,
+    predict,
 };
 use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, Placement, WorkerId};
 
@@ -24,11 +25,12 @@ fn shape(layers: usize, experts: u32, top_k: u32) -> Shape {
 fn rates(workers: u64, together: f64) -> Rates {
     let compute =
         Compute { read_bytes_per_second: 1e9, operations_per_second: 1e9, few_rows: None, call_seconds: 0.0 };
-    let hop = Hop { seconds: 1e-5, bytes_per_second: 1e9 };
-    let worker = |id| WorkerRate { worker: WorkerId(id), compute, host: 0, hop };
+    let hop = Hop { seconds: 1e-5, bytes_per_second: 1e9, home_bytes_per_second: 1e9 };
+    let worker = |id| WorkerRate { worker: WorkerId(id), compute, cuts: Vec::new(), host: 0, hop };
     Rates {
         router: compute,
         attention: compute,
+        walked: Vec::new(),
         own: compute,
         workers: (1..=workers).map(worker).collect(),
         hosts: vec![together],
@@ -83,7 +85,8 @@ fn every_term_where_all_experts_are_hit() {
         let placement = placed(&shape, 2, mode);
         let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), step, None);
         // 1 MB of head; 500 positions of KV.
-        near(one.terms.trunk, 5e-3 + 1e-3 + 0.5e-3, 1e-9);
+        near(one.terms.trunk, 5e-3 + 0.5e-3, 1e-9);
+        near(one.terms.ends, 1e-3, 1e-9);
         // 10 kB take longer than 800 operations.
         near(one.terms.gate, 2.0 * 1e-5, 1e-9);
         near(one.terms.experts, 2.0 * 2e-3, 1e-9);
@@ -111,7 +114,8 @@ fn many_rows_are_bound_by_operations() {
     // 1000 rows, 2 experts each, half of 6 * 100 * 200 operations on each worker.
     near(one.terms.experts, 1000.0 * 2.0 * 0.5 * 120_000.0 / 1e9, 1e-9);
     // The head is for one row; 1000 rows see 500 positions each, which are more operations than bytes.
-    near(one.terms.trunk, 1.0 + 1e-3 + 1000.0 * 500.0 * 1e2 / 1e9, 1e-9);
+    near(one.terms.trunk, 1.0 + 1000.0 * 500.0 * 1e2 / 1e9, 1e-9);
+    near(one.terms.ends, 1e-3, 1e-9);
     near(one.rows_per_second(), 1000.0 / one.terms.total(), 1e-12);
 }
 
@@ -166,9 +170,45 @@ fn auto_takes_what_is_fastest() {
     let mut small = shape(16, 64, 1);
     small.layers.iter_mut().for_each(|at| at.expert_bytes = 1000.0);
     let mut slow = rates(8, 8e9);
-    slow.workers.iter_mut().for_each(|at| at.hop.bytes_per_second = 1e7);
+    let link = Hop { bytes_per_second: 1e7, home_bytes_per_second: 1e7, ..slow.workers[0].hop };
+    slow.workers.iter_mut().for_each(|at| at.hop = link);
     let (stock, eight) = (inventory(&small), seats(8));
     let found = choose(&wanted(&stock, &eight, Mode::Ep), &small, &slow, &steps);
     assert_eq!(found[0].0, Mode::Ep);
     assert_eq!(found.len(), 4, "ep, tp, ep:2,tp:4 and ep:4,tp:2");
+}
+
+#[test]
+fn what_was_walked_counts_more_than_rates() {
+    let shape = shape(2, 4, 4);
+    let mut rates = rates(1, 1e9);
+    let step = Step::decode(2, 500);
+    rates.walked = vec![Walked { step, trunk: 3.0, gate: 0.5, ends: 0.25, sampling: 0.125 }];
+    let known = predict(&shape, &rates, Where::Local, step, None).terms;
+    assert_eq!((known.trunk, known.gate, known.ends, known.sampling), (3.0, 0.5, 0.25, 0.125));
+    let other = predict(&shape, &rates, Where::Local, Step::decode(3, 500), None).terms;
+    assert!(other.trunk < 1.0 && other.sampling == 0.0);
+}
+
+/// A worker reaches less beside another, and with cut experts; who is done first leaves the other alone.
+#[test]
+fn cuts_are_measured_alone_and_beside_each_other() {
+    let shape = shape(1, 4, 4);
+    let rate = |operations_per_second| Compute {
+        read_bytes_per_second: 1e9,
+        operations_per_second,
+        few_rows: None,
+        call_seconds: 0.0,
+    };
+    let mut rates = rates(2, 2e9);
+    let cut = |part, alone, beside| Cut { part, alone: rate(alone), beside: rate(beside) };
+    rates.workers.iter_mut().for_each(|worker| worker.cuts = vec![cut(1.0, 1e9, 8e8), cut(0.5, 5e8, 2.5e8)]);
+    let experts = |mode| {
+        let placement = placed(&shape, 2, mode);
+        predict(&shape, &rates, Where::On(&placement), Step::decode(1, 1), None).terms
+    };
+    // 4 experts of 120,000 operations: two whole ones each, or four halves each, all the time beside the other.
+    near(experts(Mode::Ep).experts, 240_000.0 / 8e8, 1e-9);
+    near(experts(Mode::Tp).experts, 240_000.0 / 2.5e8, 1e-9);
+    assert!(experts(Mode::Tp).wait.abs() < 1e-12);
 }

@@ -274,6 +274,19 @@ impl Contenders {
         Contenders(plain.into_iter().chain(mixed).collect())
     }
 
+    /// In how many parts a worker of each may hold an expert, each number once; 1 is whole.
+    pub fn parts(&self, workers: usize) -> Vec<usize> {
+        let part = |contender: &Contender| match contender {
+            Contender::Local | Contender::On(Mode::Ep) => 1,
+            Contender::On(Mode::Tp) => workers,
+            Contender::On(Mode::Mixed { tp, .. }) => *tp,
+        };
+        let mut all: Vec<usize> = std::iter::once(1).chain(self.0.iter().map(part)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     /// Those with degrees have to have as many workers.
     pub fn check(&self, workers: usize) -> Result<(), CliError> {
         for contender in &self.0 {

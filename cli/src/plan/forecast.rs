@@ -92,7 +92,7 @@ fn fitting(known: &Known<'_>, mode: String, placement: Option<&Placement>, quest
     let step = |step| predict(known.shape, &known.rates, at, step, None);
     let decode: Vec<Prediction> =
         question.streams.iter().map(|&streams| step(Step::decode(streams, question.context))).collect();
-    let first = |&streams: &u32| first_tokens(question, streams, |rows| step(rows).terms.total());
+    let first = |&streams: &u32| question.first_tokens(streams, |rows| step(rows).terms.total());
     let memory = decode.first().map(|one| one.memory.iter().map(|(_, bytes)| *bytes).collect());
     Forecast {
         mode,
@@ -104,29 +104,59 @@ fn fitting(known: &Known<'_>, mode: String, placement: Option<&Placement>, quest
     }
 }
 
-/// When so many prompts that come at once have their first tokens, on average: steps take their rows in order, full ones
-/// first.
-fn first_tokens(question: &Question, prompts: u32, seconds: impl Fn(Step) -> f64) -> f64 {
-    let (prompt, step_rows) = (u64::from(question.prompt), u64::from(question.step_rows));
-    let all = u64::from(prompts) * prompt;
-    let (mut done, mut now, mut sum, mut last) = (0u64, 0.0, 0.0, None);
-    while done < all {
-        let rows = step_rows.min(all - done);
-        // Prompts that have rows in this step, and where in them those are.
-        let sequences = (done + rows).div_ceil(prompt) - done / prompt;
-        let middle = if sequences == 1 { done % prompt + rows / 2 } else { prompt / 2 };
-        let step = Step { rows: rows as u32, sequences: sequences as u32, context: middle as u32 };
-        // Steps of many prompts are alike.
-        let took = match last {
-            Some((known, took)) if known == step => took,
-            _ => seconds(step),
-        };
-        last = Some((step, took));
-        now += took;
-        sum += now * ((done + rows) / prompt - done / prompt) as f64;
-        done += rows;
+/// A step of prompts, and how many of those have their first tokens after it.
+struct PromptStep {
+    step: Step,
+    done: u64,
+}
+
+impl Question {
+    /// All steps that are asked about, each once.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut all: Vec<Step> = vec![Step::prefill(self.prompt.min(self.step_rows))];
+        for &streams in &self.streams {
+            let prompts = self.prompt_steps(streams).into_iter().map(|one| one.step);
+            for step in std::iter::once(Step::decode(streams, self.context)).chain(prompts) {
+                if !all.contains(&step) {
+                    all.push(step);
+                }
+            }
+        }
+        all
     }
-    sum / f64::from(prompts.max(1))
+
+    /// The steps of so many prompts that come at once. The first of them finds an engine that has nothing to do, and does not
+    /// wait for the others; from then on steps are full, and take rows in order.
+    fn prompt_steps(&self, prompts: u32) -> Vec<PromptStep> {
+        let (prompt, most) = (u64::from(self.prompt), u64::from(self.step_rows));
+        let (all, mut done, mut steps) = (u64::from(prompts) * prompt, 0, Vec::new());
+        while done < all {
+            let rows = most.min(if done == 0 { prompt } else { all - done });
+            // Prompts that have rows in this step, and where in them those are.
+            let sequences = (done + rows).div_ceil(prompt) - done / prompt;
+            let middle = if sequences == 1 { done % prompt + rows / 2 } else { prompt / 2 };
+            let step = Step { rows: rows as u32, sequences: sequences as u32, context: middle as u32 };
+            steps.push(PromptStep { step, done: (done + rows) / prompt - done / prompt });
+            done += rows;
+        }
+        steps
+    }
+
+    /// When so many prompts that come at once have their first tokens, on average.
+    fn first_tokens(&self, prompts: u32, seconds: impl Fn(Step) -> f64) -> f64 {
+        let (mut now, mut sum, mut last) = (0.0, 0.0, None);
+        for PromptStep { step, done } in self.prompt_steps(prompts) {
+            // Steps of many prompts are alike.
+            let took = match last {
+                Some((known, took)) if known == step => took,
+                _ => seconds(step),
+            };
+            last = Some((step, took));
+            now += took;
+            sum += now * done as f64;
+        }
+        sum / f64::from(prompts.max(1))
+    }
 }
 
 /// Who wins one step, over whom, and why.
@@ -182,11 +212,13 @@ pub fn term_name(term: Term) -> &'static str {
         Term::Experts => "experts",
         Term::Wait => "waiting for the slowest",
         Term::Combine => "combine",
+        Term::Ends => "embedding and head",
+        Term::Sampling => "sampling",
     }
 }
 
 /// Of a step in milliseconds, with their names.
-pub fn named_ms(terms: &Terms) -> [(&'static str, f64); 6] {
+pub fn named_ms(terms: &Terms) -> [(&'static str, f64); 8] {
     terms.all().map(|(term, seconds)| (term_name(term), seconds * 1e3))
 }
 
@@ -196,16 +228,17 @@ mod tests {
 
     #[test]
     fn first_tokens_come_when_their_steps_are_done() {
-        let question =
-            |prompt, step_rows| Question { streams: vec![], context: 1, prompt, step_rows, copies: 1 };
-        // A step of so many rows takes as many seconds.
-        let seconds = |step: Step| f64::from(step.rows);
-        assert_eq!(first_tokens(&question(100, 512), 1, seconds), 100.0);
-        assert_eq!(first_tokens(&question(100, 40), 1, seconds), 100.0);
-        // Two in one step; then four in two steps.
-        assert_eq!(first_tokens(&question(100, 200), 2, seconds), 200.0);
-        assert_eq!(first_tokens(&question(100, 200), 4, seconds), 300.0);
-        // The first of three is done with the first step, the others with the second.
-        assert_eq!(first_tokens(&question(100, 150), 3, seconds), (150.0 + 300.0 + 300.0) / 3.0);
+        let first = |prompt, step_rows, prompts| {
+            let question = Question { streams: vec![], context: 1, prompt, step_rows, copies: 1 };
+            // A step of so many rows takes as many seconds.
+            question.first_tokens(prompts, |step: Step| f64::from(step.rows))
+        };
+        assert_eq!(first(100, 512, 1), 100.0);
+        assert_eq!(first(100, 40, 1), 100.0);
+        // One after the other: nobody waits for the second. Then four, of which three share two steps.
+        assert_eq!(first(100, 200, 2), 150.0);
+        assert_eq!(first(100, 200, 4), (100.0 + 300.0 + 300.0 + 400.0) / 4.0);
+        // The second of three is done with the second step, the third with the third.
+        assert_eq!(first(100, 150, 3), (100.0 + 250.0 + 300.0) / 3.0);
     }
 }

@@ -1,10 +1,12 @@
 //! What this machine reaches, and what that makes of workers here and elsewhere.
 
 use gaterail_cluster::placement::Seat;
-use gaterail_cluster::predict::{Compute, Hop, Rates, WorkerRate};
+use gaterail_cluster::predict::{Compute, Cut, Hop, Rates, Step, Walked, WorkerRate};
+use gaterail_kernels::ops::UNIT_MIN;
 use gaterail_kernels::{Device, measure as raw};
 use gaterail_proto::WorkerId;
 use serde::Serialize;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use super::args::{Crew, WorkerSpec};
@@ -21,7 +23,7 @@ const WAITS_OF_TRUNK: f64 = 8.0;
 const WAITS_OF_EXPERTS: f64 = 3.0;
 /// A frame's way to another host, where nobody says: over gRPC on a fast network, by the design's budget, and what a link of
 /// ten gigabits carries.
-const FAR: Hop = Hop { seconds: 150e-6, bytes_per_second: 1.25e9 };
+const FAR: Hop = Hop { seconds: 150e-6, bytes_per_second: 1.25e9, home_bytes_per_second: 1.25e9 };
 /// What the process needs beside weights, KV and experts: as `gaterail serve` plans it.
 const ROUTER_RESERVE: u64 = 512 << 20;
 
@@ -41,18 +43,25 @@ pub struct Measured {
     /// Experts on all threads, and on those of one worker.
     pub experts: Compute,
     pub worker: Compute,
+    /// Parts of experts on one worker, alone and beside the others.
+    pub cuts: Vec<Cut>,
+    /// Steps of the trunk.
+    pub walked: Vec<Walked>,
     pub hop: Hop,
 }
 
 impl Measured {
-    /// Measures; `workers` processes are to share this machine.
+    /// Measures; `workers` processes are to share this machine, with whole experts or such parts of them.
     pub fn now(
         subject: &Subject,
         threads: Option<usize>,
-        workers: usize,
+        (workers, parts): (usize, &[usize]),
+        steps: &[Step],
         mut show: impl FnMut(&str),
     ) -> Result<Measured, CliError> {
         show("memory and arithmetic");
+        // Before the device binds this thread to one of them.
+        let cores = Cores::allowed();
         let device = machine::cpu(threads)?;
         let read = raw::read_bandwidth(&device, 256 << 20, Duration::from_millis(300))?;
         let int8 = raw::int8_peak(&device, Duration::from_millis(50));
@@ -61,6 +70,8 @@ impl Measured {
         let mut trunk = measure::products(&device, subject.trunk, subject.hidden)?;
         trunk.call_seconds = WAITS_OF_TRUNK * wait;
         let attention = measure::attention(&device, subject.attention, subject.kv)?;
+        let walked = measure::walked(&device, &subject.spec, &subject.blank, subject.kv, steps)
+            .map_err(|error| CliError::Refused(error.to_string()))?;
         show("the experts");
         let shape = (subject.hidden, subject.width);
         let mut experts = measure::experts(&device, subject.experts, shape)?;
@@ -68,8 +79,15 @@ impl Measured {
         let text = device.to_string();
         let all = device.threads();
         drop(device);
-        let each = shares(workers, threads, &Cores::allowed(), 0).first().map_or(1, |share| share.threads);
-        let worker = if each == all { experts } else { Measured::worker(subject, each)? };
+        let each = shares(workers, threads, &cores, 0).first().map_or(1, |share| share.threads);
+        let mut cuts = Vec::new();
+        for &parts in parts {
+            let alone = Measured::workers(subject, (&cores, each), 1, parts)?;
+            let beside =
+                if workers > 1 { Measured::workers(subject, (&cores, each), workers, parts)? } else { alone };
+            cuts.push(Cut { part: 1.0 / parts as f64, alone, beside });
+        }
+        let worker = cuts.first().map_or(experts, |cut| cut.alone);
         show("hops between processes");
         Ok(Measured {
             device: text,
@@ -82,29 +100,70 @@ impl Measured {
             attention,
             experts,
             worker,
-            hop: hop::hop()?,
+            cuts,
+            walked,
+            hop: hop::hop(workers, all, subject.hidden, cores)?,
         })
     }
 
-    /// One worker's process while the others rest.
-    fn worker(subject: &Subject, threads: usize) -> Result<Compute, CliError> {
-        let device = Device::cpu(gaterail_kernels::CpuOptions { threads, pin: false, ..Default::default() })?;
-        let mut compute = measure::experts(&device, subject.experts, (subject.hidden, subject.width))?;
-        compute.call_seconds = WAITS_OF_EXPERTS * raw::fork_seconds(&device);
-        Ok(compute)
+    /// What one of so many workers' processes reaches with a part of every expert while all compute.
+    fn workers(
+        subject: &Subject,
+        (cores, threads): (&Cores, usize),
+        count: usize,
+        parts: usize,
+    ) -> Result<Compute, CliError> {
+        let ready = Barrier::new(count);
+        let width = (subject.width / parts).max(1).next_multiple_of(UNIT_MIN).min(subject.width);
+        let one = |index: usize| {
+            // A thread of its own is bound to its cores, and gone with them.
+            if let Some(cores) = cores.share(index, threads) {
+                cores.bind()?;
+            }
+            let options = gaterail_kernels::CpuOptions { threads, pin: false, ..Default::default() };
+            let device = Device::cpu(options);
+            let found = device.and_then(|device| {
+                let mut compute =
+                    measure::together(&device, subject.experts, (subject.hidden, width), &ready)?;
+                compute.call_seconds = WAITS_OF_EXPERTS * raw::fork_seconds(&device);
+                Ok(compute)
+            });
+            found.map_err(CliError::from)
+        };
+        let all: Vec<Result<Compute, CliError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..count).map(|index| scope.spawn(move || one(index))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        let all = all.into_iter().collect::<Result<Vec<Compute>, CliError>>()?;
+        Ok(mean(&all))
     }
 
     /// Rates with all of a crew.
     pub fn rates(&self, crew: &Crew) -> Rates {
         let (workers, hosts) = match crew {
             Crew::Here(count) => {
-                let one =
-                    |at| WorkerRate { worker: WorkerId(at), compute: self.worker, host: 0, hop: self.hop };
+                let one = |at| WorkerRate {
+                    worker: WorkerId(at),
+                    compute: self.worker,
+                    cuts: self.cuts.clone(),
+                    host: 0,
+                    hop: self.hop,
+                };
                 ((0..*count as u64).map(one).collect(), vec![self.experts.read_bytes_per_second])
             }
             Crew::Elsewhere(all) => self.elsewhere(all),
         };
-        Rates { router: self.trunk, attention: self.attention, own: self.experts, workers, hosts }
+        Rates {
+            router: self.trunk,
+            attention: self.attention,
+            walked: self.walked.clone(),
+            own: self.experts,
+            workers,
+            hosts,
+        }
     }
 
     /// Workers that are not here reach that part of their memory and arithmetic that this machine reaches of its own.
@@ -126,8 +185,10 @@ impl Measured {
             let hop = Hop {
                 seconds: spec.hop.map_or(FAR.seconds, |hop| hop.as_secs_f64()),
                 bytes_per_second: spec.link.unwrap_or(FAR.bytes_per_second),
+                home_bytes_per_second: spec.link.unwrap_or(FAR.home_bytes_per_second),
             };
-            workers.push(WorkerRate { worker: WorkerId(at as u64), compute, host, hop });
+            let (worker, cuts) = (WorkerId(at as u64), Vec::new());
+            workers.push(WorkerRate { worker, compute, cuts, host, hop });
         }
         (workers, hosts)
     }
@@ -153,6 +214,18 @@ impl Measured {
     /// Trunk, KV and work.
     pub fn router_bytes(&self, subject: &Subject, positions: u64) -> u64 {
         subject.trunk_bytes + positions * subject.kv_bytes_per_position + ROUTER_RESERVE
+    }
+}
+
+/// Of several that did the same at the same time.
+fn mean(all: &[Compute]) -> Compute {
+    let of = |value: &dyn Fn(&Compute) -> f64| all.iter().map(value).sum::<f64>() / all.len().max(1) as f64;
+    let few = |at: usize| of(&|one| one.few_rows.map_or(one.operations_per_second, |few| few[at]));
+    Compute {
+        read_bytes_per_second: of(&|one| one.read_bytes_per_second),
+        operations_per_second: of(&|one| one.operations_per_second),
+        few_rows: all.first().and_then(|one| one.few_rows).map(|_| std::array::from_fn(few)),
+        call_seconds: of(&|one| one.call_seconds),
     }
 }
 

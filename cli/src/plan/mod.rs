@@ -12,7 +12,7 @@ pub mod args;
 pub mod forecast;
 mod machine;
 mod measure;
-mod subject;
+pub mod subject;
 mod text;
 
 use serde::Serialize;
@@ -97,8 +97,14 @@ pub fn plan(asked: Asked<'_>) -> Result<Plan, CliError> {
     let Asked { model, weights, kv, threads, crew, contenders, question } = asked;
     let subject = Subject::open(model, weights, kv)?;
     let say = |what: &str| terminal::note(&format!("plan: measuring {what}"));
-    let workers = if let Crew::Here(count) = crew { *count } else { 1 };
-    let measured = Measured::now(&subject, threads, workers, say)?;
+    let workers =
+        if let Crew::Here(count) = crew { (*count, contenders.parts(*count)) } else { (1, vec![1]) };
+    // On a thread of its own, which the device binds to a core.
+    let steps = question.steps();
+    let measured = std::thread::scope(|scope| {
+        let now = || Measured::now(&subject, threads, (workers.0, &workers.1), &steps, say);
+        scope.spawn(now).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     let most = question.streams.iter().copied().max().unwrap_or(1);
     let positions = u64::from(most) * u64::from(question.context.max(question.prompt));
     let known = Known {

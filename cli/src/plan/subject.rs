@@ -13,7 +13,7 @@ use gaterail_model::weights::{
 };
 use gaterail_proto::{ExpertInventory, LayerExperts, LayerId};
 
-use super::measure::{AttentionShape, Kind};
+use super::measure::{AttentionShape, Blank, Kind};
 use crate::error::CliError;
 use crate::inspect::has_weights;
 use crate::source;
@@ -27,6 +27,9 @@ pub struct Subject {
     pub width: usize,
     pub experts: Kind,
     pub trunk: Kind,
+    /// All of the trunk, with what it takes to walk it.
+    pub spec: ModelSpec,
+    pub blank: Blank,
     pub attention: AttentionShape,
     pub kv: KvForm,
     pub shape: Shape,
@@ -52,7 +55,7 @@ impl Subject {
         Subject::of(model, &spec, checkpoint.as_ref(), weights, kv)
     }
 
-    fn of(
+    pub fn of(
         name: &str,
         spec: &ModelSpec,
         checkpoint: Option<&Checkpoint>,
@@ -90,6 +93,17 @@ impl Subject {
             width,
             experts: kind(Role::Experts),
             trunk: kind(Role::Attention),
+            blank: Blank {
+                projections: kind(Role::Attention),
+                stored: Kind::of(stored(&shares, Role::Attention), Precision::AsStored),
+                gate: Kind::of(stored(&shares, Role::Gate), Precision::AsStored),
+                // Four bits are too few for a head.
+                head: match precision {
+                    Precision::Int4 => Kind::of(stored(&shares, Role::Head), Precision::Int8),
+                    _ => kind(Role::Head),
+                },
+            },
+            spec: spec.clone(),
             attention: attention(spec),
             kv: form,
             shape: shape(spec, &roles, &shares, &inventory, form),

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use gaterail_cluster::placement::Parallel;
+use gaterail_kernels::Device;
 use gaterail_model::ModelSource;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::config::GenerationDefaults;
@@ -25,10 +27,12 @@ use super::config::ServeConfig;
 use super::plan::MemoryPlan;
 use super::run::Loading;
 use super::workers::choice::{Choice, Circumstances};
+use super::workers::fastest::{self, fastest};
 use super::workers::open::Opening;
 use super::workers::{Team, Workers, share, wait};
 use crate::cores::Cores;
 use crate::error::CliError;
+use crate::plan::subject::Subject;
 use crate::weights::WeightsArg;
 use crate::{demo, generate, packed_cache, source, terminal};
 
@@ -140,7 +144,36 @@ fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Ope
         None => alone?,
         Some(team) => MemoryPlan::with_workers(&spec, &checkpoint, precision, config, team)?,
     };
+    let team = match team {
+        Some(team) if config.workers.parallel == Some(Parallel::Auto) => {
+            Some(fastest_way(team, (&spec, &checkpoint), config, &plan)?)
+        }
+        team => team,
+    };
     Ok(Opened { path, spec, checkpoint: Arc::new(checkpoint), precision, plan, team })
+}
+
+/// The team with the mode that is predicted to be fastest; says which and why.
+fn fastest_way(
+    team: Team,
+    (spec, checkpoint): (&ModelSpec, &Checkpoint),
+    config: &ServeConfig,
+    plan: &MemoryPlan,
+) -> Result<Team, CliError> {
+    let name = config.model.as_deref().unwrap_or(demo::NAME);
+    let holders = (team.spawn + usize::from(config.workers.local)).max(1);
+    let (mode, why) = fastest(&fastest::Circumstances {
+        subject: &Subject::of(name, spec, Some(checkpoint), config.weights, config.kv)?,
+        team: &team,
+        copies: config.workers.copies,
+        device: config.device,
+        threads: config.threads,
+        memory: plan.workers_memory() / holders as u64,
+        batch: config.engine.batch_max,
+        context: plan.context,
+    })?;
+    terminal::note(&format!("gaterail: --parallel auto: {why}"));
+    Ok(Team { mode, ..team })
 }
 
 /// An engine that runs.
@@ -200,11 +233,16 @@ fn start(
     let socket = front.cluster_socket.take();
     let workers = opening.open(socket, front)?;
     let experts = workers.experts(math);
+    let settings = config.workers.clone();
     let build = move |times: &TimesOf| -> Result<EngineParts<Runner<RemoteExperts>>, CliError> {
         let device = device.open(threads)?;
         let loading: &mut dyn FnMut(u64) = &mut |_| {};
-        let (runner, outcome) =
+        let (mut runner, outcome) =
             Runner::with_experts(spec, &checkpoint, &device, &options, cache.as_ref(), loading, experts())?;
+        let is_gpu = !matches!(device, Device::Cpu(_));
+        if let Some(rows) = settings.overlap_from(&team, is_gpu) {
+            runner.overlap_from(rows).map_err(|error| CliError::Refused(error.to_string()))?;
+        }
         let _ = packed_cache::keep(outcome);
         let _ = times.set(runner.times());
         Ok(EngineParts { runner, tokenizer, stop_ids })

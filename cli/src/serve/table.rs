@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 60] = [
+pub static TABLE: [Setting; 61] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -77,7 +77,14 @@ pub static TABLE: [Setting; 60] = [
     Setting {
         name: "parallel",
         value: "HOW",
-        help: "How experts are spread over workers: ep (whole experts), tp (each cut over all), ep:N,tp:M (both), or auto (no workers where all fits here, else ep)",
+        help: "How experts are spread over workers: ep (whole experts), tp (each cut over all), ep:N,tp:M (both), or auto (what is predicted to be fastest; no workers where all fits here and nobody asked for any)",
+        ..ONE
+    },
+    Setting {
+        name: "overlap-rows",
+        value: "N|auto|off",
+        default: "auto",
+        help: "Batches of so many rows are two micro-batches that take turns, so that router and workers compute at once; auto: from 128 rows on where no worker shares this machine's cores, else off",
         ..ONE
     },
     Setting {

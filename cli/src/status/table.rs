@@ -110,6 +110,12 @@ fn steps(step: &StepStatus) -> String {
     for (name, share) in shown {
         text += &format!("  {:<26}{:>5.1} %\n", words(name), share * 100.0);
     }
+    if let Some(rows) = step.overlap_from {
+        text += &format!(
+            "\ntwo micro-batches in flight from {rows} rows on: {} of {} steps\n",
+            step.overlapped, step.steps
+        );
+    }
     if step.stalls > 0 {
         text += &format!(
             "{} layers were computed again after a worker failed; answers stood still for {:.0} ms, the last time {:.0} ms\n",

@@ -39,7 +39,12 @@ fn stalls(server: &Server) -> f64 {
 }
 
 fn check(mode: &str, streams: usize) {
-    let mut server = Server::start(&["--workers", "2", "--parallel", mode, "--no-prefix-cache"]);
+    check_with(mode, streams, "off");
+}
+
+fn check_with(mode: &str, streams: usize, overlap: &str) {
+    let flags = ["--workers", "2", "--parallel", mode, "--no-prefix-cache", "--overlap-rows", overlap];
+    let mut server = Server::start(&flags);
     let expected = answers(&server, streams);
     assert!(expected.iter().all(|(text, logprobs)| !text.is_empty() && logprobs.len() >= TOKENS / 2));
     for (after, what) in [
@@ -79,6 +84,12 @@ fn cut_experts_one_stream() {
 #[test]
 fn cut_experts_many_streams() {
     check("tp", 16);
+}
+
+/// Rows of two micro-batches are with the worker that dies.
+#[test]
+fn two_micro_batches_in_flight() {
+    check_with("tp", 16, "2");
 }
 
 #[test]

@@ -53,12 +53,19 @@ fn answers_are_those_of_one_process() {
         &["--workers", "2", "--parallel", "tp", "--no-shared-memory"],
         &["--workers", "3", "--expert-copies", "2"],
         &["--workers", "1", "--local-experts", "--parallel", "tp"],
+        // Two micro-batches in flight wherever two rows are there, and whatever is fastest.
+        &["--workers", "2", "--overlap-rows", "2"],
+        &["--workers", "2", "--overlap-rows", "2", "--parallel", "tp", "--no-shared-memory"],
+        &["--workers", "2", "--parallel", "auto"],
     ] {
         let server = Server::start(flags);
         let found = answers(&server);
         for ((asked, ours), theirs) in questions().iter().zip(found).zip(&alone) {
             assert_eq!(&ours, theirs, "{flags:?}: {asked:?}");
         }
+        let page = page(&server);
+        let split = page["step"]["overlapped"].as_u64().expect("a count");
+        assert_eq!(split > 0, flags.contains(&"--overlap-rows"), "{flags:?}: {split} steps");
     }
 }
 

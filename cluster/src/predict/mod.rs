@@ -10,7 +10,7 @@ mod shape;
 mod step;
 
 pub use choose::{Verdict, choose, compare};
-pub use rates::{Compute, FEW_ROWS, Hop, Rates, WorkerRate, shared_finish};
+pub use rates::{Compute, Cut, FEW_ROWS, Hop, Rates, Walked, WorkerRate, shared_finish};
 pub use routing::{Routing, expected_distinct};
 pub use shape::{LayerShape, Shape, Step};
 pub use step::{Prediction, Term, Terms, Where, predict};

@@ -3,6 +3,8 @@
 use gaterail_proto::WorkerId;
 use serde::Serialize;
 
+use super::shape::Step;
+
 /// A place that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Compute {
@@ -46,13 +48,46 @@ impl Compute {
 pub const FEW_ROWS: [f64; 4] = [1.0, 2.0, 4.0, 8.0];
 
 /// A worker.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WorkerRate {
     pub worker: WorkerId,
     pub compute: Compute,
+    /// What was measured of whole experts and of parts of them; without any, `compute` and what the host reads say it.
+    pub cuts: Vec<Cut>,
     /// Index into `Rates::hosts`.
     pub host: usize,
     pub hop: Hop,
+}
+
+/// Experts of which a worker holds a part: small matrices reach less than large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cut {
+    /// 1 is whole ones.
+    pub part: f64,
+    /// While the host's other workers rest, and while they compute the same.
+    pub alone: Compute,
+    pub beside: Compute,
+}
+
+impl WorkerRate {
+    /// The cut that is nearest.
+    pub fn cut(&self, part: f64) -> Option<&Cut> {
+        let off = |cut: &Cut| (cut.part / part).ln().abs();
+        self.cuts.iter().min_by(|a, b| off(a).total_cmp(&off(b)))
+    }
+}
+
+/// A step of the trunk as it was walked, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Walked {
+    pub step: Step,
+    /// Attention and dense layers, norms and all.
+    pub trunk: f64,
+    pub gate: f64,
+    /// Embedding and head.
+    pub ends: f64,
+    /// Tokens out of logits.
+    pub sampling: f64,
 }
 
 /// The way to a worker, or back.
@@ -61,6 +96,8 @@ pub struct Hop {
     /// Of a small frame, one way.
     pub seconds: f64,
     pub bytes_per_second: f64,
+    /// Sums on their way home, written, read and added up.
+    pub home_bytes_per_second: f64,
 }
 
 /// Everything.
@@ -70,6 +107,8 @@ pub struct Rates {
     pub router: Compute,
     /// Attention over KV: bytes of KV, and operations of its products.
     pub attention: Compute,
+    /// Steps of the trunk that were walked: what they say counts more than the two above.
+    pub walked: Vec<Walked>,
     /// The experts where the router's process computes them.
     pub own: Compute,
     pub workers: Vec<WorkerRate>,

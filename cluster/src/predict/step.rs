@@ -3,7 +3,7 @@
 use gaterail_proto::{Placement, WorkerId};
 use serde::Serialize;
 
-use super::rates::{Compute, Rates, WorkerRate, shared_finish};
+use super::rates::{Compute, Rates, Walked, WorkerRate, shared_finish};
 use super::routing::Routing;
 use super::shape::{LayerShape, Shape, Step};
 use crate::exchange::HEADER_BYTES;
@@ -21,7 +21,7 @@ pub enum Where<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Term {
-    /// Attention, dense layers, head.
+    /// Attention, dense layers.
     Trunk,
     Gate,
     /// Rows on their way to the workers.
@@ -32,6 +32,10 @@ pub enum Term {
     Wait,
     /// Sums on their way home.
     Combine,
+    /// Embedding, head.
+    Ends,
+    /// Tokens out of logits.
+    Sampling,
 }
 
 /// Seconds of each part.
@@ -43,6 +47,8 @@ pub struct Terms {
     pub experts: f64,
     pub wait: f64,
     pub combine: f64,
+    pub ends: f64,
+    pub sampling: f64,
 }
 
 /// What a step costs.
@@ -65,7 +71,7 @@ impl Terms {
         self.all().iter().map(|(_, seconds)| seconds).sum()
     }
 
-    pub fn all(&self) -> [(Term, f64); 6] {
+    pub fn all(&self) -> [(Term, f64); 8] {
         [
             (Term::Trunk, self.trunk),
             (Term::Gate, self.gate),
@@ -73,6 +79,8 @@ impl Terms {
             (Term::Experts, self.experts),
             (Term::Wait, self.wait),
             (Term::Combine, self.combine),
+            (Term::Ends, self.ends),
+            (Term::Sampling, self.sampling),
         ]
     }
 }
@@ -99,12 +107,12 @@ pub fn predict(
     hits: Option<&Popularity>,
 ) -> Prediction {
     let rows = f64::from(step.rows);
-    let gate = |layer: &LayerShape| {
-        let operations = 2.0 * f64::from(layer.hidden) * f64::from(layer.experts) * rows;
-        product(&rates.router, layer.gate_bytes, operations, rows)
+    let mut terms = match rates.walked.iter().find(|walked| walked.step == step) {
+        Some(&Walked { trunk, gate, ends, sampling, .. }) => {
+            Terms { trunk, gate, ends, sampling, ..Terms::default() }
+        }
+        None => lane(shape, rates, step),
     };
-    let gate = shape.layers.iter().map(gate).sum();
-    let mut terms = Terms { trunk: trunk(shape, rates, step), gate, ..Terms::default() };
     let mut travel = Travel::default();
     let mut memory = Vec::new();
     let mut routing = Routing::new(SEED);
@@ -134,16 +142,21 @@ pub fn predict(
     }
 }
 
-/// Attention, dense layers, head.
-fn trunk(shape: &Shape, rates: &Rates, step: Step) -> f64 {
+/// All that is not experts, from the rates of products and attention.
+fn lane(shape: &Shape, rates: &Rates, step: Step) -> Terms {
     let Rates { router, attention, .. } = rates;
     let (rows, last) = (f64::from(step.rows), f64::from(step.sequences));
+    let gate = |layer: &LayerShape| {
+        let operations = 2.0 * f64::from(layer.hidden) * f64::from(layer.experts) * rows;
+        product(router, layer.gate_bytes, operations, rows)
+    };
     let projections = product(router, shape.trunk_bytes, shape.trunk_operations_per_row * rows, rows);
-    let head = product(router, shape.head_bytes, shape.head_operations_per_row * last, last);
+    let ends = product(router, shape.head_bytes, shape.head_operations_per_row * last, last);
     let (seen, stored) = (rows * f64::from(step.context), last * f64::from(step.context));
     let kv = stored * shape.kv_bytes_per_position / attention.read_bytes_per_second;
     let pairs = seen * shape.attention_operations_per_position / attention.operations_per_second;
-    projections + head + kv.max(pairs) + router.call_seconds * shape.layers.len() as f64
+    let trunk = projections + kv.max(pairs) + router.call_seconds * shape.layers.len() as f64;
+    Terms { trunk, gate: shape.layers.iter().map(gate).sum(), ends, ..Terms::default() }
 }
 
 /// A product of `rows` rows with weights that are read once.
@@ -301,59 +314,64 @@ impl<'a> Cluster<'a> {
 
     fn drawn(&self, layer: &LayerShape, experts: &[Copies], hit: &Hit) -> Sample {
         let workers = self.workers.len();
-        let (mut bytes, mut computed) = (vec![0.0; workers], vec![0.0; workers]);
+        let mut work = vec![Work::default(); workers];
         // The copy whose busiest worker has least to do so far.
         let mut of: Vec<usize> = vec![0; experts.len()];
         for (expert, copies) in experts.iter().enumerate().filter(|(expert, _)| hit.rows[*expert] > 0) {
             let busy = |copy: usize| {
                 let times = copies[copy].iter().map(|&(worker, part)| {
-                    (bytes[worker] + part * layer.expert_bytes)
+                    (work[worker].bytes + part * layer.expert_bytes)
                         / self.workers[worker].compute.read_bytes_per_second
                 });
                 times.fold(0.0, f64::max)
             };
             of[expert] = (0..copies.len()).min_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(0);
             for &(worker, part) in &copies[of[expert]] {
-                bytes[worker] += part * layer.expert_bytes;
                 let rows = f64::from(hit.rows[expert]);
                 let operations = part * layer.expert_operations() * rows;
-                computed[worker] += self.workers[worker].compute.seconds(operations, rows);
+                let (rate, work) = (self.workers[worker], &mut work[worker]);
+                work.bytes += part * layer.expert_bytes;
+                let (alone, beside) = match rate.cut(part) {
+                    Some(cut) => (&cut.alone, &cut.beside),
+                    None => (&rate.compute, &rate.compute),
+                };
+                work.alone += alone.seconds(operations, rows);
+                work.beside += beside.seconds(operations, rows);
             }
         }
-        let mut rows = vec![0u32; workers];
         let mut needed = vec![usize::MAX; workers];
         for (row, chosen) in hit.chosen.iter().enumerate() {
             for &expert in chosen {
                 for &(worker, _) in &experts[expert as usize][of[expert as usize]] {
                     if needed[worker] != row {
                         needed[worker] = row;
-                        rows[worker] += 1;
+                        work[worker].rows += 1;
                     }
                 }
             }
         }
-        self.timed(layer, &bytes, &computed, &rows)
+        self.timed(layer, &work)
     }
 
-    fn timed(&self, layer: &LayerShape, bytes: &[f64], computed: &[f64], rows: &[u32]) -> Sample {
+    fn timed(&self, layer: &LayerShape, work: &[Work]) -> Sample {
         let mut sample = Sample::default();
-        let reads = self.finish(bytes);
-        let asked: Vec<usize> = (0..rows.len()).filter(|&worker| rows[worker] > 0).collect();
+        let done = self.finish(work);
+        let asked: Vec<usize> = (0..work.len()).filter(|&worker| work[worker].rows > 0).collect();
         let (mut slowest, mut sum) = (0.0f64, 0.0);
         let (mut latency_out, mut latency_home) = (0.0f64, 0.0f64);
         for &worker in &asked {
             let WorkerRate { compute, hop, .. } = self.workers[worker];
-            let busy = reads[worker].max(computed[worker]) + compute.call_seconds;
+            let busy = done[worker] + compute.call_seconds;
             slowest = slowest.max(busy);
             sum += busy;
             let (hidden, top_k, rows) =
-                (f64::from(layer.hidden), f64::from(layer.top_k), f64::from(rows[worker]));
+                (f64::from(layer.hidden), f64::from(layer.top_k), f64::from(work[worker].rows));
             // Sums travel in 4 bytes: those that need 8 are rare.
             let out = HEADER_BYTES as f64 + rows * 4.0 * (hidden + 2.0 * top_k);
             let home = HEADER_BYTES as f64 + rows * 4.0 * hidden;
             // The router writes one frame after another, and reads them so.
             sample.dispatch += out / hop.bytes_per_second;
-            sample.combine += home / hop.bytes_per_second;
+            sample.combine += home / hop.home_bytes_per_second;
             latency_out = latency_out.max(hop.seconds);
             latency_home = latency_home.max(hop.seconds);
             sample.travel.bytes += out + home;
@@ -367,16 +385,35 @@ impl<'a> Cluster<'a> {
         sample
     }
 
-    /// When each worker has read its part.
-    fn finish(&self, bytes: &[f64]) -> Vec<f64> {
-        let mut finish = vec![0.0; bytes.len()];
+    /// When each worker is done: who is done leaves its part of the host to the others.
+    fn finish(&self, work: &[Work]) -> Vec<f64> {
+        let mut finish = vec![0.0; work.len()];
         for (host, &together) in self.hosts.iter().enumerate() {
-            let here: Vec<usize> = (0..bytes.len()).filter(|&at| self.workers[at].host == host).collect();
-            let of = |values: &dyn Fn(usize) -> f64| here.iter().map(|&at| values(at)).collect::<Vec<f64>>();
-            let alone = of(&|at| self.workers[at].compute.read_bytes_per_second);
-            let done = shared_finish(&of(&|at| bytes[at]), &alone, together);
+            let here: Vec<usize> = (0..work.len()).filter(|&at| self.workers[at].host == host).collect();
+            let of = |value: &dyn Fn(usize) -> f64| here.iter().map(|&at| value(at)).collect::<Vec<f64>>();
+            if here.iter().any(|&at| self.workers[at].cuts.is_empty()) {
+                let alone = of(&|at| self.workers[at].compute.read_bytes_per_second);
+                let reads = shared_finish(&of(&|at| work[at].bytes), &alone, together);
+                here.iter().zip(reads).for_each(|(&at, reads)| finish[at] = reads.max(work[at].alone));
+                continue;
+            }
+            // In seconds of a worker alone: all together they get through so many of them in one.
+            let (alone, beside) = (of(&|at| work[at].alone), of(&|at| work[at].beside));
+            let together =
+                here.len() as f64 * alone.iter().sum::<f64>() / beside.iter().sum::<f64>().max(1e-12);
+            let done = shared_finish(&alone, &vec![1.0; here.len()], together.max(1e-3));
             here.iter().zip(done).for_each(|(&at, done)| finish[at] = done);
         }
         finish
     }
+}
+
+/// What a worker has to do in a layer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Work {
+    rows: u32,
+    bytes: f64,
+    /// Seconds of its experts, while the others rest and while they compute.
+    alone: f64,
+    beside: f64,
 }

@@ -194,6 +194,7 @@ impl<E: ExpertLayer> Runner<E> {
         times.steps.fetch_add(1, Ordering::Relaxed);
         times.rows.fetch_add(batch.rows.len() as u64, Ordering::Relaxed);
         if self.overlap_from.is_some_and(|rows| batch.rows.len() >= rows) {
+            times.overlapped.fetch_add(1, Ordering::Relaxed);
             return self.step_in_halves(batch);
         }
         let cursors = &mut self.cursors[..1];
@@ -210,6 +211,7 @@ impl<E: ExpertLayer> Runner<E> {
         self.cursors.truncate(1);
         self.cursors.push(second);
         self.overlap_from = Some(rows_min.max(2));
+        self.lanes[0].times().overlap_from.store(rows_min.max(2) as u64, Ordering::Relaxed);
         Ok(())
     }
 

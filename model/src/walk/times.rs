@@ -8,6 +8,9 @@ use std::time::Instant;
 pub struct LaneTimes {
     pub steps: AtomicU64,
     pub rows: AtomicU64,
+    /// Batches of so many rows are two micro-batches that take turns; 0: never. And how many were.
+    pub overlap_from: AtomicU64,
+    pub overlapped: AtomicU64,
     /// Whole steps, exchange included.
     pub step_ns: AtomicU64,
     /// Norm, projections, attention over KV.

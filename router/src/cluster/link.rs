@@ -13,6 +13,8 @@ const OPEN_MAX: usize = 4;
 
 /// A reply that takes longer than this is worth a word to control.
 pub(super) const SLOW: Duration = Duration::from_millis(100);
+/// What the last call counts of `Link::handing`.
+const HANDING_NEW: f64 = 0.1;
 /// The longest reason of a failure that is handed on.
 const REASON_BYTES_MAX: usize = 1024;
 
@@ -32,6 +34,8 @@ pub(super) struct Link {
     pub stats: Arc<LinkStats>,
     /// It failed: control was told, and knows better than this.
     pub broken: bool,
+    /// Seconds that handing it a call takes, lately: long where it takes this thread's core over to begin.
+    pub handing: f64,
     /// Calls whose replies somebody waits for.
     open: Vec<u64>,
     /// Replies that came while another was waited for.
@@ -40,11 +44,21 @@ pub(super) struct Link {
 
 impl Link {
     pub fn new(worker: WorkerId, serial: u64, channel: Box<dyn Channel>, stats: Arc<LinkStats>) -> Link {
-        Link { worker, serial, channel, stats, broken: false, open: Vec::new(), early: Vec::new() }
+        Link {
+            worker,
+            serial,
+            channel,
+            stats,
+            broken: false,
+            handing: 0.0,
+            open: Vec::new(),
+            early: Vec::new(),
+        }
     }
 
-    /// A call went out.
-    pub fn sent(&mut self, call: u64) {
+    /// A call went out; handing it over took so long.
+    pub fn sent(&mut self, call: u64, took: Duration) {
+        self.handing += (took.as_secs_f64() - self.handing) * HANDING_NEW;
         if self.open.len() == OPEN_MAX {
             let forgotten = self.open.remove(0);
             self.early.retain(|(header, _)| header.call != forgotten);

@@ -55,6 +55,8 @@ pub struct RemoteExperts {
     hopeless: Option<Option<Epoch>>,
     spare: Vec<Parcel>,
     scratch: Scratch,
+    /// Workers that a layer's rows go to, in the order of sending.
+    order: Vec<usize>,
     gathered: Vec<f32>,
     gathered_weights: Vec<f32>,
     reply: FrameBody,
@@ -138,6 +140,7 @@ impl RemoteExperts {
             hopeless: None,
             spare: Vec::new(),
             scratch: Scratch::default(),
+            order: Vec::new(),
             gathered: Vec::new(),
             gathered_weights: Vec::new(),
             reply: FrameBody::default(),
@@ -204,12 +207,15 @@ impl RemoteExperts {
         let routes = active.routes.layer(parcel.layer);
         routes.shares(&parcel.ids, parcel.top_k, &active.plan.speeds, &mut self.scratch, &mut parcel.shares);
         let own = active.plan.own.as_ref().map(|own| own.index);
-        // Backwards: the first worker of this host shares a core with this thread, and takes it over as soon as it has a call.
-        for worker in (0..parcel.shares.len()).rev() {
-            if Some(worker) == own || parcel.shares[worker].rows.is_empty() {
-                continue;
-            }
-            if let Err(failed) = self.send_to(worker, parcel) {
+        self.order.clear();
+        let asked = |worker: &usize| Some(*worker) != own && !parcel.shares[*worker].rows.is_empty();
+        self.order.extend((0..parcel.shares.len()).filter(asked));
+        // A worker that shares this thread's core takes it over as soon as it has a call, for milliseconds: such ones come last,
+        // or the others would wait for theirs.
+        let handing = |worker: &usize| active.links[*worker].map_or(0.0, |link| self.links[link].handing);
+        self.order.sort_by(|a, b| handing(a).total_cmp(&handing(b)));
+        for at in 0..self.order.len() {
+            if let Err(failed) = self.send_to(self.order[at], parcel) {
                 parcel.failed = Some(failed);
                 return Ok(());
             }
@@ -252,12 +258,13 @@ impl RemoteExperts {
             computed_ns: 0,
         };
         let rows = CallRows { x, ids: &share.ids, weights };
-        let sent = rows.send(&mut *link.channel, &header, Instant::now() + self.limits.call_max);
+        let begun = Instant::now();
+        let sent = rows.send(&mut *link.channel, &header, begun + self.limits.call_max);
         sent.map_err(|error| {
             link.broken = true;
             failed(&error)
         })?;
-        link.sent(self.calls);
+        link.sent(self.calls, begun.elapsed());
         add(&link.stats.rows, share.rows.len() as u64);
         add(&link.stats.bytes_out, (HEADER_BYTES + 4 * (x.len() + 2 * weights.len())) as u64);
         parcel.pending.push(Pending { worker, link: link.serial, call: self.calls });

@@ -46,6 +46,10 @@ pub struct StepStatus {
     pub step_ms: f64,
     /// From 0 to 1; together 1, or 0 where there was no step yet.
     pub shares: StepParts,
+    /// Batches of so many rows are computed as two micro-batches that take turns, so that router and workers overlap; and how
+    /// many were, since the start.
+    pub overlap_from: Option<u64>,
+    pub overlapped: u64,
     /// Since the start: layers that were computed again, and how long answers stood still for it.
     pub stalls: u64,
     pub stalled_ms: f64,
@@ -103,6 +107,12 @@ impl StepMeter {
     /// The last window that had steps.
     pub fn status(&self) -> StepStatus {
         let last = self.window.lock().unwrap_or_else(PoisonError::into_inner).last;
+        let from = self.lane.overlap_from.load(Ordering::Relaxed);
+        let last = StepStatus {
+            overlap_from: (from > 0).then_some(from),
+            overlapped: self.lane.overlapped.load(Ordering::Relaxed),
+            ..last
+        };
         let Some(exchange) = &self.exchange else { return last };
         let ms = |total: &AtomicU64| total.load(Ordering::Relaxed) as f64 / 1e6;
         StepStatus {
@@ -115,7 +125,7 @@ impl StepMeter {
 
     pub fn totals(&self) -> StepTotals {
         let seconds = |total: &AtomicU64| total.load(Ordering::Relaxed) as f64 / 1e9;
-        let LaneTimes { steps, rows, step_ns, attention_ns, gate_ns, dense_ns, ends_ns } = &*self.lane;
+        let LaneTimes { steps, rows, step_ns, attention_ns, gate_ns, dense_ns, ends_ns, .. } = &*self.lane;
         let lane = StepParts {
             attention: seconds(attention_ns),
             gate: seconds(gate_ns),

@@ -38,10 +38,18 @@ pub struct Figure {
 }
 
 impl Figure {
-    fn new(measured: Option<Spread>, predicted: Option<f64>) -> Figure {
-        let error = measured.zip(predicted).filter(|(measured, _)| measured.median != 0.0);
-        let error = error.map(|(measured, predicted)| predicted / measured.median - 1.0);
-        Figure { measured, predicted, error }
+    /// Of each round what was measured and what was predicted just before. The error is that of the round in the middle.
+    fn of(rounds: Vec<(Option<f64>, Option<f64>)>) -> Figure {
+        let middle = |values: Vec<f64>| Spread::of(values).map(|spread| spread.median);
+        let off = |(measured, predicted): &(Option<f64>, Option<f64>)| {
+            let measured = measured.filter(|measured| *measured != 0.0)?;
+            Some((*predicted)? / measured - 1.0)
+        };
+        Figure {
+            error: middle(rounds.iter().filter_map(off).collect()),
+            predicted: middle(rounds.iter().filter_map(|round| round.1).collect()),
+            measured: Spread::of(rounds.iter().filter_map(|round| round.0).collect()),
+        }
     }
 }
 
@@ -84,30 +92,29 @@ pub struct Cell {
     pub turns: Vec<Turn>,
 }
 
-/// All turns of one mode and one number of streams; `at` is its place among the numbers of streams.
-pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecast: Option<&Forecast>, at: usize) -> Cell {
-    let forecast = forecast.filter(|one| one.misfit.is_none());
-    let prefill = Expected {
-        latency: forecast.and_then(|one| one.first_token_seconds.get(at).copied()),
-        rate: None,
-        step: forecast.and_then(|one| one.prefill.as_ref()),
-    };
-    let tpot = forecast.and_then(|one| one.decode.get(at));
-    let decode = Expected {
-        latency: tpot.map(|step| step.terms.total()),
-        rate: tpot.map(Prediction::rows_per_second),
-        step: tpot,
-    };
-    let of = |phase: fn(&Turn) -> &Phase| turns.iter().map(phase).collect::<Vec<_>>();
-    let fullest =
-        turns.iter().filter_map(|turn| turn.memory.iter().max()).map(|&bytes| bytes as f64).collect();
-    let predicted = forecast.and_then(|one| one.memory.iter().copied().reduce(f64::max));
+/// All turns of one mode and one number of streams, with the forecasts of the same rounds; `at` is its place among the numbers of
+/// streams.
+pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[&Forecast], at: usize) -> Cell {
+    let forecast = |round: usize| forecasts.get(round).filter(|one| one.misfit.is_none());
     // The prompt's last step is for one prompt alone only where there is one.
-    let one_step = if streams == 1 { prefill.step } else { None };
+    let prefill = |round: usize| Expected {
+        latency: forecast(round).and_then(|one| one.first_token_seconds.get(at).copied()),
+        step: forecast(round).and_then(|one| one.prefill.as_ref()).filter(|_| streams == 1),
+    };
+    let decode = |round: usize| {
+        let step = forecast(round).and_then(|one| one.decode.get(at));
+        Expected { latency: step.map(|step| step.terms.total()), step }
+    };
+    let fullest = |(round, turn): (usize, &Turn)| {
+        let predicted = forecast(round).and_then(|one| one.memory.iter().copied().reduce(f64::max));
+        (turn.memory.iter().max().map(|&bytes| bytes as f64), predicted)
+    };
     Cell {
-        prefill: side(&of(|turn| &turn.prefill), Expected { step: one_step, ..prefill }),
-        decode: side(&of(|turn| &turn.decode), decode),
-        memory: Figure::new(Spread::of(fullest), predicted),
+        prefill: side(
+            &turns.iter().zip(0..).map(|(turn, at)| (&turn.prefill, prefill(at))).collect::<Vec<_>>(),
+        ),
+        decode: side(&turns.iter().zip(0..).map(|(turn, at)| (&turn.decode, decode(at))).collect::<Vec<_>>()),
+        memory: Figure::of(turns.iter().enumerate().map(fullest).collect()),
         mode,
         streams,
         turns,
@@ -118,73 +125,75 @@ pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecast: Option<&Fore
 #[derive(Clone, Copy)]
 struct Expected<'a> {
     latency: Option<f64>,
-    rate: Option<f64>,
     step: Option<&'a Prediction>,
 }
 
-fn side(phases: &[&Phase], expected: Expected<'_>) -> Side {
-    let each = |value: &dyn Fn(&Phase) -> Option<f64>| {
-        Spread::of(phases.iter().filter_map(|one| value(one)).collect())
+fn side(rounds: &[(&Phase, Expected<'_>)]) -> Side {
+    let each = |value: &dyn Fn(&Phase) -> Option<f64>, of: &dyn Fn(&Expected<'_>) -> Option<f64>| {
+        Figure::of(rounds.iter().map(|(phase, expected)| (value(phase), of(expected))).collect())
     };
+    let of = |value: fn(&Prediction) -> f64| move |one: &Expected<'_>| one.step.map(value);
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let per = |total: f64, count: u64| (count > 0).then(|| total / count as f64);
-    let step = expected.step;
-    let rows = |one: &Prediction| f64::from(one.step.rows);
-    let all = sum(phases.iter().map(|one| &one.totals));
+    let all = sum(rounds.iter().map(|(phase, _)| &phase.totals));
+    let steps: Vec<&Prediction> = rounds.iter().filter_map(|(_, expected)| expected.step).collect();
+    let latency_ms =
+        each(&|one| Some(mean(&one.seconds) * 1e3), &|one| one.latency.map(|seconds| seconds * 1e3));
+    // Where every answer waits for every step: what it waits for beside.
+    let latency = latency_ms.measured.map_or(0.0, |spread| spread.median / 1e3);
+    let together = !steps.is_empty() && all.steps > 0;
+    let outside = if together { (latency - all.step / all.steps as f64).max(0.0) } else { 0.0 };
     Side {
-        latency_ms: Figure::new(
-            each(&|one| Some(mean(&one.seconds) * 1e3)),
-            expected.latency.map(|seconds| seconds * 1e3),
+        latency_ms,
+        tokens_per_second: each(&|one| Some(one.rate), &of(Prediction::rows_per_second)),
+        bytes_per_token: each(
+            &|one| per((one.totals.bytes_in + one.totals.bytes_out) as f64, one.totals.rows),
+            &of(|step| step.bytes_per_row),
         ),
-        tokens_per_second: Figure::new(
-            each(&|one| Some(one.rate)),
-            expected.rate.or(step.map(Prediction::rows_per_second)),
+        hops_per_token: each(
+            &|one| per(2.0 * one.totals.calls as f64, one.totals.rows),
+            &of(|step| step.hops / f64::from(step.step.rows)),
         ),
-        bytes_per_token: Figure::new(
-            each(&|one| per((one.totals.bytes_in + one.totals.bytes_out) as f64, one.totals.rows)),
-            step.map(|step| step.bytes_per_row),
+        slowest_ms: each(
+            &|one| per(one.totals.parts.slowest * 1e3, one.totals.steps),
+            &of(|step| step.terms.wait * 1e3),
         ),
-        hops_per_token: Figure::new(
-            each(&|one| per(2.0 * one.totals.calls as f64, one.totals.rows)),
-            step.map(|step| step.hops / rows(step)),
-        ),
-        slowest_ms: Figure::new(
-            each(&|one| per(one.totals.parts.slowest * 1e3, one.totals.steps)),
-            step.map(|step| step.terms.wait * 1e3),
-        ),
-        imbalance: Figure::new(
-            each(&|one| {
+        imbalance: each(
+            &|one| {
                 let parts = &one.totals.parts;
                 (one.totals.calls > 0 && parts.experts > 0.0)
                     .then(|| (parts.experts + parts.slowest) / parts.experts)
-            }),
-            step.map(|step| step.imbalance),
+            },
+            &of(|step| step.imbalance),
         ),
-        parts: parts(&all, step.map(|step| &step.terms)),
+        parts: parts(&all, outside, &steps),
         steps: all.steps,
         rows: all.rows,
     }
 }
 
-/// What a step is made of, in the prediction's terms: attention, dense layers and both ends are the trunk; rows on their way
-/// home belong to combine.
-fn parts(all: &StepTotals, predicted: Option<&Terms>) -> Vec<Part> {
+/// What a step is made of, in the prediction's terms: attention and dense layers are the trunk, rows on their way home belong to
+/// combine, and what is between steps to sampling.
+fn parts(all: &StepTotals, outside: f64, predicted: &[&Prediction]) -> Vec<Part> {
     let spent = &all.parts;
     let measured = [
-        spent.attention + spent.dense + spent.ends + spent.other,
+        spent.attention + spent.dense,
         spent.gate,
         spent.dispatch,
         spent.experts,
         spent.slowest,
         spent.combine + spent.travel,
+        spent.ends,
+        spent.other + outside * all.steps as f64,
     ];
     let names = named_ms(&Terms::default()).map(|(name, _)| name);
-    let predicted = predicted.map(|terms| named_ms(terms).map(|(_, ms)| ms));
+    let predicted: Vec<_> = predicted.iter().map(|one| named_ms(&one.terms).map(|(_, ms)| ms)).collect();
+    let middle = |at: usize| Spread::of(predicted.iter().map(|one| one[at]).collect());
     let steps = all.steps.max(1) as f64;
     let each = (0..names.len()).map(|at| Part {
         name: names[at],
         measured_ms: measured[at] * 1e3 / steps,
-        predicted_ms: predicted.map(|terms| terms[at]),
+        predicted_ms: middle(at).map(|spread| spread.median),
     });
     each.collect()
 }
@@ -247,8 +256,11 @@ mod tests {
         assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Some(Spread { median: 2.0, least: 1.0, most: 3.0 }));
         assert_eq!(Spread::of(vec![4.0, 2.0]).map(|spread| spread.median), Some(3.0));
         assert_eq!(Spread::of(Vec::new()), None);
-        let figure = Figure::new(Spread::of(vec![10.0]), Some(11.0));
+        // Each round beside its own prediction: twice a tenth too much, once a half.
+        let rounds = [(10.0, 11.0), (20.0, 22.0), (4.0, 6.0)].map(|(a, b)| (Some(a), Some(b))).to_vec();
+        let figure = Figure::of(rounds);
         assert!((figure.error.unwrap() - 0.1).abs() < 1e-12);
-        assert_eq!(Figure::new(Spread::of(vec![0.0]), Some(1.0)).error, None);
+        assert_eq!((figure.measured.unwrap().median, figure.predicted), (10.0, Some(11.0)));
+        assert_eq!(Figure::of(vec![(Some(0.0), Some(1.0)), (None, Some(1.0))]).error, None);
     }
 }

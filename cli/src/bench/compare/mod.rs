@@ -25,6 +25,7 @@ use super::dialect::Dialect;
 use super::{interrupt, write};
 use crate::error::CliError;
 use crate::plan;
+use crate::plan::forecast::Forecast;
 use crate::progress::Tally;
 use crate::terminal;
 use crate::weights::KvArg;
@@ -48,7 +49,8 @@ pub struct Comparison {
     pub winners: Vec<Winner>,
     /// That all modes gave the same texts.
     pub same: String,
-    pub prediction: plan::Plan,
+    /// Of each round.
+    pub predictions: Vec<plan::Plan>,
 }
 
 impl Comparison {
@@ -60,14 +62,13 @@ impl Comparison {
 }
 
 pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), CliError> {
-    let prediction = predict(plan)?;
     let stop = interrupt::watch()?;
-    let turns = turns(plan, &stop)?;
+    let Measured { predictions, turns } = turns(plan, &stop)?;
     if stop.load(Relaxed) && turns.is_empty() {
         return Err(CliError::Refused("interrupted before anything was measured".to_string()));
     }
     let same = check_texts(&turns)?;
-    let found = gathered(plan, prediction, turns, same);
+    let found = gathered(plan, predictions, turns, same);
     terminal::print(&terminal::visible(&report::text(&found)))?;
     if let Some(path) = json {
         let text =
@@ -83,7 +84,14 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
     }
 }
 
-/// Before any server takes memory and cores. What does not fit is refused with what would.
+/// What was predicted in each round, and what was measured.
+struct Measured {
+    predictions: Vec<plan::Plan>,
+    turns: Vec<Turn>,
+}
+
+/// In every round, before any server takes memory and cores: a machine that others use, too, is not as fast as it was a minute
+/// ago. What does not fit is refused with what would.
 fn predict(plan: &Plan) -> Result<plan::Plan, CliError> {
     let prediction = plan::plan(plan::Asked {
         model: &plan.model,
@@ -103,11 +111,13 @@ fn predict(plan: &Plan) -> Result<plan::Plan, CliError> {
 }
 
 /// Every mode in turn, again and again.
-fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Vec<Turn>, CliError> {
+fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Measured, CliError> {
     let modes = &plan.contenders.0;
     let mut shown = Tally::new("compare", "turns", plan.rounds * modes.len() * plan.streams.len());
     let (mut turns, mut asked): (Vec<Turn>, Option<(Texts, Dialect)>) = (Vec::new(), None);
+    let mut predictions = Vec::new();
     for round in 1..=plan.rounds {
+        predictions.push(predict(plan)?);
         for &contender in modes {
             let Some(server) = Server::start(plan, contender, stop)? else { break };
             let (texts, dialect) = match &mut asked {
@@ -132,7 +142,7 @@ fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Vec<Turn>, CliError> {
         }
     }
     shown.finish();
-    Ok(turns)
+    Ok(Measured { predictions, turns })
 }
 
 fn questions(plan: &Plan, server: &Server) -> Result<(Texts, Dialect), CliError> {
@@ -178,14 +188,16 @@ fn first_alike(turns: &[Turn], at: usize) -> Option<&Turn> {
     Some(&turns[alike])
 }
 
-fn gathered(plan: &Plan, prediction: plan::Plan, turns: Vec<Turn>, same: String) -> Comparison {
+fn gathered(plan: &Plan, predictions: Vec<plan::Plan>, turns: Vec<Turn>, same: String) -> Comparison {
     let mut cells = Vec::new();
     for (at, &streams) in plan.streams.iter().enumerate() {
         for (index, &contender) in plan.contenders.0.iter().enumerate() {
             let own = |turn: &&Turn| turn.contender == contender && turn.streams == streams;
             let own: Vec<Turn> = turns.iter().filter(own).cloned().collect();
             if !own.is_empty() {
-                cells.push(cell(contender.to_string(), streams, own, prediction.forecasts.get(index), at));
+                let forecasts: Vec<&Forecast> =
+                    predictions.iter().filter_map(|one| one.forecasts.get(index)).collect();
+                cells.push(cell(contender.to_string(), streams, own, &forecasts, at));
             }
         }
     }
@@ -199,7 +211,7 @@ fn gathered(plan: &Plan, prediction: plan::Plan, turns: Vec<Turn>, same: String)
     }
     Comparison {
         model: plan.model.clone(),
-        device: prediction.measured.device.clone(),
+        device: predictions.first().map(|one| one.measured.device.clone()).unwrap_or_default(),
         workers: plan.workers,
         rounds: plan.rounds,
         prompt_tokens: plan.prompt,
@@ -209,6 +221,6 @@ fn gathered(plan: &Plan, prediction: plan::Plan, turns: Vec<Turn>, same: String)
         cells,
         winners,
         same,
-        prediction,
+        predictions,
     }
 }

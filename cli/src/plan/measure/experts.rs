@@ -1,5 +1,7 @@
 //! A layer's experts, so many rows for each that is hit.
 
+use std::sync::Barrier;
+
 use gaterail_cluster::predict::Compute;
 use gaterail_kernels::ops::{
     self, Activation, ExpertPiece, ExpertPieces, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums,
@@ -18,7 +20,17 @@ const HIT: usize = 8;
 const EXPERTS_MAX: usize = 4096;
 
 /// Experts of width `f` for rows of `h`.
-pub fn experts(device: &Device, kind: Kind, (h, f): (usize, usize)) -> Result<Compute, KernelError> {
+pub fn experts(device: &Device, kind: Kind, shape: (usize, usize)) -> Result<Compute, KernelError> {
+    together(device, kind, shape, &Barrier::new(1))
+}
+
+/// The same, measured by several at the same time: each figure begins when all are ready for it.
+pub fn together(
+    device: &Device,
+    kind: Kind,
+    (h, f): (usize, usize),
+    ready: &Barrier,
+) -> Result<Compute, KernelError> {
     let whole = 3 * kind.bytes(f, h);
     let part = whole.div_ceil(EXPERT_BYTES_MAX);
     let f = if part > 1 { (f / part).next_multiple_of(UNIT_MIN) } else { f };
@@ -30,6 +42,7 @@ pub fn experts(device: &Device, kind: Kind, (h, f): (usize, usize)) -> Result<Co
     let mut turn = (0..count / HIT).cycle();
     let mut failed = None;
     let mut seconds = |rows: usize| {
+        ready.wait();
         let measured = Layer::new(device, &stream, &pieces, rows, h).map(|mut layer| {
             usual_seconds(|| {
                 // A cycle has no end.

@@ -10,8 +10,11 @@ use gaterail_cluster::exchange::{
     Channel, ChannelError, FrameBody, FrameKind, Header, SharedOffer, Waiting, create_shared, open_shared,
 };
 use gaterail_cluster::predict::Hop;
+use gaterail_kernels::ops::{PartialSums, SumsBytes, add_travelled};
+use gaterail_kernels::{CpuOptions, Device, KernelError, Pool, Stream};
 use gaterail_proto::{Epoch, LayerId, RouterId};
 
+use super::usual_seconds;
 use crate::cores::Cores;
 use crate::error::CliError;
 
@@ -23,6 +26,10 @@ const SMALL: usize = 8 << 10;
 const LARGE: usize = 4 << 20;
 const CALLS: usize = 2000;
 const LARGE_CALLS: usize = 40;
+/// Layers, and what everybody does in one.
+const LAYERS: usize = 300;
+const ROUTER_WORKS: Duration = Duration::from_micros(100);
+const WORKER_WORKS: Duration = Duration::from_micros(500);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sends frames back: the other side of a measurement
@@ -47,9 +54,10 @@ pub fn echo(args: &EchoArgs) -> Result<(), CliError> {
     let offer = SharedOffer { pid: pid as u32, fd: fd as u32, bytes, nonce };
     let mut end = open_shared(&offer, BODY_MAX, Waiting::default()).map_err(|error| refused(&error))?;
     let mut body = FrameBody::default();
-    let answer = vec![2; SMALL];
+    let answer = vec![2; LARGE];
     while let Ok(header) = end.receive(&mut body, Instant::now() + PATIENCE) {
-        let length = if header.body_bytes as usize == SMALL { SMALL } else { 0 };
+        spin(Duration::from_nanos(header.computed_ns).min(WORKER_WORKS));
+        let length = (header.rows as usize).min(LARGE);
         let reply = Header { kind: FrameKind::Reply, ..header };
         if end.send(&reply, &[&answer[..length]], Instant::now() + PATIENCE).is_err() {
             break;
@@ -68,56 +76,127 @@ impl Drop for Echo {
     }
 }
 
-/// Half of what a call and its answer take, and what a call with a large body takes.
-pub fn hop() -> Result<Hop, CliError> {
-    // A thread of its own is bound to a core and gone after it.
-    let measured = std::thread::spawn(measured).join();
+/// What an exchange costs between this process and so many workers of this machine, for rows of `hidden`.
+pub fn hop(workers: usize, threads: usize, hidden: usize, cores: Cores) -> Result<Hop, CliError> {
+    // Threads of their own are bound to cores and gone after it.
+    let measured = std::thread::spawn(move || measured(workers, threads, hidden, &cores)).join();
     measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn measured() -> Result<Hop, CliError> {
-    let refused = |error: &dyn std::fmt::Display| CliError::Refused(format!("measuring hops: {error}"));
-    let core = Cores::allowed().share(0, 1);
-    if let Some(core) = &core {
-        core.bind()?;
+fn measured(workers: usize, threads: usize, hidden: usize, cores: &Cores) -> Result<Hop, CliError> {
+    cores.bind()?;
+    // It binds its threads to cores, this one first, as the server's does.
+    let pool = Pool::new(threads, true).map_err(|error| CliError::Refused(error.to_string()))?;
+    let mut others = Vec::new();
+    for index in 0..workers.clamp(1, cores.count().max(1)) {
+        others.push(Other::start(cores.share(index, 1))?);
     }
-    let nonce = getrandom::u64().map_err(|error| refused(&error))?;
-    let (offer, mut end) =
-        create_shared(BODY_MAX, nonce, Waiting::default()).map_err(|error| refused(&error))?;
-    let SharedOffer { pid, fd, bytes, nonce } = offer;
-    let program = std::env::current_exe().map_err(CliError::io("finding this program"))?;
-    let mut command = Command::new(program);
-    command
-        .arg(COMMAND)
-        .args([u64::from(pid), u64::from(fd), bytes, nonce].map(|number| number.to_string()))
-        .args(core.iter().flat_map(|core| ["--cores".to_string(), core.to_string()]))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    let _echo = Echo(command.spawn().map_err(CliError::io("starting this program once more"))?);
-    let small = seconds(&mut end, SMALL, CALLS).map_err(|error| refused(&error))?;
-    let large = seconds(&mut end, LARGE, LARGE_CALLS).map_err(|error| refused(&error))?;
-    Ok(Hop { seconds: small / 2.0, bytes_per_second: LARGE as f64 / (large - small).max(small) })
+    let refused = |error: ChannelError| CliError::Refused(format!("measuring hops: {error}"));
+    let layer = layer_seconds(&mut others, &pool).map_err(refused)?;
+    let small = seconds(&mut *others[0].end, SMALL, SMALL, CALLS).map_err(refused)?;
+    let out = seconds(&mut *others[0].end, LARGE, 0, LARGE_CALLS).map_err(refused)?;
+    let home = seconds(&mut *others[0].end, 0, LARGE, LARGE_CALLS).map_err(refused)?;
+    // A row is fetched from the router's device, and brought to the worker's.
+    let copied = 2.0 * copy_seconds();
+    let summed = sums_seconds(hidden).map_err(|error| CliError::Refused(error.to_string()))?;
+    let rate = |seconds: f64| LARGE as f64 / seconds.max(1e-9);
+    Ok(Hop {
+        seconds: layer / 2.0,
+        bytes_per_second: rate((out - small).max(0.0) + copied),
+        home_bytes_per_second: rate((home - small).max(0.0) + summed),
+    })
 }
 
-/// The median of a call with so large a body and its answer.
-fn seconds(end: &mut dyn Channel, bytes: usize, calls: usize) -> Result<f64, ChannelError> {
-    let (sent, mut came) = (vec![1; bytes], FrameBody::default());
-    let header = Header {
-        kind: FrameKind::Call,
-        router: RouterId(1),
-        epoch: Epoch(1),
-        call: 0,
-        layer: LayerId(0),
-        rows: 0,
-        width: 0,
-        top_k: 0,
-        body_bytes: bytes as u64,
-        computed_ns: 0,
-    };
+/// A process that sends frames back, and the way to it.
+struct Other {
+    end: Box<dyn Channel>,
+    _process: Echo,
+}
+
+impl Other {
+    fn start(core: Option<Cores>) -> Result<Other, CliError> {
+        let refused = |error: &dyn std::fmt::Display| CliError::Refused(format!("measuring hops: {error}"));
+        let nonce = getrandom::u64().map_err(|error| refused(&error))?;
+        let (offer, end) =
+            create_shared(BODY_MAX, nonce, Waiting::default()).map_err(|error| refused(&error))?;
+        let SharedOffer { pid, fd, bytes, nonce } = offer;
+        let program = std::env::current_exe().map_err(CliError::io("finding this program"))?;
+        let mut command = Command::new(program);
+        command
+            .arg(COMMAND)
+            .args([u64::from(pid), u64::from(fd), bytes, nonce].map(|number| number.to_string()))
+            .args(core.iter().flat_map(|core| ["--cores".to_string(), core.to_string()]))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let process = Echo(command.spawn().map_err(CliError::io("starting this program once more"))?);
+        Ok(Other { end: Box::new(end), _process: process })
+    }
+}
+
+/// A layer as it is served: the router's threads work, then every worker does. What it takes beyond the work.
+fn layer_seconds(others: &mut [Other], pool: &Pool) -> Result<f64, ChannelError> {
+    let (sent, mut came, mut all) = (vec![1; SMALL], FrameBody::default(), Vec::new());
+    for call in 0..LAYERS + LAYERS / 10 {
+        let begun = Instant::now();
+        pool.run(pool.threads(), &|_| spin(ROUTER_WORKS));
+        // The one that shares this thread's core comes last, as the router has it.
+        for other in others.iter_mut().rev() {
+            other.end.send(&header(SMALL, SMALL, WORKER_WORKS), &[&sent], begun + PATIENCE)?;
+        }
+        for other in others.iter_mut() {
+            other.end.receive(&mut came, begun + PATIENCE)?;
+        }
+        if call >= LAYERS / 10 {
+            all.push(begun.elapsed().saturating_sub(ROUTER_WORKS + WORKER_WORKS).as_secs_f64());
+        }
+    }
+    all.sort_by(f64::total_cmp);
+    Ok(all[all.len() / 2])
+}
+
+fn spin(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// Of so many bytes as a large frame has.
+fn copy_seconds() -> f64 {
+    let (from, mut to) = (vec![1u8; LARGE], vec![2u8; LARGE]);
+    usual_seconds(|| to.copy_from_slice(std::hint::black_box(&from)))
+}
+
+/// Sums of as many bytes as a large frame has: written by a worker, and added to the router's own.
+fn sums_seconds(hidden: usize) -> Result<f64, KernelError> {
+    let device = Device::cpu(CpuOptions { threads: 1, pin: false, ..CpuOptions::default() })?;
+    let stream = Stream::new(&device);
+    let rows = (LARGE / 4 / hidden.max(1)).max(1);
+    let (mut from, mut to) =
+        (PartialSums::new(&device, rows, hidden)?, PartialSums::new(&device, rows, hidden)?);
+    from.reset(&stream, rows);
+    to.reset(&stream, rows);
+    let mut bytes = SumsBytes::default();
+    let mut failed = None;
+    // Rows of zeros do not travel.
+    let (tags, body) = (rows.next_multiple_of(8), rows * hidden.next_multiple_of(2) * 4);
+    let mut sums = vec![1u8; tags + body];
+    sums[rows..tags].fill(0);
+    let seconds = usual_seconds(|| {
+        failed = bytes.encode(&stream, &from).err().or(failed.take());
+        let added = add_travelled(&stream, &sums, rows, None, &mut to);
+        std::hint::black_box(added.is_ok());
+    });
+    failed.map_or(Ok(seconds), Err)
+}
+
+/// The median of a call with bodies of such sizes.
+fn seconds(end: &mut dyn Channel, out: usize, home: usize, calls: usize) -> Result<f64, ChannelError> {
+    let (sent, mut came) = (vec![1; out], FrameBody::default());
     let mut seconds = Vec::with_capacity(calls);
     for call in 0..calls + calls / 10 {
         let begun = Instant::now();
-        end.send(&header, &[&sent], begun + PATIENCE)?;
+        end.send(&header(out, home, Duration::ZERO), &[&sent], begun + PATIENCE)?;
         end.receive(&mut came, begun + PATIENCE)?;
         if call >= calls / 10 {
             seconds.push(begun.elapsed().as_secs_f64());
@@ -125,4 +204,20 @@ fn seconds(end: &mut dyn Channel, bytes: usize, calls: usize) -> Result<f64, Cha
     }
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[seconds.len() / 2])
+}
+
+/// A call: `rows` are the bytes of its answer, and `computed_ns` how long it is to be worked on.
+fn header(out: usize, home: usize, work: Duration) -> Header {
+    Header {
+        kind: FrameKind::Call,
+        router: RouterId(1),
+        epoch: Epoch(1),
+        call: 0,
+        layer: LayerId(0),
+        rows: home as u32,
+        width: 0,
+        top_k: 0,
+        body_bytes: out as u64,
+        computed_ns: work.as_nanos() as u64,
+    }
 }

@@ -5,43 +5,63 @@
 //! |---|---|
 //! | [`kind`] | weights in some form |
 //! | [`products`] | projections: what trunk and head are made of |
-//! | [`experts`] | a layer's experts |
+//! | [`experts`] | a layer's experts, of one process and of several at once |
+//! | [`walk`], [`blank`] | steps of a model of the same shape, but for their experts |
 //! | [`attention`] | attention over KV |
 //! | [`hop`] | frames between two processes that share a core |
 
 mod attention;
+mod blank;
 mod experts;
 pub mod hop;
 mod kind;
 mod products;
+mod walk;
 
 use std::time::{Duration, Instant};
 
 pub use attention::{AttentionShape, attention};
-pub use experts::experts;
+pub use blank::Blank;
+pub use experts::{experts, together};
 use gaterail_cluster::predict::{Compute, FEW_ROWS};
 pub use kind::Kind;
 pub use products::products;
+pub use walk::walked;
 
 /// Weights that are gone through, so that they come from memory and not from a cache.
 const COLD_BYTES: usize = 160 << 20;
 /// Rows that meet a weight where they are many.
 const MANY_ROWS: usize = 64;
-/// Each figure is measured for so long, and so many times at least.
-const AT_LEAST: (Duration, usize) = (Duration::from_millis(120), 5);
+/// Each figure is measured for so long, and so many times at least; work that takes long is done twice.
+const AT_LEAST: (Duration, usize) = (Duration::from_millis(100), 5);
+const LONG: Duration = Duration::from_millis(400);
 
-/// Calls `work` again and again. Out: its seconds where little disturbed it, the lower quartile.
+/// Calls `work` again and again. Out: its seconds as they usually are.
 fn usual_seconds(mut work: impl FnMut()) -> f64 {
-    work();
-    let started = Instant::now();
-    let mut seconds = Vec::new();
-    while seconds.len() < AT_LEAST.1 || started.elapsed() < AT_LEAST.0 {
+    let [seconds] = usual(|| {
         let begun = Instant::now();
         work();
-        seconds.push(begun.elapsed().as_secs_f64());
+        [begun.elapsed().as_secs_f64()]
+    });
+    seconds
+}
+
+/// The same for work that tells what each part of it took.
+fn usual<const PARTS: usize>(mut work: impl FnMut() -> [f64; PARTS]) -> [f64; PARTS] {
+    let started = Instant::now();
+    work();
+    let mut found: [Vec<f64>; PARTS] = [const { Vec::new() }; PARTS];
+    let enough = |count: usize| match started.elapsed() {
+        time if time < AT_LEAST.0 => false,
+        time => count >= if time > LONG { 1 } else { AT_LEAST.1 },
+    };
+    while !enough(found[0].len()) {
+        found.iter_mut().zip(work()).for_each(|(found, seconds)| found.push(seconds));
     }
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 4]
+    found.map(|mut seconds| {
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    })
 }
 
 /// From the seconds that `bytes` of weights take which meet so many rows. `operations` are those of one row.

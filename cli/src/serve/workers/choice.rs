@@ -56,11 +56,14 @@ impl Team {
             let why = "the model has no experts, so that workers would have nothing to hold";
             return if auto || here.demo { Ok(Choice::AloneBecause(why)) } else { Err(why.to_string()) };
         }
-        if auto && here.fits {
+        // Who asks for workers gets them; the demo has them only to show what they are.
+        let asked_for = asked.spawn.is_some_and(|count| count > 0) || asked.listen.is_some();
+        if auto && here.fits && !asked_for {
             return Ok(Choice::AloneBecause(FITS));
         }
         let mode = match asked.parallel {
             Some(Parallel::Fixed(mode)) => mode,
+            // What is fastest is found when it is known how many there are.
             Some(Parallel::Auto) | None => Mode::Ep,
         };
         let own = usize::from(asked.local);
@@ -107,6 +110,7 @@ mod tests {
             silence_max: Duration::ZERO,
             plan_max: Duration::ZERO,
             shared_memory: true,
+            overlap: crate::serve::workers::settings::Overlap::Auto,
         }
     }
 
@@ -142,9 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_none_where_all_fits() {
-        let auto = WorkerSettings { spawn: Some(2), parallel: Some(Parallel::Auto), ..asked() };
+    fn auto_takes_none_where_all_fits_and_nobody_asked() {
+        let auto = WorkerSettings { parallel: Some(Parallel::Auto), ..asked() };
         assert_eq!(Team::choose(&auto, MODEL), Ok(Choice::AloneBecause(FITS)));
+        let demo = Circumstances { demo: true, ..MODEL };
+        assert_eq!(Team::choose(&auto, demo), Ok(Choice::AloneBecause(FITS)));
+        let auto = WorkerSettings { spawn: Some(2), ..auto };
+        assert!(matches!(Team::choose(&auto, MODEL), Ok(Choice::Team(_))));
         let tight = Circumstances { fits: false, ..MODEL };
         assert!(matches!(Team::choose(&auto, tight), Ok(Choice::Team(_))));
     }

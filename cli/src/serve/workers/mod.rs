@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`settings`] | what an operator says of them |
 //! | [`choice`] | whether there are any, and how experts are spread |
+//! | [`fastest`] | which way of spreading them is predicted to be fastest |
 //! | [`share`] | what every worker of this machine gets: cores, threads, memory |
 //! | [`supervisor`] | the processes: started, watched, started again, ended |
 //! | [`port`] | the port that workers join, and who is let in |
@@ -11,6 +12,7 @@
 //! | [`wait`] | until all experts are somewhere |
 
 pub mod choice;
+pub mod fastest;
 pub mod open;
 pub mod port;
 pub mod settings;

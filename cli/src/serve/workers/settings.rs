@@ -8,6 +8,7 @@ use gaterail_cluster::membership::Policy;
 use gaterail_cluster::placement::Parallel;
 use gaterail_router::cluster::WORKERS_MAX;
 
+use super::choice::Team;
 use crate::error::CliError;
 use crate::settings::Settings;
 use crate::tls::TlsFiles;
@@ -40,7 +41,19 @@ pub struct WorkerSettings {
     /// A request waits so long for workers that hold all experts.
     pub plan_max: Duration,
     pub shared_memory: bool,
+    pub overlap: Overlap,
 }
+
+/// From how many rows on a batch is two micro-batches that take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    Auto,
+    Off,
+    From(usize),
+}
+
+/// Each half reads the weights of its experts anew: with fewer rows that costs more than is won.
+const OVERLAP_ROWS: usize = 128;
 
 impl WorkerSettings {
     pub fn new(
@@ -95,6 +108,7 @@ impl WorkerSettings {
                 .parsed_by("workers-gone-seconds", &seconds)?
                 .unwrap_or(Duration::from_secs(120)),
             shared_memory: !settings.switch("no-shared-memory"),
+            overlap: settings.parsed_by("overlap-rows", overlap)?.unwrap_or(Overlap::Auto),
         })
     }
 
@@ -103,6 +117,16 @@ impl WorkerSettings {
         let secret = self.tls.cert.is_some() || self.tls.certs.is_some();
         let certs = if secret { " --certs DIR" } else { "" };
         format!("gaterail worker --join {address}{certs}")
+    }
+
+    /// Rows from which on batches are split between two micro-batches: by itself only where nobody who holds experts shares
+    /// this machine's cores with the router. There the halves would take turns anyway.
+    pub fn overlap_from(&self, team: &Team, is_gpu: bool) -> Option<usize> {
+        match self.overlap {
+            Overlap::Off => None,
+            Overlap::From(rows) => Some(rows),
+            Overlap::Auto => (is_gpu || (team.spawn == 0 && !self.local)).then_some(OVERLAP_ROWS),
+        }
     }
 
     /// Whether all workers are on other machines, as far as one can know.
@@ -134,4 +158,27 @@ fn tls_files(settings: &Settings) -> Result<TlsFiles, CliError> {
         return Err(CliError::Usage(why.to_string()));
     }
     Ok(files)
+}
+
+fn overlap(text: &str) -> Result<Overlap, String> {
+    match text {
+        "auto" => Ok(Overlap::Auto),
+        "off" => Ok(Overlap::Off),
+        rows => match rows.parse() {
+            Ok(rows) if rows >= 2 => Ok(Overlap::From(rows)),
+            _ => Err("it has to be auto, off, or a number of rows from 2 on".to_string()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlap;
+
+    #[test]
+    fn rows_auto_or_off() {
+        assert_eq!(overlap("off"), Ok(super::Overlap::Off));
+        assert_eq!(overlap("64"), Ok(super::Overlap::From(64)));
+        assert!(overlap("1").is_err() && overlap("on").is_err());
+    }
 }

@@ -110,17 +110,24 @@ impl SharedEnd {
             frames.publish();
             return Ok(());
         }
-        frames.publish();
+        // Who looks, on a core of its own, takes pieces as they come. Who sleeps is woken when there is no more to wait for: on
+        // this core it would take it over after the first piece, only to wait for the next.
+        frames.reveal();
+        let mut is_woken = false;
         for piece in body.iter().flat_map(|part| part.chunks(PIECE)) {
+            if !is_woken && !bulk.has_room(piece.len())? {
+                frames.wake_reader();
+                bulk.wake_reader();
+                is_woken = true;
+            }
             self.link.wait_for_room(bulk, piece.len(), deadline)?;
             bulk.put(piece);
             if bulk.unpublished() >= PIECE {
-                bulk.publish();
+                if is_woken { bulk.publish() } else { bulk.reveal() }
             }
         }
-        if bulk.unpublished() > 0 {
-            bulk.publish();
-        }
+        bulk.publish();
+        frames.wake_reader();
         Ok(())
     }
 

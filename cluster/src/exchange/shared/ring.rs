@@ -78,9 +78,14 @@ impl RingWriter {
 
     /// Lets the reader know, and wakes it where it sleeps.
     pub(super) fn publish(&mut self) {
+        self.reveal();
+        self.wake_reader();
+    }
+
+    /// Lets the reader know, if it looks; whoever reveals wakes it in the end.
+    pub(super) fn reveal(&mut self) {
         self.published = self.written;
         self.map.u64(self.place.head).store(self.written, Ordering::SeqCst);
-        self.wake_reader();
     }
 
     pub(super) fn wake_reader(&self) {
