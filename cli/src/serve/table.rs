@@ -77,7 +77,7 @@ pub static TABLE: [Setting; 61] = [
     Setting {
         name: "parallel",
         value: "HOW",
-        help: "How experts are spread over workers: ep (whole experts), tp (each cut over all), ep:N,tp:M (both), or auto (what is predicted to be fastest; no workers where all fits here and nobody asked for any)",
+        help: "How experts are spread over workers: ep (whole experts), tp (each cut over all), ep:N,tp:M (both), or auto (no workers where all fits here, else what is predicted to be fastest)",
         ..ONE
     },
     Setting {

@@ -56,9 +56,7 @@ impl Team {
             let why = "the model has no experts, so that workers would have nothing to hold";
             return if auto || here.demo { Ok(Choice::AloneBecause(why)) } else { Err(why.to_string()) };
         }
-        // Who asks for workers gets them; the demo has them only to show what they are.
-        let asked_for = asked.spawn.is_some_and(|count| count > 0) || asked.listen.is_some();
-        if auto && here.fits && !asked_for {
+        if auto && here.fits {
             return Ok(Choice::AloneBecause(FITS));
         }
         let mode = match asked.parallel {
@@ -85,7 +83,8 @@ impl Team {
     }
 }
 
-const FITS: &str = "all of it fits here, and workers would only add hops";
+const FITS: &str =
+    "all of it fits here, and workers would only add hops (--parallel ep or tp takes them anyway)";
 
 #[cfg(test)]
 mod tests {
@@ -146,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_none_where_all_fits_and_nobody_asked() {
+    fn auto_takes_none_where_all_fits() {
         let auto = WorkerSettings { parallel: Some(Parallel::Auto), ..asked() };
         assert_eq!(Team::choose(&auto, MODEL), Ok(Choice::AloneBecause(FITS)));
         let demo = Circumstances { demo: true, ..MODEL };
         assert_eq!(Team::choose(&auto, demo), Ok(Choice::AloneBecause(FITS)));
         let auto = WorkerSettings { spawn: Some(2), ..auto };
-        assert!(matches!(Team::choose(&auto, MODEL), Ok(Choice::Team(_))));
+        assert_eq!(Team::choose(&auto, MODEL), Ok(Choice::AloneBecause(FITS)));
         let tight = Circumstances { fits: false, ..MODEL };
         assert!(matches!(Team::choose(&auto, tight), Ok(Choice::Team(_))));
     }
