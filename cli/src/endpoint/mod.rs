@@ -16,6 +16,8 @@ pub use failure::Failure;
 pub use stream::Stream;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long a connection that nobody uses is believed in: servers close them after seconds, some without a word.
+const IDLE_MAX: Duration = Duration::from_secs(1);
 /// Of an answer that is no stream.
 const BODY_BYTES_MAX: u64 = 64 << 20;
 
@@ -42,6 +44,7 @@ impl Endpoint {
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_MAX))
             .timeout_global(limits.request)
+            .max_idle_age(IDLE_MAX)
             .max_idle_connections(limits.connections)
             .max_idle_connections_per_host(limits.connections)
             .build();
@@ -72,6 +75,14 @@ impl Endpoint {
     pub fn get(&self, url: &str) -> Result<Value, Failure> {
         let request = self.agent.get(url).header("authorization", &self.bearer());
         answer(request.call().map_err(Failure::of_call)?)
+    }
+
+    /// Asks what changes nothing there, and so once more where the connection was closed: it may have been an old one.
+    pub fn ask(&self, url: &str, body: &Value) -> Result<Value, Failure> {
+        match self.post(url, body) {
+            Err(Failure::Connection(_)) => self.post(url, body),
+            answer => answer,
+        }
     }
 
     /// Asks for an answer in one piece.

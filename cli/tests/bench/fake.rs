@@ -32,6 +32,8 @@ pub enum Reply {
     Refuse(u16, Value),
     /// The connection goes away before there is an answer.
     Hang,
+    /// The connection goes away behind the answer, and no header said so.
+    Last(Value),
 }
 
 /// What came, in the order in which it came: path and body.
@@ -90,7 +92,8 @@ fn serve(mut stream: TcpStream, seen: &Seen, script: &Script) {
             // Its tokens are words.
             "/tokenize" => {
                 let words = body["content"].as_str().unwrap_or_default().split(' ').count();
-                Reply::Refuse(200, json!({"count": words}))
+                // As some servers do: a connection is good for so many requests, and then it is not.
+                Reply::Last(json!({"count": words}))
             }
             // What is refused to requests is refused to trials.
             _ if !answer => match script(usize::MAX, &body) {
@@ -132,6 +135,7 @@ fn send(stream: &mut TcpStream, reply: Reply) -> std::io::Result<()> {
     let gone = || std::io::Error::other("as the script has it");
     match reply {
         Reply::Hang => Err(gone()),
+        Reply::Last(body) => send(stream, Reply::Refuse(200, body)).and(Err(gone())),
         Reply::Refuse(status, body) => {
             let body = body.to_string();
             write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len())
