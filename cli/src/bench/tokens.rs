@@ -58,7 +58,7 @@ impl Counting {
             true => body["messages"] = json!([{"role": "user", "content": text}]),
             false => body["prompt"] = text.into(),
         }
-        let answer = endpoint.ask(url, &body)?;
+        let answer = endpoint.post(url, &body)?;
         let count = answer["count"].as_u64();
         let count = count.or_else(|| answer["tokens"].as_array().map(|tokens| tokens.len() as u64));
         count.map(|count| count as u32).ok_or_else(|| Failure::not_openai(&Value::Null, &answer.to_string()))

@@ -2,22 +2,24 @@
 //!
 //! | file | |
 //! |---|---|
+//! | [`connections`] | whether a request's connection was an old one |
 //! | [`stream`] | the events of a streamed answer, up to an end that cannot be mistaken |
 //! | [`failure`] | the ways in which a request ends badly |
 
+mod connections;
 mod failure;
 mod stream;
 
 use std::time::Duration;
 
 use serde_json::Value;
+use ureq::unversioned::resolver::DefaultResolver;
 
+use connections::{Counted, Opened};
 pub use failure::Failure;
 pub use stream::Stream;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long a connection that nobody uses is believed in: servers close them after seconds, some without a word.
-const IDLE_MAX: Duration = Duration::from_secs(1);
 /// Of an answer that is no stream.
 const BODY_BYTES_MAX: u64 = 64 << 20;
 
@@ -44,11 +46,11 @@ impl Endpoint {
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_MAX))
             .timeout_global(limits.request)
-            .max_idle_age(IDLE_MAX)
             .max_idle_connections(limits.connections)
             .max_idle_connections_per_host(limits.connections)
             .build();
-        Endpoint { agent: config.into(), base: base.trim_end_matches('/').to_string(), key }
+        let agent = ureq::Agent::with_parts(config, Counted::default(), DefaultResolver::default());
+        Endpoint { agent, base: base.trim_end_matches('/').to_string(), key }
     }
 
     /// Address of a path below `/v1`, as `/models`.
@@ -77,14 +79,6 @@ impl Endpoint {
         answer(request.call().map_err(Failure::of_call)?)
     }
 
-    /// Asks what changes nothing there, and so once more where the connection was closed: it may have been an old one.
-    pub fn ask(&self, url: &str, body: &Value) -> Result<Value, Failure> {
-        match self.post(url, body) {
-            Err(Failure::Connection(_)) => self.post(url, body),
-            answer => answer,
-        }
-    }
-
     /// Asks for an answer in one piece.
     pub fn post(&self, url: &str, body: &Value) -> Result<Value, Failure> {
         answer(self.send(url, body.to_string())?)
@@ -99,9 +93,17 @@ impl Endpoint {
         }
     }
 
+    /// A connection that was kept may have been closed by the server meanwhile; some do without a word, and at once. What
+    /// was sent over one that is gone is sent again over the next.
     fn send(&self, url: &str, body: String) -> Result<Response, Failure> {
-        let request = self.agent.post(url).header("authorization", &self.bearer());
-        request.header("content-type", "application/json").send(body).map_err(Failure::of_call)
+        loop {
+            let opened = Opened::so_far();
+            let request = self.agent.post(url).header("authorization", &self.bearer());
+            match request.header("content-type", "application/json").send(&body) {
+                Err(error) if connections::is_gone(&error) && opened == Opened::so_far() => {}
+                response => return response.map_err(Failure::of_call),
+            }
+        }
     }
 
     fn bearer(&self) -> String {

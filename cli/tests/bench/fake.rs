@@ -25,6 +25,8 @@ pub enum Step {
     End,
     /// The connection goes away in the middle of the body.
     Drop,
+    /// `[DONE]`, the end of the body, and of the connection: no header said so.
+    Close,
 }
 
 pub enum Reply {
@@ -154,6 +156,10 @@ fn send(stream: &mut TcpStream, reply: Reply) -> std::io::Result<()> {
                     Step::Done => {
                         chunk("data: [DONE]\n\n")?;
                         return write!(stream, "0\r\n\r\n");
+                    }
+                    Step::Close => {
+                        chunk("data: [DONE]\n\n")?;
+                        return write!(stream, "0\r\n\r\n").and(Err(gone()));
                     }
                     Step::End => return write!(stream, "0\r\n\r\n"),
                     Step::Drop => return Err(gone()),

@@ -47,6 +47,19 @@ fn failures_are_counted_by_kind_and_never_averaged_in() {
     assert!(ran.err.contains("2 failed: http_503 (HTTP 503: draining)"), "{}", ran.err);
 }
 
+/// As llama.cpp's server does it: no header says that the connection is not kept.
+#[test]
+fn connections_that_were_closed_behind_an_answer_fail_nobody() {
+    let fake = Fake::start(|_, _| {
+        let mut steps = good(5, 1, 1, 3);
+        steps.pop();
+        Reply::Stream([steps, vec![Step::Close]].concat())
+    });
+    let ran = bench(&fake, &["--requests", "40", "--warmup", "2", "--input-len", "4", "--output-len", "3"]);
+    assert_eq!((ran.number("completed"), ran.number("failed")), (40.0, 0.0), "{}", ran.err);
+    assert_eq!(fake.asked().len(), 42, "each came once");
+}
+
 #[test]
 fn a_server_that_answers_nothing_is_an_error() {
     let fake = Fake::start(|_, _| Reply::Refuse(500, error("on fire")));
