@@ -377,6 +377,67 @@ fn piece(w: &Expert, expert: u32, start: usize, end: usize) -> ExpertPiece {
     }
 }
 
+/// One piece of several that does not fit is refused before anything is computed, wherever it stands.
+#[test]
+fn pieces_that_do_not_fit_are_refused() {
+    let cpu = streams().pop().expect("a CPU");
+    let (h, f) = (128, 256);
+    let mut random = Random(17);
+    let mut packed = |group, rows, cols| -> Weight {
+        random_packed(&mut random, PackedFormat { group, ..PackedFormat::INT4 }, rows, cols).into()
+    };
+    let mut good = |expert| ExpertPiece {
+        expert,
+        gate: packed(64, f, h),
+        up: packed(64, f, h),
+        down: packed(32, h, f),
+        gate_bias: Some(vec![0.0; f]),
+        up_bias: None,
+        down_bias: None,
+    };
+    let pieces: Vec<ExpertPiece> = (0..3).map(&mut good).collect();
+    let other = |change: &dyn Fn(&mut ExpertPiece)| {
+        let mut piece = pieces[1].clone();
+        change(&mut piece);
+        piece
+    };
+    let (short, wide, fine) = (packed(64, f - 16, h), packed(64, f, 2 * h), packed(32, f, h));
+    let cases = [
+        ("nothing", false, pieces[1].clone()),
+        ("up of fewer rows", true, other(&|piece| piece.up = short.clone())),
+        ("gate of another width", true, other(&|piece| piece.gate = wide.clone())),
+        ("down turned round", true, other(&|piece| piece.down = piece.gate.clone())),
+        ("a short bias", true, other(&|piece| piece.gate_bias = Some(vec![0.0; f - 1]))),
+        ("a long bias", true, other(&|piece| piece.down_bias = Some(vec![0.0; h + 1]))),
+        ("gate in other groups", true, other(&|piece| piece.gate = fine.clone())),
+        ("up in other groups", true, other(&|piece| piece.up = fine.clone())),
+    ];
+    for (name, refused, odd) in cases {
+        for place in 0..pieces.len() {
+            for width in [h, 2 * h] {
+                let mut held = pieces.clone();
+                held[place] = odd.clone();
+                let (x, ids, weights) =
+                    (put(&cpu, &vec![1.0; width]), put(&cpu, &[0u32]), put(&cpu, &[1.0f32]));
+                let args = ExpertsArgs {
+                    x: View::rows(&x, 1, width),
+                    ids: &ids,
+                    weights: &weights,
+                    top_k: 1,
+                    pieces: &held.into(),
+                    activation: Activation::SwiGlu,
+                    weight_on: WeightOn::Output,
+                    unit: 128,
+                    fraction_bits: FRACTION_BITS,
+                };
+                let run = std::panic::AssertUnwindSafe(|| experts_out(&cpu, &args));
+                let panicked = std::panic::catch_unwind(run).is_err();
+                assert_eq!(panicked, refused || width != h, "{name} at {place}, rows of {width}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_line_is_what_the_layout_says() {
     // Row 3, column 13 of a 4-bit matrix in groups of 32: line 1, byte 4 * 3 + 1, high nibble.

@@ -70,6 +70,11 @@ impl ExpertPiece {
 pub struct ExpertPieces {
     /// Empty on a GPU.
     host: Vec<ExpertPiece>,
+    /// The experts of `host`. Whoever looks for those that were chosen reads a few lines here, not some of every piece.
+    experts: Vec<u32>,
+    /// What `host` has in common, found once: nothing changes a piece in here.
+    width: Option<usize>,
+    group: Option<usize>,
     cuda: Option<ExpertsOnDevice>,
 }
 
@@ -80,17 +85,28 @@ impl ExpertPieces {
         match device {
             Device::Cuda(cuda) if !pieces.is_empty() => {
                 let shard = ExpertsOnDevice::upload(cuda, &pieces)?;
-                Ok(ExpertPieces { host: Vec::new(), cuda: Some(shard) })
+                Ok(ExpertPieces { cuda: Some(shard), ..ExpertPieces::default() })
             }
             _ => Ok(pieces.into()),
         }
+    }
+
+    /// The expert of each piece.
+    pub(crate) fn experts(&self) -> &[u32] {
+        &self.experts
     }
 }
 
 impl From<Vec<ExpertPiece>> for ExpertPieces {
     /// On the CPU.
     fn from(pieces: Vec<ExpertPiece>) -> ExpertPieces {
-        ExpertPieces { host: pieces, cuda: None }
+        let first = pieces.first().map(|piece| &piece.gate);
+        let width = first.map(Weight::cols).filter(|&width| pieces.iter().all(|piece| piece.fits(width)));
+        let group_of = |w: &Weight| w.packed().map(|w| w.format().group);
+        let alike = |piece: &ExpertPiece, group| [&piece.gate, &piece.up].map(group_of) == [Some(group); 2];
+        let group = first.and_then(group_of).filter(|&group| pieces.iter().all(|piece| alike(piece, group)));
+        let experts = pieces.iter().map(|piece| piece.expert).collect();
+        ExpertPieces { host: pieces, experts, width, group, cuda: None }
     }
 }
 
@@ -248,8 +264,8 @@ pub fn experts(
     if stream.cuda().is_some() {
         return experts_on(stream, args, scratch, sums);
     }
-    assert!(args.pieces.iter().all(|piece| piece.fits(at.width)), "experts: a piece's shape");
     let Some(first) = args.pieces.first() else { return Ok(()) };
+    assert_eq!(args.pieces.width, Some(at.width), "experts: a piece's shape");
     poison_repeated(args, sums);
     let Some(packed) = first.gate.packed() else {
         let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
@@ -258,11 +274,7 @@ pub fn experts(
     };
     assert_eq!(args.unit, UNIT_MIN, "experts: packed groups divide the unit");
     let group = packed.format().group;
-    let alike = |w: &Weight| w.packed().is_some_and(|w| w.format().group == group);
-    assert!(
-        args.pieces.iter().all(|piece| alike(&piece.gate) && alike(&piece.up)),
-        "experts: gates and ups in groups of one size"
-    );
+    assert_eq!(args.pieces.group, Some(group), "experts: gates and ups in groups of one size");
     scratch.quantize(stream, args.x, group)?;
     let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
     let x = scratch.x.set();

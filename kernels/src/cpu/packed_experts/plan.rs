@@ -39,7 +39,7 @@ impl Plan {
         let rows = args.x.layout().rows;
         let ids = &args.ids.host()[..rows * args.top_k];
         let weights = &args.weights.host()[..rows * args.top_k];
-        let experts = 1 + args.pieces.iter().map(|piece| piece.expert as usize).max().unwrap_or(0);
+        let experts = 1 + args.pieces.experts().iter().max().map_or(0, |&expert| expert as usize);
         // Starts of each expert's rows, by counting; rows stay in order.
         self.cursor.clear();
         self.cursor.resize(experts + 1, 0);
@@ -63,14 +63,15 @@ impl Plan {
         self.rows.clear();
         self.weights.clear();
         let mut groups = 0;
-        for (index, piece) in args.pieces.iter().enumerate() {
-            let expert = piece.expert as usize;
+        for (index, &expert) in args.pieces.experts().iter().enumerate() {
+            let expert = expert as usize;
             // The cursor of an expert now stands where the next one's rows begin.
             let start = if expert == 0 { 0 } else { self.cursor[expert - 1] as usize };
             let chosen = &self.by_expert[start..self.cursor[expert] as usize];
             if chosen.is_empty() {
                 continue;
             }
+            let piece = &args.pieces[index];
             let (f, group) = (piece.gate.rows(), packed(&piece.down).format().group);
             let job = self.jobs.len() as u32;
             self.tasks.extend((0..f.div_ceil(UNIT_MIN) as u32).map(|unit| (job, unit)));
