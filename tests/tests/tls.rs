@@ -162,7 +162,7 @@ async fn whoever_is_not_let_in_is_told_what_to_do() {
         // What says nothing of its purpose is for none.
         (
             good(),
-            client(&ca, Some(ca.sign(None, &[WORKER_NAME], NOW))),
+            client(&ca, Some(ca.sign(None::<Purpose>, &[WORKER_NAME], NOW))),
             "it is for another purpose",
             "its certificate is no client's",
         ),
