@@ -65,7 +65,7 @@ impl Ports {
             Ok(server.map(|server| Tls::new(server, protocol, SECRET_ONLY)))
         };
         let http_tls = secret(Protocol::Http1, b"http/1.1")?;
-        // What is to be said of the certificate is said once.
+        // A port that is not there has nothing to say of its certificate.
         let grpc_tls = grpc_socket.as_ref().and(http_tls.as_ref()).map(|_| secret(Protocol::Http2, b"h2"));
         let tls = [http_tls, grpc_tls.transpose()?.flatten()];
         Ok(Ports { http_socket, grpc_socket, cluster_socket, tls, addresses })
