@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use gaterail_cluster::tls::{Authority, CertFiles, ClientTls, Identity, ServerTls, TlsError, Validity, date};
+use gaterail_cluster::tls::{
+    Authority, CertFiles, ClientTls, Identity, Members, Purpose, ServerTls, TlsError, Validity, date,
+};
 
 use crate::error::CliError;
 use crate::terminal;
@@ -18,6 +20,8 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub ca: Option<PathBuf>,
+    /// What workers are called by a CA that is not of `gaterail certs init`.
+    pub worker_name: Option<String>,
 }
 
 impl TlsFiles {
@@ -36,11 +40,23 @@ impl TlsFiles {
                 return Err(CliError::Usage(why));
             }
         };
-        let ca = ca.map(|file| Authority::read(&file)).transpose().map_err(refused)?;
+        let clients = ca.map(|file| self.members(&file)).transpose()?;
         let identity = Identity::read(&cert, &key).map_err(refused)?;
-        let tls = ServerTls::new(identity, ca.as_ref(), protocol).map_err(refused)?;
-        check(&cert, tls.validity())?;
-        Ok(Some(tls))
+        check(&identity, Purpose::Server)?;
+        ServerTls::new(identity, clients.as_ref(), protocol).map(Some).map_err(refused)
+    }
+
+    /// Whose certificates open a port: nobody's without a worker's name.
+    fn members(&self, ca: &Path) -> Result<Members, CliError> {
+        let ca = Authority::read(ca).map_err(refused)?;
+        match &self.worker_name {
+            None => Ok(Members::workers(ca)),
+            Some(name) => Members::named(ca, name).ok_or_else(|| {
+                CliError::Usage(format!(
+                    "--cluster-worker-name: {name:?} is no name that a certificate can have"
+                ))
+            }),
+        }
     }
 
     /// Whom a worker believes, and what it shows; `None` where nobody named a file.
@@ -61,7 +77,7 @@ impl TlsFiles {
         let identity = match (self.cert.clone().or(of_folder.0), self.key.clone().or(of_folder.1)) {
             (Some(cert), Some(key)) => {
                 let identity = Identity::read(&cert, &key).map_err(refused)?;
-                check(&cert, Validity::of(&identity))?;
+                check(&identity, Purpose::Client)?;
                 Some(identity)
             }
             (None, None) => None,
@@ -82,13 +98,26 @@ pub fn refused(error: TlsError) -> CliError {
     CliError::Refused(format!("{error}{hint}"))
 }
 
-/// A certificate that has ended is no use to anybody.
-fn check(cert: &Path, validity: Validity) -> Result<(), CliError> {
-    let (cert, ends) = (cert.display(), date(validity.ends));
+/// A certificate that has ended, has not begun or is for something else is no use to anybody.
+fn check(identity: &Identity, purpose: Purpose) -> Result<(), CliError> {
+    let (cert, validity) = (identity.file().display(), Validity::of(identity));
+    let (begins, ends) = (date(validity.begins), date(validity.ends));
     if validity.has_ended() {
         return Err(CliError::Refused(format!(
             "the certificate in {cert} ended on {ends}: make new ones (gaterail certs init DIR --force) and bring ca.pem and worker*.pem to the workers"
         )));
+    }
+    if !validity.has_begun() {
+        return Err(CliError::Refused(format!(
+            "the certificate in {cert} begins on {begins}: is this machine's clock right?"
+        )));
+    }
+    if !identity.is_for(purpose) {
+        let whose = match purpose {
+            Purpose::Server => "no server's: a router shows router.pem",
+            Purpose::Client => "no client's: a worker shows worker.pem",
+        };
+        return Err(CliError::Refused(format!("the certificate in {cert} is {whose}")));
     }
     if validity.days_left() < WARN_DAYS {
         let days = validity.days_left();

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use gaterail_cluster::tls::{Authority, ClientTls, Identity, ServerTls};
+use gaterail_cluster::tls::{Authority, ClientTls, Identity, Members, ServerTls, WORKER_NAME};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -46,16 +45,21 @@ impl Ca {
         Authority::read(&self.file()).expect("a CA")
     }
 
-    /// A certificate with its key, for one purpose and these names.
-    pub fn sign(&self, purpose: ExtendedKeyUsagePurpose, names: &[&str], holds: Days) -> Identity {
+    /// A certificate with its key, for one purpose or none that is said, and these names.
+    pub fn sign(&self, purpose: impl Into<Option<Purpose>>, names: &[&str], holds: Days) -> Identity {
         let (cert, key) = self.files(purpose, names, holds);
         Identity::read(&cert, &key).expect("a certificate and its key")
     }
 
-    pub fn files(&self, purpose: ExtendedKeyUsagePurpose, names: &[&str], holds: Days) -> (PathBuf, PathBuf) {
+    pub fn files(
+        &self,
+        purpose: impl Into<Option<Purpose>>,
+        names: &[&str],
+        holds: Days,
+    ) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
         let mut params = params("somebody", names, holds);
-        params.extended_key_usages = vec![purpose];
+        params.extended_key_usages = purpose.into().into_iter().collect();
         let issuer = Issuer::from_params(&self.params, &self.key);
         let cert = params.signed_by(&key, &issuer).expect("a certificate");
         let file = |kind: &str, text: &str| {
@@ -70,12 +74,12 @@ impl Ca {
     /// A router of this machine, which takes only workers of this CA.
     pub fn server(&self) -> ServerTls {
         let identity = self.sign(Purpose::ServerAuth, &["127.0.0.1"], NOW);
-        ServerTls::new(identity, Some(&self.authority()), b"h2").expect("a server's side")
+        ServerTls::new(identity, Some(&Members::workers(self.authority())), b"h2").expect("a server's side")
     }
 
     /// A worker of this CA.
     pub fn client(&self) -> ClientTls {
-        let identity = self.sign(Purpose::ClientAuth, &[], NOW);
+        let identity = self.sign(Purpose::ClientAuth, &[WORKER_NAME], NOW);
         ClientTls::new(&self.authority(), Some(identity)).expect("a client's side")
     }
 

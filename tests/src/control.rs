@@ -14,7 +14,7 @@ use gaterail_model::weights::Precision;
 use gaterail_proto::RouterId;
 use gaterail_router::cluster::{
     Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
-    RemoteLimits, ServedExperts, routes, secured, sockets,
+    RemoteLimits, ServedExperts, routes, secured, sockets, teller,
 };
 use gaterail_router::http::{Listening, Port, Protocol};
 use gaterail_router::metrics::Metrics;
@@ -106,14 +106,15 @@ impl Router {
         let noted = notes.clone();
         let note = move |text: &str| noted.lock().expect("notes").push(text.to_string());
         let told = notes.clone();
-        let tls = tls.map(|tls| secured(tls, move |line| told.lock().expect("notes").push(line)));
+        let teller = Some(teller(move |line| told.lock().expect("notes").push(line)));
+        let tls = tls.map(secured);
         let sockets = sockets(&options.limits);
         let cluster =
             Cluster::start(router, options, served, own, (plans, faults), stats, note).expect("control");
         let listener = tokio::net::TcpListener::bind(address).await.expect("a port");
         let app = routes(cluster.clone(), door);
         let (metrics, limits) = (Arc::new(Metrics::default()), sockets.into());
-        let port = Port { app, protocol: Protocol::Http2, metrics, limits, tls };
+        let port = Port { app, protocol: Protocol::Http2, metrics, limits, tls, teller };
         let listening = Listening::start(listener, port).expect("a listening port");
         (Router { cluster, address: listening.address, notes, listening }, runner)
     }

@@ -1,5 +1,6 @@
 //! Channels over gRPC streams, in clear and over TLS: the router's port and the worker's connection, without the joining.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -11,8 +12,8 @@ use gaterail_cluster::tls::ClientTls;
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::cluster_server::{Cluster, ClusterServer};
 use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
-use gaterail_router::cluster::{ClusterLimits, secured, sockets};
-use gaterail_router::http::{Listening, Port, Protocol};
+use gaterail_router::cluster::{ClusterLimits, secured, sockets, teller};
+use gaterail_router::http::{ListenLimits, Listening, Port, Protocol};
 use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,7 +24,9 @@ type Answer<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>
 /// A port whose exchanges are handed to a test.
 pub struct GrpcExchange {
     runtime: Runtime,
-    address: SocketAddr,
+    pub address: SocketAddr,
+    /// What its operator was told.
+    pub notes: Arc<Mutex<Vec<String>>>,
     tls: Option<(ClientTls, Ca)>,
     /// How large the bodies of the next exchange may be.
     body_max: Arc<Mutex<u64>>,
@@ -33,15 +36,16 @@ pub struct GrpcExchange {
 
 impl GrpcExchange {
     pub fn in_clear() -> GrpcExchange {
-        GrpcExchange::start(None)
+        GrpcExchange::start(None, sockets(&ClusterLimits::default()))
     }
 
     /// With certificates on both sides.
     pub fn over_tls() -> GrpcExchange {
-        GrpcExchange::start(Some(Ca::new("exchange")))
+        GrpcExchange::start(Some(Ca::new("exchange")), sockets(&ClusterLimits::default()))
     }
 
-    fn start(ca: Option<Ca>) -> GrpcExchange {
+    /// With limits of a test's own.
+    pub fn start(ca: Option<Ca>, limits: ListenLimits) -> GrpcExchange {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("threads");
         let (sender, ends) = channel();
@@ -50,12 +54,15 @@ impl GrpcExchange {
         let service = ClusterServer::new(service)
             .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(stream::MESSAGE_BYTES_MAX);
+        let notes: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told = notes.clone();
         let port = Port {
             app: tonic::service::Routes::new(service).into_axum_router(),
             protocol: Protocol::Http2,
             metrics: Arc::default(),
-            limits: Arc::new(sockets(&ClusterLimits::default())),
-            tls: ca.as_ref().map(|ca| secured(ca.server(), |line| panic!("{line}"))),
+            limits: Arc::new(limits),
+            tls: ca.as_ref().map(|ca| secured(ca.server())),
+            teller: Some(teller(move |line| told.lock().expect("notes").push(line))),
         };
         let inside = runtime.enter();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -64,7 +71,15 @@ impl GrpcExchange {
         let listening = Listening::start(listener, port).expect("a listening port");
         drop(inside);
         let (address, tls) = (listening.address, ca.map(|ca| (ca.client(), ca)));
-        GrpcExchange { runtime, address, tls, body_max, ends: Mutex::new(ends), _listening: listening }
+        GrpcExchange { runtime, address, notes, tls, body_max, ends: Mutex::new(ends), _listening: listening }
+    }
+
+    /// Whether its port answers what may be a TLS handshake, and is none, with an alert of TLS.
+    pub fn speaks_tls(&self) -> bool {
+        let mut socket = std::net::TcpStream::connect(self.address).expect("a connection");
+        socket.write_all(&[22, 3, 1, 0, 4, 255, 0, 0, 0]).expect("sent");
+        let mut first = [0];
+        socket.read_exact(&mut first).is_ok_and(|()| first == [21])
     }
 
     /// The router's end and the worker's.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use gaterail_cluster::tls::{ClientTls, Identity, ServerTls};
+use gaterail_cluster::tls::{ClientTls, Identity, Members, ServerTls, WORKER_NAME};
 use gaterail_kernels::Isa;
 use gaterail_model::weights::Precision;
 use gaterail_router::cluster::ClusterOptions;
@@ -12,6 +12,10 @@ use gaterail_tests::{bits, device, fixtures_folder, load_as, logits_in_chunks, s
 use gaterail_worker::WorkerOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ClientConfig, HandshakeKind};
 
 const ENDED: Days = (-9, -1);
 const TO_COME: Days = (2, 9);
@@ -115,9 +119,10 @@ async fn whoever_is_not_let_in_is_told_what_to_do() {
     let client = |of: &Ca, identity: Option<Identity>| {
         Some(ClientTls::new(&of.authority(), identity).expect("a client's side"))
     };
-    let worker = |of: &Ca, holds| Some(of.sign(Purpose::ClientAuth, &[], holds));
+    let worker = |of: &Ca, holds| Some(of.sign(Purpose::ClientAuth, &[WORKER_NAME], holds));
     let server = |purpose, names: &[&str], holds: Days| {
-        ServerTls::new(ca.sign(purpose, names, holds), Some(&ca.authority()), b"h2").expect("a server's side")
+        let members = Members::workers(ca.authority());
+        ServerTls::new(ca.sign(purpose, names, holds), Some(&members), b"h2").expect("a server's side")
     };
     let good = || server(Purpose::ServerAuth, &["127.0.0.1"], NOW);
     let from_router = "a worker at 127.0.0.1 ";
@@ -147,6 +152,32 @@ async fn whoever_is_not_let_in_is_told_what_to_do() {
             client(&ca, Some(ca.sign(Purpose::ServerAuth, &[], NOW))),
             "it is for another purpose",
             "its certificate is no client's",
+        ),
+        (
+            good(),
+            client(&ca, Some(ca.sign(Purpose::ServerAuth, &[WORKER_NAME], NOW))),
+            "it is for another purpose",
+            "its certificate is no client's",
+        ),
+        // What says nothing of its purpose is for none.
+        (
+            good(),
+            client(&ca, Some(ca.sign(None::<Purpose>, &[WORKER_NAME], NOW))),
+            "it is for another purpose",
+            "its certificate is no client's",
+        ),
+        // Somebody else's whom the same CA knows.
+        (
+            good(),
+            client(&ca, Some(ca.sign(Purpose::ClientAuth, &["printer.example"], NOW))),
+            "it has not the name that the router asks of workers",
+            "is for printer.example and not for worker.gaterail.internal",
+        ),
+        (
+            good(),
+            client(&ca, Some(ca.sign(Purpose::ClientAuth, &[], NOW))),
+            "it has not the name",
+            "is for no name at all and not for worker.gaterail.internal",
         ),
         (good(), None, "over TLS only: join with --certs", "came in clear"),
         (
@@ -186,6 +217,45 @@ async fn whoever_is_not_let_in_is_told_what_to_do() {
     let said = says(Some(ca.client()), &router).await;
     assert!(said.contains("does not speak TLS: start the router with --cluster-certs"), "{said}");
     router.stop().await;
+}
+
+/// Another library's sessions: no handshake is shortened, so that a certificate is looked at each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_session_goes_on_without_a_certificate() {
+    let ca = Ca::new("one");
+    let (cert, key) = ca.files(Purpose::ClientAuth, &[WORKER_NAME], NOW);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        // Sessions are kept by default.
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca.file()).expect("a CA")).expect("a CA");
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_file(&cert).expect("a certificate")],
+                PrivateKeyDer::from_pem_file(&key).expect("a key"),
+            )
+            .expect("a client");
+        let (config, server) = (Arc::new(config), ca.server());
+        for _ in 0..2 {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let served = async {
+                let mut stream = server.accept(far).await.expect("let in");
+                stream.write_all(b"x").await.expect("sent");
+                stream
+            };
+            let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
+            let called = async {
+                let mut stream =
+                    TlsConnector::from(config.clone()).connect(name, near).await.expect("a handshake");
+                stream.read_exact(&mut [0]).await.expect("received");
+                stream.get_ref().1.handshake_kind()
+            };
+            let (_, kind) = tokio::join!(served, called);
+            assert_eq!(kind, Some(HandshakeKind::Full), "{version:?}");
+        }
+    }
 }
 
 #[test]

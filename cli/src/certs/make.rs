@@ -7,6 +7,8 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
+use gaterail_cluster::tls::WORKER_NAME;
+
 use crate::error::CliError;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -53,7 +55,7 @@ fn make(names: &[String], holds: (Duration, Duration)) -> Result<Made, rcgen::Er
         Ok(Pair { cert: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
     };
     let router = signed("Gaterail router", names, ExtendedKeyUsagePurpose::ServerAuth)?;
-    let worker = signed("Gaterail worker", &[], ExtendedKeyUsagePurpose::ClientAuth)?;
+    let worker = signed("Gaterail worker", &[WORKER_NAME.to_string()], ExtendedKeyUsagePurpose::ClientAuth)?;
     let ca = Pair { cert: ca_cert, key: ca_key.serialize_pem() };
     Ok(Made { ca, router, worker, ends: holds.1.as_secs() })
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use gaterail_cluster::tls::{Authority, CertFiles, Identity, Validity, date};
+use gaterail_cluster::tls::{Authority, CertFiles, Identity, Members, Validity, date};
 
 use crate::error::CliError;
 use crate::terminal;
@@ -25,7 +25,7 @@ pub fn text(files: &CertFiles) -> Result<String, CliError> {
                 Ok(names) => format!("the router, as {}", names.join(", ")),
                 Err(error) => format!("no worker would believe it: {error}"),
             },
-            _ => match identity.is_clients(&ca) {
+            _ => match identity.is_of(&Members::workers(ca.clone())) {
                 Ok(()) => "workers".to_string(),
                 Err(error) => format!("no router would believe it: {error}"),
             },

@@ -41,8 +41,11 @@ pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> 
 
 /// Whole or not at all; the mode is there before the text is.
 fn write(file: &Path, text: &str, mode: u32) -> Result<(), CliError> {
-    let what = || format!("writing {}", file.display());
-    let beside = file.with_extension(format!("pem.{}", std::process::id()));
+    // Nobody has this name, whoever was killed here before: in a container every process may have the number 1.
+    let id = getrandom::u64()
+        .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
+    let beside = file.with_extension(format!("pem.{id:016x}"));
+    let what = || format!("writing {} by way of {}", file.display(), beside.display());
     let mut new = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -56,4 +59,20 @@ fn write(file: &Path, text: &str, mode: u32) -> Result<(), CliError> {
         let _ = std::fs::remove_file(&beside);
         CliError::Io { what: what(), source: error }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ca.pem");
+        // As one with this process's number may have left it.
+        std::fs::write(folder.path().join(format!("ca.pem.{}", std::process::id())), "half")
+            .expect("written");
+        write(&file, "whole", CERT).expect("written");
+        assert_eq!(std::fs::read_to_string(&file).expect("there"), "whole");
+    }
 }

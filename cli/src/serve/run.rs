@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use gaterail_router::Ended;
 use gaterail_router::cluster::{self, Cluster, ClusterLimits, Door};
 use gaterail_router::grpc;
-use gaterail_router::http::{self, Listening, Opening, Port, Protocol, Tls, opening};
+use gaterail_router::http::{self, Listening, Opening, Port, Protocol, Teller, Tls, opening};
 use gaterail_router::serving::{Entrance, Server};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,7 +64,10 @@ impl Ports {
             let server = config.tls.server("tls", name)?;
             Ok(server.map(|server| Tls::new(server, protocol, SECRET_ONLY)))
         };
-        let tls = [secret(Protocol::Http1, b"http/1.1")?, secret(Protocol::Http2, b"h2")?];
+        let http_tls = secret(Protocol::Http1, b"http/1.1")?;
+        // A port that is not there has nothing to say of its certificate.
+        let grpc_tls = grpc_socket.as_ref().and(http_tls.as_ref()).map(|_| secret(Protocol::Http2, b"h2"));
+        let tls = [http_tls, grpc_tls.transpose()?.flatten()];
         Ok(Ports { http_socket, grpc_socket, cluster_socket, tls, addresses })
     }
 }
@@ -107,7 +110,7 @@ impl Loading {
                 let socket = tokio::net::TcpListener::from_std(socket)?;
                 let (app, metrics, limits) =
                     (opening.routes(), entrance.metrics.clone(), Arc::new(config.sockets.clone()));
-                Listening::start(socket, Port { app, protocol, metrics, limits, tls })
+                Listening::start(socket, Port { app, protocol, metrics, limits, tls, teller: None })
             };
             let [http_tls, grpc_tls] = ports.tls;
             let http = Opening::new(opening::before(entrance));
@@ -132,13 +135,14 @@ impl Loading {
         cluster: Arc<Cluster>,
         door: Door,
         tls: Option<Tls>,
+        teller: Option<Arc<Teller>>,
     ) -> Result<(), CliError> {
         let _inside = self.runtime.enter();
         let limits = Arc::new(cluster::sockets(&ClusterLimits::default()));
         let start = |socket| {
             let socket = tokio::net::TcpListener::from_std(socket)?;
             let (app, protocol) = (cluster::routes(cluster, door), Protocol::Http2);
-            Listening::start(socket, Port { app, protocol, metrics: Arc::default(), limits, tls })
+            Listening::start(socket, Port { app, protocol, metrics: Arc::default(), limits, tls, teller })
         };
         self.listening.push(start(socket).map_err(CliError::io("listening"))?);
         Ok(())

@@ -137,7 +137,13 @@ pub static TABLE: [Setting; 61] = [
     Setting {
         name: "cluster-tls-ca",
         value: "FILE",
-        help: "Only workers with a certificate of this CA may join; without a token where none is given",
+        help: "Only workers with a certificate of this CA, for clients and with a worker's name, may join; without a token where none is given",
+        ..ONE
+    },
+    Setting {
+        name: "cluster-worker-name",
+        value: "NAME",
+        help: "The name (SAN) that workers' certificates have to have; by default the one that `gaterail certs init` gives them: certificates that another CA signed for anything else open nothing",
         ..ONE
     },
     Setting {

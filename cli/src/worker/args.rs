@@ -21,7 +21,7 @@ const SPARED: (u64, u64) = (9, 10);
 ///
 /// A worker calls its routers, tells them what it has, loads the experts that they give it, and answers their calls. It holds
 /// no request: it may come and go at any time. SIGTERM lets the routers do without it first. Every flag is a variable, too:
-/// GATERAIL_MEMORY for --memory.
+/// GATERAIL_MEMORY for --memory; GATERAIL_WORKER_TLS_CERT for --tls-cert, since a server has one of that name.
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
     /// Routers to join: the address that `gaterail serve --cluster-listen` has; several with commas, or several times
@@ -33,15 +33,15 @@ pub struct WorkerArgs {
     certs: Option<PathBuf>,
 
     /// Join over TLS: the CA of the routers' certificates
-    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_CA")]
+    #[arg(long, value_name = "FILE", env = "GATERAIL_WORKER_TLS_CA")]
     tls_ca: Option<PathBuf>,
 
     /// The certificate that this worker shows, where a router asks for one
-    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_CERT")]
+    #[arg(long, value_name = "FILE", env = "GATERAIL_WORKER_TLS_CERT")]
     tls_cert: Option<PathBuf>,
 
     /// The key of --tls-cert
-    #[arg(long, value_name = "FILE", env = "GATERAIL_TLS_KEY")]
+    #[arg(long, value_name = "FILE", env = "GATERAIL_WORKER_TLS_KEY")]
     tls_key: Option<PathBuf>,
 
     /// What a router's --join-token says; better in the variable or a file than on the command line
@@ -123,6 +123,7 @@ impl WorkerArgs {
             cert: path(&self.tls_cert),
             key: path(&self.tls_key),
             ca: path(&self.tls_ca),
+            worker_name: None,
         };
         let tls = files.client()?;
         match self.join.iter().find(|join| join.secret.is_some_and(|secret| secret != tls.is_some())) {

@@ -264,6 +264,16 @@ fn what_cannot_work_is_said_before_anything_is_loaded() {
     let ca = format!("{dir}/ca.pem");
     let mixed = ["worker", "--join", "h:1", "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
     fails(&mixed, 1, "is not the key of the certificate");
+    let own = |who: &str, what: &str| format!("{dir}/{who}{what}.pem");
+    let (cert, key) = (own("router", ""), own("router", "-key"));
+    let swapped = ["worker", "--join", "h:1", "--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key];
+    fails(&swapped, 1, "no client's: a worker shows worker.pem");
+    let (cert, key) = (own("worker", ""), own("worker", "-key"));
+    let swapped = ["serve", "demo", "--listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    fails(&swapped, 1, "no server's: a router shows router.pem");
+    let listen = ["serve", "demo", "--listen", "127.0.0.1:0", "--cluster-listen", "127.0.0.1:0"];
+    let unnamed = ["--cluster-certs", &dir, "--cluster-worker-name", "no name"];
+    fails(&[&listen[..], &unnamed].concat(), 2, "--cluster-worker-name");
     ended(&folder, Path::new(&dir));
     fails(&["worker", "--join", "h:1", "--certs", &dir], 1, "ended on 2000-01-01: make new ones");
     let router = ["serve", "demo", "--listen", "127.0.0.1:0", "--cluster-listen", "127.0.0.1:0"];

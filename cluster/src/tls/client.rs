@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
@@ -61,6 +62,8 @@ impl ClientTls {
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // Both sides look at each other's certificate each time.
+        config.resumption = Resumption::disabled();
         Ok(ClientTls { connector: TlsConnector::from(Arc::new(config)), ours: Arc::new(ours) })
     }
 

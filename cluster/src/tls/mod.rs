@@ -6,11 +6,13 @@
 //! | [`files`] | certificates and keys, read and checked |
 //! | [`server`] | who listens |
 //! | [`client`] | who connects |
+//! | [`purpose`] | whose certificate it is: a server's, or a worker's of this cluster |
 //! | [`refusal`] | errors of a handshake, as sentences |
 //! | [`validity`] | until when a certificate holds, and for which names |
 
 mod client;
 mod files;
+mod purpose;
 mod refusal;
 mod server;
 mod validity;
@@ -23,6 +25,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 pub use client::{ClientTls, TlsTrouble};
 pub use files::{Authority, CertFiles, Identity};
+pub use purpose::{Members, Purpose, WORKER_NAME};
 pub use server::{ServerTls, TlsStream, is_hello};
 pub use validity::{Validity, date};
 

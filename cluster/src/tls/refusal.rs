@@ -41,12 +41,15 @@ pub(super) fn of_server(error: &io::Error, ours: &Ours) -> String {
 }
 
 /// What a server says of its client; empty where there is nothing to mend.
-pub(super) fn of_client(error: &io::Error, client_ca: Option<&str>) -> String {
+pub(super) fn of_client(error: &io::Error, clients: Option<&(String, String)>) -> String {
     match tls(error) {
         Some(Error::NoCertificatesPresented) => {
             "it showed no certificate: start it with --certs DIR, or --tls-cert and --tls-key".to_string()
         }
-        Some(Error::InvalidCertificate(error)) => wrong_client(error, client_ca.unwrap_or("the CA")),
+        Some(Error::InvalidCertificate(error)) => match clients {
+            Some((ca, name)) => wrong_client(error, ca, name),
+            None => format!("its certificate cannot be believed: {error}"),
+        },
         Some(Error::AlertReceived(alert)) => {
             format!("it does not accept this certificate ({}); its own words say why", alert_text(*alert))
         }
@@ -86,7 +89,7 @@ fn wrong_server(error: &CertificateError, ca: &str) -> String {
     }
 }
 
-fn wrong_client(error: &CertificateError, ca: &str) -> String {
+fn wrong_client(error: &CertificateError, ca: &str, name: &str) -> String {
     use CertificateError as Why;
     match error {
         Why::UnknownIssuer | Why::BadSignature => {
@@ -102,6 +105,10 @@ fn wrong_client(error: &CertificateError, ca: &str) -> String {
         Why::InvalidPurposeContext { .. } | Why::InvalidPurpose => {
             "its certificate is no client's: workers show worker.pem".to_string()
         }
+        Why::NotValidForNameContext { presented, .. } => format!(
+            "its certificate is for {} and not for {name}: workers show worker.pem; --cluster-worker-name NAME is for those of another CA",
+            names(presented)
+        ),
         other => format!("its certificate cannot be believed: {other}"),
     }
 }
@@ -115,6 +122,7 @@ fn alert_text(alert: Alert) -> String {
     match alert {
         Alert::UnknownCA | Alert::DecryptError => "it is of another CA".to_string(),
         Alert::CertificateExpired => "it has ended, or not begun".to_string(),
+        Alert::BadCertificate => "it has not the name that the router asks of workers".to_string(),
         Alert::UnsupportedCertificate => "it is for another purpose".to_string(),
         other => format!("{other:?}"),
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::NoServerSessionStorage;
 
-use super::files::{Authority, Identity};
+use super::files::Identity;
+use super::purpose::Members;
 use super::{TlsError, Validity, provider, refusal};
 
 pub use tokio_rustls::server::TlsStream;
@@ -24,17 +25,16 @@ pub fn is_hello(first: u8) -> bool {
 #[derive(Clone)]
 pub struct ServerTls {
     acceptor: TlsAcceptor,
-    /// Clients have to show a certificate, which is of the CA in this file.
-    client_ca: Option<String>,
+    /// Clients have to show a certificate, which is of the CA in this file, for this name.
+    clients: Option<(String, String)>,
     validity: Validity,
 }
 
 impl ServerTls {
-    /// Shows `identity`, and takes only clients with a certificate of `clients` where that is given. `protocol` is what is
-    /// spoken, as ALPN names it.
+    /// Shows `identity`, and takes only `clients` where they are given. `protocol` is what is spoken, as ALPN names it.
     pub fn new(
         identity: Identity,
-        clients: Option<&Authority>,
+        clients: Option<&Members>,
         protocol: &[u8],
     ) -> Result<ServerTls, TlsError> {
         let validity = Validity::of(&identity);
@@ -48,21 +48,25 @@ impl ServerTls {
             .map_err(|error| wrong(&file, &error))?;
         let config = match clients {
             None => config.with_no_client_auth(),
-            Some(ca) => config.with_client_cert_verifier(
-                WebPkiClientVerifier::builder_with_provider(ca.roots.clone(), provider())
-                    .build()
-                    .map_err(|error| wrong(&ca.file, &error))?,
+            Some(members) => config.with_client_cert_verifier(
+                members.verifier().map_err(|error| wrong(&members.ca.file, &error))?,
             ),
         };
         let mut config = config.with_single_cert(chain, key).map_err(|error| wrong(&file, &error))?;
         config.alpn_protocols = vec![protocol.to_vec()];
-        let client_ca = clients.map(|ca| ca.file.display().to_string());
-        Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), client_ca, validity })
+        if clients.is_some() {
+            // A session that goes on would be one whose certificate nobody looked at again: it may have ended since.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
+        let named = |members: &Members| (members.ca.file.display().to_string(), members.name.to_str().into());
+        let clients = clients.map(named);
+        Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), clients, validity })
     }
 
     /// Whether whoever gets in has shown a certificate.
     pub fn proves_clients(&self) -> bool {
-        self.client_ca.is_some()
+        self.clients.is_some()
     }
 
     /// Until when its own certificate holds.
@@ -75,7 +79,7 @@ impl ServerTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let refused = |error: std::io::Error| refusal::of_client(&error, self.client_ca.as_deref());
+        let refused = |error: std::io::Error| refusal::of_client(&error, self.clients.as_ref());
         self.acceptor.accept(stream).await.map_err(refused)
     }
 }

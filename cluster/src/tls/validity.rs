@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{CertificateError, Error, RootCertStore};
 
 use super::files::{Authority, Identity};
 use super::provider;
+use super::purpose::{Members, Purpose, is_for};
 
 /// No host has this name (RFC 2606).
 const NOBODY: &str = "nobody.invalid";
@@ -35,7 +36,7 @@ impl Validity {
 
     fn read(certificate: &CertificateDer<'static>) -> Validity {
         // When it holds is looked at first, whoever may have signed it.
-        let at = |seconds| judged(certificate, &anchor(certificate), seconds);
+        let at = |seconds| judged(std::slice::from_ref(certificate), &anchor(certificate), seconds);
         let begins = match at(0) {
             Some(CertificateError::NotValidYetContext { not_before, .. }) => not_before.as_secs(),
             _ => 0,
@@ -51,6 +52,10 @@ impl Validity {
         self.ends < now()
     }
 
+    pub fn has_begun(&self) -> bool {
+        self.begins <= now()
+    }
+
     /// Whole days that are left.
     pub fn days_left(&self) -> u64 {
         self.ends.saturating_sub(now()) / (24 * 3600)
@@ -60,7 +65,7 @@ impl Validity {
 impl Identity {
     /// The names that a server's certificate has; the error says why `ca` would not be believed in it.
     pub fn names(&self, ca: &Authority) -> Result<Vec<String>, CertificateError> {
-        match judged(&self.chain[0], &ca.roots, now()) {
+        match judged(&self.chain, &ca.roots, now()) {
             Some(CertificateError::NotValidForNameContext { presented, .. }) => {
                 Ok(presented.iter().map(|name| plain(name)).collect())
             }
@@ -69,10 +74,15 @@ impl Identity {
         }
     }
 
-    /// Whether a server that asks for certificates of `ca` lets it in; the error says why not.
-    pub fn is_clients(&self, ca: &Authority) -> Result<(), Error> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots.clone(), provider()).build();
-        let verifier = verifier.map_err(|error| Error::General(error.to_string()))?;
+    /// Whether it says that it may be used for this.
+    pub fn is_for(&self, purpose: Purpose) -> bool {
+        let begins = UnixTime::since_unix_epoch(Duration::from_secs(Validity::of(self).begins));
+        is_for(purpose, &self.chain[0], begins).is_ok()
+    }
+
+    /// Whether a server that asks for certificates of such members lets it in; the error says why not.
+    pub fn is_of(&self, members: &Members) -> Result<(), Error> {
+        let verifier = members.verifier().map_err(|error| Error::General(error.to_string()))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(now()));
         verifier.verify_client_cert(&self.chain[0], &self.chain[1..], time).map(drop)
     }
@@ -80,14 +90,15 @@ impl Identity {
 
 /// What is wrong with a server's certificate at a time.
 fn judged(
-    certificate: &CertificateDer<'static>,
+    chain: &[CertificateDer<'static>],
     roots: &Arc<RootCertStore>,
     seconds: u64,
 ) -> Option<CertificateError> {
+    let (certificate, between) = chain.split_first()?;
     let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider()).build().ok()?;
     let name = ServerName::try_from(NOBODY).ok()?;
     let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-    match verifier.verify_server_cert(certificate, &[], &name, &[], time) {
+    match verifier.verify_server_cert(certificate, between, &name, &[], time) {
         Err(Error::InvalidCertificate(error)) => Some(error),
         _ => None,
     }

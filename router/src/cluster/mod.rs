@@ -33,6 +33,6 @@ pub use plans::{Fault, OwnShard, Plan, Plans};
 pub use remote::{RemoteExperts, RemoteLimits};
 pub use routes::{LayerRoutes, Routes, WORKERS_MAX};
 pub use served::{ServedExperts, precision_name};
-pub use service::{routes, secured, sockets};
+pub use service::{routes, secured, sockets, teller};
 pub use stats::{ExchangeStats, LinkStats};
 pub use status::{ClusterStatus, ExchangeStatus, LoadingStatus, PendingStatus, WorkerStatus};

@@ -1,44 +1,62 @@
 //! `gaterail.v1.Cluster`: the port that workers call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
+use axum::extract::{self, State};
+use axum::middleware::{self, Next};
+use axum::{Router, response};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use gaterail_cluster::exchange::stream as exchange;
 use gaterail_cluster::tls::ServerTls;
 use gaterail_proto::grpc::v1::cluster_server::{Cluster as Service, ClusterServer};
 use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
 use tokio::sync::mpsc;
+use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::control::Cluster;
 use super::options::{ClusterLimits, Door};
 use super::{experts, join};
-use crate::http::{ListenLimits, Protocol, Tls};
+use crate::http::{ListenLimits, Protocol, Teller, Tls};
 
 /// What the system keeps for a worker: a frame of a step's rows.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 const CONNECTIONS_SPARE: usize = 16;
+/// A worker calls at once, and has a call open as long as it is there; a stranger has none.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 /// Join, Exchange, Experts.
 const STREAMS_MAX: u32 = 8;
 
 /// The routes of the port, behind its door.
 pub fn routes(cluster: Arc<Cluster>, door: Door) -> Router {
     let bytes_max = cluster.options.limits.message_bytes_max;
-    let service = ClusterServer::new(Front { cluster, door })
+    let service = ClusterServer::new(Front { cluster })
         .max_decoding_message_size(bytes_max)
         .max_encoding_message_size(bytes_max);
-    Routes::new(service).into_axum_router()
+    Routes::new(service).into_axum_router().layer(middleware::from_fn_with_state(door, checked))
+}
+
+/// Nobody's message is waited for before the door was asked.
+async fn checked(State(door): State<Door>, call: extract::Request, next: Next) -> response::Response {
+    match door.check(&MetadataMap::from_headers(call.headers().clone())) {
+        Ok(()) => next.run(call).await,
+        Err(refused) => refused.into_http(),
+    }
 }
 
 /// What a worker is told that comes in clear.
 const SECRET_ONLY: &str = "this router takes workers over TLS only: join with --certs DIR, or --tls-ca FILE";
 
-/// TLS in front of the port. What workers do wrong is told to `note`: their operator may look here.
-pub fn secured(server: ServerTls, note: impl Fn(String) + Send + Sync + 'static) -> Tls {
-    let note = move |line| note(format!("a worker at {line}"));
-    Tls::new(server, Protocol::Http2, SECRET_ONLY).noted(note)
+/// TLS in front of the port.
+pub fn secured(server: ServerTls) -> Tls {
+    Tls::new(server, Protocol::Http2, SECRET_ONLY)
+}
+
+/// What workers do wrong is told to `note`: their operator may look here.
+pub fn teller(note: impl Fn(String) + Send + Sync + 'static) -> Arc<Teller> {
+    Arc::new(Teller::new(move |line| note(format!("a worker at {line}"))))
 }
 
 /// What workers may do with a socket: rows and weights are larger than questions and answers.
@@ -46,6 +64,7 @@ pub fn sockets(limits: &ClusterLimits) -> ListenLimits {
     ListenLimits {
         // One that ends beside one that begins; and some who can be told that there is no room.
         connections_max: 2 * limits.workers_max + CONNECTIONS_SPARE,
+        header_time_max: HEADER_TIME_MAX,
         send_buffer_bytes: SEND_BUFFER_BYTES,
         window_bytes: exchange::WINDOW_BYTES,
         streams_max: STREAMS_MAX,
@@ -56,7 +75,6 @@ pub fn sockets(limits: &ClusterLimits) -> ListenLimits {
 
 struct Front {
     cluster: Arc<Cluster>,
-    door: Door,
 }
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
@@ -71,7 +89,6 @@ impl Service for Front {
         &self,
         request: Request<Streaming<FromWorker>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        self.door.check(request.metadata())?;
         let messages = join::join(self.cluster.clone(), request.into_inner()).await?;
         Ok(Response::new(from_queue(messages)))
     }
@@ -80,7 +97,6 @@ impl Service for Front {
         &self,
         request: Request<Streaming<Bytes>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        self.door.check(request.metadata())?;
         let session = self.cluster.sessions.of(request.metadata())?;
         let waiting = session.take_exchange()?;
         let (end, outgoing) = exchange::answer(request.into_inner(), self.cluster.served.body_bytes_max);
@@ -93,7 +109,6 @@ impl Service for Front {
         &self,
         request: Request<ExpertsRequest>,
     ) -> Result<Response<Self::ExpertsStream>, Status> {
-        self.door.check(request.metadata())?;
         let session = self.cluster.sessions.of(request.metadata())?;
         let pieces = experts::pieces(&self.cluster, session, request.into_inner()).await?;
         Ok(Response::new(from_queue(pieces)))

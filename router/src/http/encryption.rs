@@ -1,7 +1,7 @@
 //! TLS in front of a port: the handshake within its time, and an answer for whoever comes in clear.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -25,7 +25,6 @@ pub struct Tls {
     pub server: ServerTls,
     /// What answers whoever comes in clear.
     pub in_clear: Router,
-    note: Option<Arc<Teller>>,
 }
 
 /// A connection whose first bytes were looked at.
@@ -35,22 +34,18 @@ pub(super) enum Opened {
 }
 
 impl Tls {
-    /// Nobody is told of clients that do not get in: the world is full of them.
     pub fn new(server: ServerTls, protocol: Protocol, says: &'static str) -> Tls {
-        Tls { server, in_clear: refusing(protocol, says), note: None }
+        Tls { server, in_clear: refusing(protocol, says) }
     }
 
-    /// An operator is told, and not too often.
-    pub fn noted(self, note: impl Fn(String) + Send + Sync + 'static) -> Tls {
-        Tls { note: Some(Arc::new(Teller { note: Box::new(note), told: Mutex::default() })), ..self }
-    }
-
-    /// Everything that comes before the first request; `None` where none will come. It takes `time_max` at most.
+    /// Everything that comes before the first request; `None` where none will come. It takes `time_max` at most. Who does not
+    /// get in is told to `tell`.
     pub(super) async fn open(
         &self,
         stream: TcpStream,
         Peer(peer): Peer,
         time_max: Duration,
+        tell: impl Fn(String),
         patient: impl FnOnce(TcpStream) -> (Patient, Gone),
     ) -> Option<(Opened, Gone)> {
         let deadline = Instant::now() + time_max;
@@ -61,7 +56,7 @@ impl Tls {
         }
         let (stream, gone) = patient(stream);
         if !is_hello(first[0]) {
-            self.tell(format!("{peer} came in clear, and this port speaks TLS only"));
+            tell(format!("{peer} came in clear, and this port speaks TLS only"));
             return Some((Opened::Clear(stream), gone));
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -71,15 +66,9 @@ impl Tls {
             Err(_) => format!("its TLS handshake took more than {time_max:?}"),
         };
         if !why.is_empty() {
-            self.tell(format!("{peer} is not let in: {why}"));
+            tell(format!("{peer} is not let in: {why}"));
         }
         None
-    }
-
-    fn tell(&self, line: String) {
-        if let Some(teller) = &self.note {
-            teller.tell(line, Instant::now());
-        }
     }
 }
 
@@ -94,14 +83,22 @@ fn refusing(protocol: Protocol, says: &'static str) -> Router {
     }
 }
 
-/// Lines that others cause.
-struct Teller {
+/// Tells an operator what strangers do, and not too often.
+pub struct Teller {
     note: Box<dyn Fn(String) + Send + Sync>,
     told: Mutex<VecDeque<(String, Instant)>>,
 }
 
 impl Teller {
-    fn tell(&self, line: String, now: Instant) {
+    pub fn new(note: impl Fn(String) + Send + Sync + 'static) -> Teller {
+        Teller { note: Box::new(note), told: Mutex::default() }
+    }
+
+    pub fn tell(&self, line: String) {
+        self.tell_at(line, Instant::now());
+    }
+
+    fn tell_at(&self, line: String, now: Instant) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         while told.front().is_some_and(|(_, at)| now.duration_since(*at) >= TELL_EVERY) {
             told.pop_front();
@@ -116,20 +113,21 @@ impl Teller {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
     fn strangers_do_not_fill_the_log() {
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = lines.clone();
-        let note = Box::new(move |line| seen.lock().unwrap().push(line));
-        let teller = Teller { note, told: Mutex::default() };
+        let teller = Teller::new(move |line| seen.lock().unwrap().push(line));
         let start = Instant::now();
-        (0..3).for_each(|_| teller.tell("the same".to_string(), start));
+        (0..3).for_each(|_| teller.tell_at("the same".to_string(), start));
         assert_eq!(lines.lock().unwrap().len(), 1);
-        (0..100).for_each(|stranger| teller.tell(stranger.to_string(), start));
+        (0..100).for_each(|stranger| teller.tell_at(stranger.to_string(), start));
         assert_eq!(lines.lock().unwrap().len(), TOLD_MAX);
-        teller.tell("the same".to_string(), start + TELL_EVERY);
+        teller.tell_at("the same".to_string(), start + TELL_EVERY);
         assert_eq!(lines.lock().unwrap().len(), TOLD_MAX + 1);
     }
 }

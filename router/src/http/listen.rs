@@ -18,16 +18,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::encryption::{Opened, Tls};
+use super::encryption::{Opened, Teller, Tls};
+use super::idle::Open;
 use super::socket::{Gone, Patient};
 use crate::metrics::Metrics;
 use crate::openai::{ApiError, ErrorKind};
+
+/// Who comes in clear where TLS is spoken is told so in this time.
+const CLEAR_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Limits on what a socket may do.
 #[derive(Clone, Debug)]
 pub struct ListenLimits {
     pub connections_max: usize,
-    /// All headers of a request have to arrive in this time; a connection may also be idle so long.
+    /// All headers of a request have to arrive in this time; a connection may also be idle so long, pings or none.
     pub header_time_max: Duration,
     pub headers_max: usize,
     /// What hyper reads ahead: no header block can be larger.
@@ -83,6 +87,16 @@ pub struct Port {
     pub limits: Arc<ListenLimits>,
     /// In clear where there is none.
     pub tls: Option<Tls>,
+    /// Who is told of clients that do not get in; nobody where the world is full of them.
+    pub teller: Option<Arc<Teller>>,
+}
+
+impl Port {
+    fn tell(&self, line: String) {
+        if let Some(teller) = &self.teller {
+            teller.tell(line);
+        }
+    }
 }
 
 /// A port that is served.
@@ -128,6 +142,10 @@ async fn accept(listener: TcpListener, port: Port, mut stopped: watch::Receiver<
                 }
                 Err(_) => {
                     port.metrics.connections_refused.fetch_add(1, Relaxed);
+                    let (peer, most) = (peer.ip().to_canonical(), port.limits.connections_max);
+                    port.tell(format!(
+                        "{peer} is turned away: {most} connections are open, and no more are taken"
+                    ));
                     connections.spawn(turn_away(stream, port.clone()));
                 }
             },
@@ -160,7 +178,7 @@ async fn connection(
         // A handshake takes its time here, where nobody else waits for it.
         Some(tls) => {
             let opened = tokio::select! {
-                opened = tls.open(stream, peer, limits.header_time_max, patient) => opened,
+                opened = tls.open(stream, peer, limits.header_time_max, |line| port.tell(line), patient) => opened,
                 () = is_stopped(stopped.clone()) => None,
             };
             match opened {
@@ -168,7 +186,8 @@ async fn connection(
                     serve(stream, gone, peer, &port.app, &port, stopped).await;
                 }
                 Some((Opened::Clear(stream), gone)) => {
-                    serve(stream, gone, peer, &tls.in_clear, &port, stopped).await;
+                    let told = serve(stream, gone, peer, &tls.in_clear, &port, stopped);
+                    let _ = tokio::time::timeout(CLEAR_TIME_MAX.min(limits.header_time_max), told).await;
                 }
                 None => {}
             }
@@ -192,9 +211,13 @@ async fn serve<S>(
     let limits = &port.limits;
     let io = TokioIo::new(stream);
     let routes = TowerToHyperService::new(app.clone());
+    let open = Open::none();
+    let entered = open.clone();
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
-        routes.call(request)
+        let ticket = entered.enter();
+        let answer = routes.call(request);
+        async move { answer.await.map(|answer| ticket.around(answer)) }
     });
     // How a connection ends, well or badly, is its client's business.
     match port.protocol {
@@ -237,10 +260,14 @@ async fn serve<S>(
             let ended = tokio::select! {
                 _ = connection.as_mut() => true,
                 () = is_stopped(stopped) => false,
+                () = open.idle_for(limits.header_time_max) => false,
             };
             if !ended {
                 connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
+                tokio::select! {
+                    _ = connection => {}
+                    () = open.idle_for(limits.header_time_max) => {}
+                }
             }
         }
     }

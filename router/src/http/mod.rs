@@ -15,6 +15,7 @@
 //! | [`opening`] | what is answered while the model is loaded |
 //! | [`listen`] | connections: how many, how slow, and how they end |
 //! | [`encryption`] | TLS in front of a port |
+//! | [`idle`] | how long a connection has nothing to answer |
 //! | [`socket`] | one connection: a client that takes too little, one that is gone |
 
 mod answer;
@@ -25,6 +26,7 @@ mod echo;
 mod encryption;
 mod health;
 mod hosts;
+mod idle;
 mod layers;
 pub mod listen;
 mod logprobs;
@@ -38,7 +40,7 @@ mod usage;
 mod workers;
 
 pub use body::read;
-pub use encryption::Tls;
+pub use encryption::{Teller, Tls};
 pub use health::VERSION;
 pub use hosts::Hosts;
 pub use layers::{caller, guarded};

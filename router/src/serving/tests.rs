@@ -277,7 +277,7 @@ async fn a_client_that_goes_is_noticed_whatever_it_has_sent() {
     let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let metrics = house.server.entrance.metrics.clone();
     let (app, limits) = (house.http.clone(), ListenLimits::default().into());
-    let port = Port { app, protocol: Protocol::Http1, metrics, limits, tls: None };
+    let port = Port { app, protocol: Protocol::Http1, metrics, limits, tls: None, teller: None };
     let port = Listening::start(socket, port).expect("a port");
     let engine = &house.server.served.engine;
     let until = async |holds: &dyn Fn(LoadSnapshot) -> bool| {

@@ -14,7 +14,7 @@ use gaterail_model::walk::ExpertMath;
 use gaterail_proto::{RouterId, WorkerId};
 use gaterail_router::cluster::{
     Cluster, ClusterOptions, ClusterStatus, Door, ExchangeStats, OwnExperts, Plans, RemoteExperts,
-    RemoteLimits, ServedExperts, secured,
+    RemoteLimits, ServedExperts, secured, teller,
 };
 use gaterail_router::notes::Notes;
 
@@ -108,8 +108,8 @@ impl Opening<'_> {
         let Bound { socket, tls, .. } = bound;
         let told = notes.clone();
         let told = move |line: String| told.tell(terminal::visible(&format!("gaterail: {line}")));
-        let tls = tls.map(|tls| secured(tls, told));
-        front.take_workers(socket, cluster.clone(), door, tls)?;
+        let tls = tls.map(secured);
+        front.take_workers(socket, cluster.clone(), door, tls, Some(teller(told)))?;
         front.spawn(watch_stalls(stats.clone(), notes.clone()));
         let (mut join, mut token) = (reachable(address), token);
         if secret && team.spawn > 0 {
@@ -118,7 +118,7 @@ impl Opening<'_> {
             let secret = random_token()?;
             let door = Door::new(Some(&secret), own.address).map_err(|error| refused(&error))?;
             (join, token) = (own.address, Some(secret));
-            front.take_workers(own.socket, cluster.clone(), door, None)?;
+            front.take_workers(own.socket, cluster.clone(), door, None, None)?;
         }
         let supervisor = (team.spawn > 0).then(|| {
             let flags = flags(settings, packed_cache);

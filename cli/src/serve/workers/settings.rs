@@ -150,6 +150,7 @@ fn tls_files(settings: &Settings) -> Result<TlsFiles, CliError> {
         cert: path("cluster-tls-cert"),
         key: path("cluster-tls-key"),
         ca: path("cluster-tls-ca"),
+        worker_name: settings.text("cluster-worker-name").map(str::to_owned),
     };
     let any = [&files.certs, &files.cert, &files.key, &files.ca].iter().any(|file| file.is_some());
     if any && settings.text("cluster-listen").is_none() {
