@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 61] = [
+pub static TABLE: [Setting; 62] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
