@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use gaterail_cluster::placement::Mode;
-use gaterail_router::cluster::ChangeStatus;
+use gaterail_router::cluster::{ChangeStatus, ClusterStatus};
 use gaterail_router::http::RebalancePage;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,7 @@ use crate::terminal;
 
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A change that has not begun by then waits for something else.
+/// Where nothing is prepared for so long, nothing has to move.
 const BEGIN_MAX: Duration = Duration::from_secs(5);
 
 /// Spread a server's experts in another way while it serves
@@ -70,11 +70,14 @@ pub fn run(args: &RebalanceArgs) -> Result<(), CliError> {
     if args.wait == 0 {
         return args.show(&json!(page), &begun(page));
     }
-    match follow(&endpoint, page, Duration::from_secs(args.wait.into()))? {
-        None => args.show(&json!(page), "nothing had to move"),
-        Some(change) if change.state == "given up" => {
-            Err(CliError::Refused(format!("epoch {} was given up: {}", change.epoch, change.detail)))
+    let (change, cluster) = follow(&endpoint, page, Duration::from_secs(args.wait.into()))?;
+    match change {
+        Some(change) if change.state == "given up" => Err(CliError::Refused(told(&change))),
+        _ if !args.is_followed(&cluster) => {
+            let why = "it was given up, and is not tried again: the server spreads its experts as before; its log says why";
+            Err(CliError::Refused(why.to_string()))
         }
+        None => args.show(&json!(page), "nothing had to move"),
         Some(change) => args.show(&json!(change), &told(&change)),
     }
 }
@@ -92,29 +95,42 @@ impl RebalanceArgs {
         Ok(Value::Object(body))
     }
 
+    /// Whether the server still wants what was asked for.
+    fn is_followed(&self, cluster: &ClusterStatus) -> bool {
+        self.parallel.is_none_or(|mode| cluster.mode == mode.to_string())
+            && self.expert_copies.is_none_or(|copies| cluster.copies_wanted == copies)
+    }
+
     fn show(&self, value: &Value, text: &str) -> Result<(), CliError> {
         let text = if self.json { value.to_string() } else { terminal::visible(text) };
         terminal::print(&format!("{text}\n"))
     }
 }
 
-/// Waits for the plan that was asked for, or one after it, to be in use; `None` where none is made.
+/// Waits for the plan that was asked for, or one after it, to be in use; `None` where none is made. With the server's state then.
 fn follow(
     endpoint: &Endpoint,
     asked: RebalancePage,
     most: Duration,
-) -> Result<Option<ChangeStatus>, CliError> {
+) -> Result<(Option<ChangeStatus>, ClusterStatus), CliError> {
     let started = Instant::now();
+    // Since when nothing has been prepared.
+    let mut quiet = started;
     loop {
         let (page, _) = fetch(endpoint).map_err(CliError::Refused)?;
         let cluster =
             page.cluster.ok_or_else(|| CliError::Refused("the server has no workers".to_string()))?;
-        let least = asked.epoch.unwrap_or_else(|| asked.from.map_or(1, |from| from + 1));
-        let change = cluster.change.filter(|change| change.epoch >= least);
+        if cluster.pending.is_some() {
+            quiet = Instant::now();
+        }
+        // What was planned before, whatever became of it, is not what was asked for.
+        let change = cluster.change.clone().filter(|change| change.epoch > asked.planned);
         match change {
-            Some(change) if matches!(&change.state[..], "done" | "given up") => return Ok(Some(change)),
-            None if asked.epoch.is_none() && cluster.pending.is_none() && started.elapsed() > BEGIN_MAX => {
-                return Ok(None);
+            Some(change) if matches!(&change.state[..], "done" | "given up") => {
+                return Ok((Some(change), cluster));
+            }
+            None if asked.epoch.is_none() && quiet.elapsed() > BEGIN_MAX => {
+                return Ok((None, cluster));
             }
             _ if started.elapsed() > most => {
                 let why = "it is not done yet; gaterail status shows how far it is".to_string();
@@ -139,7 +155,13 @@ pub fn told(change: &ChangeStatus) -> String {
     match &change.state[..] {
         "loading" => format!("epoch {} ({}) is being loaded", change.epoch, change.why),
         "active" => format!("{how}; steps switch to it with the next one"),
-        "given up" => format!("epoch {} was given up: {}", change.epoch, change.detail),
+        "given up" => {
+            let next = match change.withdrawn {
+                true => "it is not tried again, and the experts are spread as before",
+                false => "the server tries again by itself",
+            };
+            format!("epoch {} was given up: {}; {next}", change.epoch, change.detail)
+        }
         _ => format!(
             "{how}; in use; the longest step meanwhile took {:.1} ms ({:.1} ms before), {:.2} ms of one for the switch",
             change.longest_step_ms, change.step_ms_before, change.switch_ms

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::membership::{
-    Action, Event, Machine, Policy, Refused, Roster, RosterView, Wish, WorkerAbout, WorkerState,
+    Action, Begun, Event, Machine, Policy, Refused, Roster, RosterView, Wish, WorkerAbout, WorkerState,
 };
 use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
@@ -484,17 +484,173 @@ fn copies_follow_what_is_hot_if_that_is_worth_it_and_not_too_often() {
     assert!(bench.view().imbalance.unwrap() > 1.2);
 }
 
+/// A wish, considered, checked and followed.
+fn asked(roster: &mut Roster, wish: Wish, now: Instant) -> Result<Begun, Refused> {
+    let fitting = roster.consider(wish)?.check()?;
+    roster.rebalance(fitting, now).0
+}
+
+#[test]
+fn a_wish_is_for_those_who_were_there_when_it_was_checked() {
+    let mut bench = Bench::new(Policy::default());
+    assert_eq!(asked(&mut bench.roster, tp(), bench.now), Err(Refused::Nobody));
+    let mut bench = Bench::serving(3, 1);
+    let fitting = bench.roster.consider(tp()).unwrap().check().unwrap();
+    bench.on(lost(3));
+    assert_eq!(bench.roster.rebalance(fitting, bench.now).0, Err(Refused::Changed));
+    assert_eq!(bench.view().mode, "ep");
+}
+
+fn tp() -> Wish {
+    Wish { mode: Some(Mode::Tp), ..Wish::default() }
+}
+
+#[test]
+fn a_wish_that_a_serving_worker_cannot_load_is_withdrawn() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    assert_eq!(prepares(&bench.on(Event::Rebalance(tp()))).len(), 2);
+    let failed = Event::PrepareFailed { worker: WorkerId(1), epoch: Epoch(2), detail: "no room".to_string() };
+    bench.on(failed);
+    assert_eq!(bench.view().mode, "ep", "as before the wish");
+    assert_eq!(bench.view().workers[0].failures, 1);
+    bench.answering = true;
+    // Nobody is in the way of who comes.
+    bench.on(Event::Joined(about(3)));
+    let done = bench.pass(Duration::from_secs(4), &[]);
+    assert_eq!(activated(&done).last().map(|at| at.1), Some(3), "{done:?}");
+    assert_eq!(bench.view().mode, "ep");
+    assert!(prepares(&done).iter().all(|(_, _, experts)| *experts < 24), "nobody holds a part of all");
+    // The wish has not been forgotten for ever: the next one is followed at once, though another has just failed.
+    bench.answering = false;
+    bench.on(Event::Switched { epoch: bench.view().epoch.unwrap() });
+    let wish = Event::Rebalance(tp());
+    let asked = prepares(&bench.on(wish.clone()));
+    let (worker, epoch) = (WorkerId(1), Epoch(asked[0].1));
+    bench.on(Event::PrepareFailed { worker, epoch, detail: "no room".to_string() });
+    assert_eq!(prepares(&bench.on(wish)).len(), 3);
+}
+
+#[test]
+fn a_later_wish_is_not_withdrawn_with_an_earlier_one() {
+    let mut bench = Bench::serving(3, 1);
+    bench.answering = false;
+    bench.on(Event::Rebalance(tp()));
+    bench.on(Event::Rebalance(Wish { mode: Some(Mode::Ep), copies: Some(2), ..Wish::default() }));
+    let (worker, epoch) = (WorkerId(1), Epoch(2));
+    bench.on(Event::PrepareFailed { worker, epoch, detail: "no room".to_string() });
+    assert_eq!((bench.view().mode, bench.view().copies_wanted), ("ep".to_string(), 2));
+}
+
+#[test]
+fn a_serving_worker_that_can_load_nothing_more_keeps_nobody_out() {
+    let mut bench = Bench::serving(2, 1);
+    bench.answering = false;
+    let mut asked = prepares(&bench.on(Event::Joined(about(3))));
+    let mut failures = 0;
+    for _ in 0..300 {
+        while let Some((worker, epoch, experts)) = asked.pop() {
+            let (worker, epoch) = (WorkerId(worker), Epoch(epoch));
+            // It holds its 12 experts, and nothing else.
+            let event = match worker.0 == 1 && experts != 12 {
+                true => Event::PrepareFailed { worker, epoch, detail: "no room".to_string() },
+                false => Event::Prepared { worker, epoch },
+            };
+            failures += u32::from(matches!(event, Event::PrepareFailed { .. }));
+            let done = bench.on(event);
+            asked.extend(prepares(&done));
+            for (epoch, workers) in activated(&done) {
+                if epoch > 1 {
+                    assert_eq!((workers, failures), (2, 2), "without the one that failed twice");
+                    assert!(
+                        bench.view().workers.iter().any(|at| at.about.id == WorkerId(3) && at.experts > 0)
+                    );
+                    return;
+                }
+            }
+        }
+        asked.extend(prepares(&bench.pass(Duration::from_millis(100), &[])));
+    }
+    panic!("the newcomer is never taken in: {:?}", bench.view());
+}
+
+#[test]
+fn who_dies_of_loading_is_left_out_whatever_process_it_is() {
+    let mut bench = Bench::serving(2, 1);
+    let mut tried = 0;
+    for tenth in 0..1200u64 {
+        bench.answering = false;
+        let named = WorkerAbout { name: "killed".to_string(), host: "a".to_string(), ..about(100 + tenth) };
+        let mut done = bench.on(Event::Joined(named));
+        bench.answering = true;
+        let asked = prepares(&done).iter().any(|(worker, ..)| *worker == 100 + tenth);
+        tried += u32::from(asked);
+        done.extend(bench.on(lost(100 + tenth)));
+        done.extend(bench.pass(Duration::from_millis(100), &[]));
+        for (epoch, _) in activated(&done) {
+            bench.on(Event::Switched { epoch: Epoch(epoch) });
+        }
+        assert!(bench.view().serving, "the others do without it");
+    }
+    assert!((4..=10).contains(&tried), "asked {tried} times in two minutes");
+}
+
+#[test]
+fn what_does_not_fit_is_explained_by_others_and_keeps_nobody() {
+    let small =
+        |id| WorkerAbout { machine: Machine { memory_bytes: 13_000, ..about(id).machine }, ..about(id) };
+    let mut bench = Bench::new(Policy { expected: 2, copies: 2, ..Policy::default() });
+    bench.on(Event::Joined(small(1)));
+    let done = bench.on(Event::Joined(small(2)));
+    let explain = done.iter().find_map(|action| match action {
+        Action::Explain(case) => Some(case),
+        _ => None,
+    });
+    let misfit = explain.expect("two copies do not fit").misfit().expect("why");
+    assert!(misfit.to_string().contains("--expert-copies 1"), "{misfit}");
+    assert_eq!(activated(&done), [(1, 2)], "with one copy");
+}
+
+#[test]
+fn a_router_that_is_late_again_and_again_finds_the_dead_all_the_same() {
+    let mut bench = Bench::serving(2, 1);
+    let mut waited = Duration::ZERO;
+    loop {
+        // Longer than half of what silence may last.
+        bench.now += Duration::from_millis(700);
+        waited += Duration::from_millis(700);
+        bench.on(Event::Heard { worker: WorkerId(1), calls: 0, held_bytes: 0 });
+        let actions = bench.roster.tick(bench.now);
+        if dismissed(&bench.answered(actions)) == [(2, true)] {
+            break;
+        }
+        assert!(waited < Duration::from_secs(15), "worker 2 was never missed");
+    }
+    assert!(
+        waited > Duration::from_secs(5),
+        "what is the router's fault is forgiven for a while: {waited:?}"
+    );
+}
+
 #[test]
 fn a_wish_that_does_not_fit_is_answered_with_what_does() {
     let mut bench = Bench::serving(2, 1);
     let now = bench.now;
-    let mut ask = |wish: Wish| bench.roster.rebalance(wish, now).0;
+    let mut ask = |wish: Wish| asked(&mut bench.roster, wish, now);
     let refused = ask(Wish { copies: Some(3), ..Wish::default() }).expect_err("two workers");
     assert!(refused.to_string().contains("--expert-copies 2"), "{refused}");
     let mode = Mode::Mixed { ep: 2, tp: 2 };
     let refused = ask(Wish { mode: Some(mode), ..Wish::default() }).expect_err("two workers");
     assert_eq!(refused, Refused::Workers { mode, wanted: 4, there: 2 });
-    assert_eq!(ask(Wish { mode: Some(Mode::Tp), ..Wish::default() }), Ok(Some(Epoch(2))));
+    assert_eq!(
+        ask(Wish { mode: Some(Mode::Tp), ..Wish::default() }),
+        Ok(Begun { epoch: Some(Epoch(2)), planned: Epoch(1) })
+    );
+    // That plan is not the next wish's.
+    assert_eq!(
+        ask(Wish { mode: Some(Mode::Ep), ..Wish::default() }),
+        Ok(Begun { epoch: None, planned: Epoch(2) })
+    );
     // Enough for all once, and not for what is new beside it.
     let small =
         |id| WorkerAbout { machine: Machine { memory_bytes: 13_000, ..about(id).machine }, ..about(id) };
@@ -503,7 +659,7 @@ fn a_wish_that_does_not_fit_is_answered_with_what_does() {
     assert_eq!(activated(&bench.on(Event::Joined(small(2)))), [(1, 2)]);
     bench.on(Event::Switched { epoch: Epoch(1) });
     let now = bench.now;
-    let refused = bench.roster.rebalance(Wish { mode: Some(Mode::Ep), ..Wish::default() }, now).0;
+    let refused = asked(&mut bench.roster, Wish { mode: Some(Mode::Ep), ..Wish::default() }, now);
     assert!(matches!(refused, Err(Refused::Beside(_))), "{refused:?}");
     assert_eq!(bench.view().mode, "tp");
 }

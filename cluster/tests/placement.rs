@@ -383,6 +383,9 @@ fn another_mode_takes_what_is_there() {
     }
 }
 
+/// Many times what it takes: whoever makes it quadratic in experts is found, and a busy machine is not.
+const PLACED_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// DeepSeek-V3's 58 layers of 256 experts: control computes plans beside heartbeats.
 #[test]
 fn a_large_model_is_placed_while_heartbeats_wait() {
@@ -408,6 +411,7 @@ fn a_large_model_is_placed_while_heartbeats_wait() {
         let started = std::time::Instant::now();
         let placement = place(wanted).unwrap_or_else(|misfit| panic!("{what}: {misfit}"));
         eprintln!("{what}: {:?}", started.elapsed());
+        assert!(started.elapsed() < PLACED_MAX, "{what}: {:?}", started.elapsed());
         placement
     };
     let ep = timed("ep, 7 workers, the first", &first);

@@ -199,7 +199,7 @@ impl World {
                         self.processes.remove(&worker);
                     }
                 }
-                Action::Note(_) => {}
+                Action::Explain(_) | Action::Note(_) => {}
             }
         }
     }
@@ -318,10 +318,10 @@ impl World {
     /// Nothing more happens, and enough workers are there: a plan gets active, and everybody is in it.
     fn calm_down(&mut self) {
         self.come_back();
-        self.tell(Event::Rebalance(Wish { mode: Some(Mode::Ep), copies: Some(1), ..Wish::default() }));
         let memory = self.experts_bytes() * 4;
         self.spawn(memory);
         self.spawn(memory);
+        self.tell(Event::Rebalance(Wish { mode: Some(Mode::Ep), copies: Some(1), ..Wish::default() }));
         self.pass(Duration::from_secs(90), false);
         let view = self.roster.view(self.now);
         assert!(view.serving && view.pending.is_none(), "no plan: {view:?}");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::stream as exchange;
+use gaterail_cluster::membership::{Refused, Wish};
 use gaterail_kernels::{Isa, PACKED_LAYOUT};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertLayer, Runner};
@@ -17,7 +18,7 @@ use gaterail_proto::grpc::v1::{
     Bytes, ExchangeChosen, ExpertsRequest, FromWorker, Heartbeat, Machine, Prepare, Prepared, Register,
     Slices,
 };
-use gaterail_router::cluster::{ClusterLimits, ClusterOptions, ClusterStatus, OwnExperts};
+use gaterail_router::cluster::{ClusterLimits, ClusterOptions, ClusterStatus, OwnExperts, RebalanceError};
 use gaterail_router::http::VERSION;
 use gaterail_tests::broken::Copy;
 use gaterail_tests::control::{Router, RunningWorker, loopback, worker_options};
@@ -536,6 +537,23 @@ async fn the_router_holds_experts_itself() {
     assert_eq!(status.workers[0].name, "router");
     let (_, own) = run(runner, fixture()).await;
     assert!(own == alone, "the router alone");
+    router.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_wish_at_a_time_is_looked_at() {
+    let (router, _runner) = router(1).await;
+    let wish = |copies| Wish { copies: Some(copies), ..Wish::default() };
+    let nobody = router.cluster.rebalance(wish(1)).await;
+    assert_eq!(nobody, Err(RebalanceError::Refused(Refused::Nobody)));
+    let worker = RunningWorker::start(worker_options(&[router.address], "one"));
+    router.serving(1).await;
+    let (first, second) = tokio::join!(router.cluster.rebalance(wish(2)), router.cluster.rebalance(wish(1)));
+    assert!(matches!(first, Err(RebalanceError::Refused(Refused::Misfit(_)))), "{first:?}");
+    assert_eq!(second, Err(RebalanceError::Another));
+    let third = router.cluster.rebalance(wish(1)).await.expect("nobody else asks");
+    assert_eq!((third.epoch, third.from), (None, Some(third.planned)));
+    worker.kill().await;
     router.stop().await;
 }
 

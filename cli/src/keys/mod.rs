@@ -39,6 +39,9 @@ enum Action {
         /// Requests that it may have at once
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         streams: Option<u32>,
+        /// It may also spread the server's experts in another way (`gaterail rebalance`)
+        #[arg(long)]
+        operator: bool,
     },
     /// Show all keys, without their secrets
     List,
@@ -56,13 +59,13 @@ pub fn run(args: &KeysArgs) -> Result<(), CliError> {
     };
     let file = KeyFile::new(path);
     match &args.action {
-        Action::Add { tenant, requests_per_minute, tokens_per_minute, streams } => {
+        Action::Add { tenant, requests_per_minute, tokens_per_minute, streams, operator } => {
             let limits = KeyLimits {
                 requests_per_minute: *requests_per_minute,
                 tokens_per_minute: *tokens_per_minute,
                 streams: *streams,
             };
-            add(&file, tenant, limits)
+            add(&file, tenant, limits, *operator)
         }
         Action::List => list(&file),
         Action::Revoke { id } => revoke(&file, id),
@@ -82,7 +85,7 @@ pub fn default_path() -> Result<PathBuf, CliError> {
     Ok(config_folder()?.join("keys.json"))
 }
 
-fn add(file: &KeyFile, tenant: &str, limits: KeyLimits) -> Result<(), CliError> {
+fn add(file: &KeyFile, tenant: &str, limits: KeyLimits, operator: bool) -> Result<(), CliError> {
     let usable = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
     if tenant.is_empty() || tenant.len() > TENANT_BYTES_MAX || !tenant.bytes().all(usable) {
         let detail = format!("a tenant has 1 to {TENANT_BYTES_MAX} letters, digits, or any of -_.@");
@@ -90,7 +93,8 @@ fn add(file: &KeyFile, tenant: &str, limits: KeyLimits) -> Result<(), CliError> 
     }
     let key = NewKey::make(tenant, limits, now())
         .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
-    file.update(|keys| keys.push(key.record)).map_err(refused)?;
+    let record = KeyRecord { operator, ..key.record };
+    file.update(|keys| keys.push(record)).map_err(refused)?;
     terminal::note(&format!("The key of {tenant}; it is not shown again:"));
     terminal::print(&format!("{}\n", key.text))
 }
@@ -105,9 +109,13 @@ fn list(file: &KeyFile) -> Result<(), CliError> {
         "{:<10} {:<20} {:>12} {:>12} {:>8}  {}\n",
         "ID", "TENANT", "REQUESTS/MIN", "TOKENS/MIN", "STREAMS", "STATE"
     );
-    for KeyRecord { id, tenant, revoked, limits, .. } in &keys {
+    for KeyRecord { id, tenant, revoked, operator, limits, .. } in &keys {
         let shown = |limit: Option<u64>| limit.map_or("-".to_string(), |limit| limit.to_string());
-        let state = if revoked.is_some() { "revoked" } else { "active" };
+        let state = match (revoked, operator) {
+            (Some(_), _) => "revoked",
+            (None, true) => "active, operator",
+            (None, false) => "active",
+        };
         text += &format!(
             "{:<10} {:<20} {:>12} {:>12} {:>8}  {state}\n",
             terminal::visible(id),

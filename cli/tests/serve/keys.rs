@@ -36,6 +36,25 @@ fn ask(server: &Server, key: &str, body: &serde_json::Value) -> Answer {
 }
 
 #[test]
+fn only_operators_spread_experts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (other, operator) = (add(&folder, &["alice"]), add(&folder, &["bob", "--operator"]));
+    let listed = gaterail(&folder, &["keys", "list"]).output().expect("it runs");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("active, operator"));
+    let fixed = "a-key-of-the-command-line";
+    let server = Server::start_in(folder, &["--workers", "0", "--api-key", fixed]);
+    let ask = |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        server.request("POST", "/cluster/rebalance", &headers, br#"{"parallel": "tp"}"#)
+    };
+    let answer = ask(&other);
+    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("forbidden")));
+    // Whoever may ask is told that there are no workers.
+    assert_eq!((ask(&operator).status, ask(fixed).status), (400, 400));
+}
+
+#[test]
 fn nobody_comes_in_without_a_key() {
     let folder = tempfile::tempdir().unwrap();
     let key = add(&folder, &["alice"]);

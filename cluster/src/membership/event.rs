@@ -7,6 +7,7 @@ use std::time::Duration;
 use gaterail_proto::{Epoch, Placement, ShardSpec, WorkerId};
 
 use super::WorkerAbout;
+use super::case::Case;
 use crate::placement::{Misfit, Mode, Popularity};
 
 /// Something happened.
@@ -58,7 +59,7 @@ pub enum Event {
     },
     /// How often the experts were hit lately.
     Popularity(Popularity),
-    /// Something else is wanted from now on.
+    /// Something else is wanted from now on. It is looked at whether it fits at once: see `Roster::consider` for who has no time.
     Rebalance(Wish),
 }
 
@@ -73,6 +74,11 @@ pub struct Wish {
 /// Why a wish is not followed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refused {
+    #[error("no worker is there")]
+    Nobody,
+    /// What was found to fit was looked for among others.
+    #[error("workers came or went meanwhile")]
+    Changed,
     #[error("{mode} takes {wanted} workers, and there are {there}")]
     Workers { mode: Mode, wanted: usize, there: usize },
     #[error(transparent)]
@@ -93,6 +99,8 @@ pub enum Action {
     Retire { before: Epoch },
     /// Say goodbye and close: the roster has forgotten the worker. `again`: joining again may help.
     Dismiss { worker: WorkerId, why: String, again: bool },
+    /// What is wanted does not fit: to be said, with what would. That takes long to find.
+    Explain(Box<Case>),
     /// For the log.
     Note(Note),
 }
@@ -120,7 +128,11 @@ pub enum Note {
     GaveUp {
         epoch: Epoch,
         why: String,
+        /// It was made for a wish: what was wanted before is wanted again.
+        withdrawn: bool,
     },
+    /// What a wish wants cannot be had any more.
+    Withdrawn,
     /// Fewer copies than wanted, or more again.
     Copies {
         copies: u32,
@@ -130,8 +142,6 @@ pub enum Note {
     NoPlan {
         why: String,
     },
-    /// What is wanted does not fit.
-    Misfit(Misfit),
     /// A worker that cannot load what it should is left out for so long, unless it is needed.
     LeftOut {
         name: String,
@@ -150,10 +160,15 @@ impl fmt::Display for Note {
             Note::Planned { epoch, workers, copies, why } => {
                 write!(f, "epoch {epoch} on {workers} workers, {copies} copies: {why}")
             }
-            Note::GaveUp { epoch, why } => write!(f, "epoch {epoch} is given up: {why}"),
+            Note::GaveUp { epoch, why, withdrawn } => {
+                let back = if *withdrawn { "; what was wanted before is wanted again" } else { "" };
+                write!(f, "epoch {epoch} is given up: {why}{back}")
+            }
+            Note::Withdrawn => {
+                write!(f, "the wish does not fit any more: what was wanted before is wanted again")
+            }
             Note::Copies { copies, wanted } => write!(f, "{copies} of {wanted} copies of every expert"),
             Note::NoPlan { why } => write!(f, "no plan, requests wait: {why}"),
-            Note::Misfit(misfit) => misfit.fmt(f),
             Note::LeftOut { name, failures, wait } => {
                 let times = if *failures == 1 { "once".to_string() } else { format!("{failures} times") };
                 write!(f, "{name} could not load {times}; it is left out for {wait:?}, unless it is needed")

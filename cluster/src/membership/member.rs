@@ -4,11 +4,17 @@ use std::time::{Duration, Instant};
 
 use super::{Progress, WorkerAbout};
 
+/// Once a first gap is forgiven, however long it was: so much more until the worker is heard. A router that is late again and
+/// again must not keep a dead worker for ever.
+const EXCUSED_MAX: Duration = Duration::from_secs(10);
+
 pub(super) struct Member {
     pub about: WorkerAbout,
     /// Its place in the order of joining.
     pub joined: u64,
     pub heard: Instant,
+    /// What was forgiven beyond a first gap since it was heard; `None` before that one.
+    excused: Option<Duration>,
     /// Calls computed since its start.
     pub calls: u64,
     pub held_bytes: u64,
@@ -28,6 +34,7 @@ impl Member {
             about,
             joined,
             heard: now,
+            excused: None,
             calls: 0,
             held_bytes: 0,
             waiting: None,
@@ -40,6 +47,7 @@ impl Member {
 
     pub fn heard(&mut self, calls: u64, held_bytes: u64, now: Instant) {
         self.heard = now;
+        self.excused = None;
         self.held_bytes = held_bytes;
         if calls > self.calls {
             self.calls = calls;
@@ -48,8 +56,10 @@ impl Member {
         }
     }
 
-    /// So much time does not count.
+    /// So much time does not count, within `EXCUSED_MAX`.
     pub fn excuse(&mut self, gap: Duration) {
+        let gap = self.excused.map_or(gap, |excused| gap.min(EXCUSED_MAX.saturating_sub(excused)));
+        self.excused = Some(self.excused.map_or(Duration::ZERO, |excused| excused + gap));
         self.heard += gap;
         self.moved += gap;
         self.waiting = self.waiting.map(|since| since + gap);

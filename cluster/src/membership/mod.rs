@@ -4,6 +4,7 @@
 //! have, and what came before is retired. A death with copies left is a plan that nobody must load for.
 
 mod about;
+mod case;
 mod event;
 mod member;
 mod penalty;
@@ -13,6 +14,8 @@ mod view;
 mod wish;
 
 pub use about::{Machine, Policy, WorkerAbout};
+pub use case::Case;
 pub use event::{Action, Event, Note, Refused, Wish};
 pub use roster::Roster;
 pub use view::{PendingView, Progress, RosterView, WorkerState, WorkerView};
+pub use wish::{Begun, Considered, Fitting};

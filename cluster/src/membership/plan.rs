@@ -1,18 +1,18 @@
 //! Which plan comes next: what a roster does when nothing more happens.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use gaterail_proto::{Epoch, ExpertSlice, Placement, WorkerId};
+use gaterail_proto::{Epoch, Placement, WorkerId};
 
 use super::about::seats;
+use super::case::{self, Case};
 use super::member::Member;
+use super::penalty::Who;
 use super::roster::{Pending, Roster};
-use super::{Action, Note, WorkerAbout};
-use crate::placement::{
-    Balance, Mode, Popularity, Seat, Wanted, balance, copies, fit, place, run_bytes, speeds, without,
-};
+use super::wish::Spread;
+use super::{Action, Note, Policy, WorkerAbout};
+use crate::placement::{Balance, Mode, Popularity, Seat, Wanted, balance, copies, fit, speeds, without};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -33,7 +33,7 @@ impl Roster {
 
     /// Those who can be planned with, in the order in which they joined; or all who are there.
     pub(super) fn seats(&self, all: bool) -> Vec<Seat> {
-        let wanted = |at: &&Member| !at.leaving && !self.penalties.leaves_out(at.about.id);
+        let wanted = |at: &&Member| !at.leaving && !self.penalties.leaves_out(&Who::of(&at.about));
         let mut members: Vec<_> = self.members.values().filter(|at| all || wanted(at)).collect();
         members.sort_by_key(|member| member.joined);
         let abouts: Vec<&WorkerAbout> = members.iter().map(|member| &member.about).collect();
@@ -60,6 +60,21 @@ impl Roster {
         }
     }
 
+    /// What is wanted, to be taken along.
+    pub(super) fn case(&self, seats: &[Seat], beside: bool) -> Case {
+        let Policy { mode, copies, replica_bytes, .. } = self.policy;
+        Case {
+            inventory: self.inventory.clone(),
+            seats: seats.to_vec(),
+            mode,
+            copies: copies.max(1),
+            replica_bytes,
+            popularity: self.popularity.clone(),
+            current: self.active.as_ref().map(|active| active.placement.clone()),
+            beside,
+        }
+    }
+
     /// The active plan is whole: is there a better one?
     fn improve(&mut self, now: Instant) {
         // Workers that hold what it replaced have no room for what is next.
@@ -72,11 +87,32 @@ impl Roster {
         }
         let seats = self.seats(false);
         self.makeshift = false;
-        let Some(placement) = self.best(&seats, true).or_else(|| self.makeshift(&seats)) else { return };
+        let best = self.best(&seats, true);
+        let wanted = best.is_some().then(|| Spread::of(&self.policy));
+        let Some(placement) = best.or_else(|| self.makeshift(&seats)) else {
+            if self.withdraw() {
+                self.note(Note::Withdrawn);
+            }
+            return;
+        };
+        if self.is_poorer(&placement, &seats) {
+            return;
+        }
         let same = self.active.as_ref().is_some_and(|active| *active.placement == placement);
         if !same || self.dregs {
-            self.prepare(placement, "more or fewer workers, or another balance", now);
+            self.prepare(placement, wanted, "more or fewer workers, or another balance", now);
+        } else {
+            self.fallback = wanted.unwrap_or(self.fallback);
         }
+    }
+
+    /// Whether copies would be lost only because somebody who serves cannot load anything else.
+    fn is_poorer(&self, placement: &Placement, seats: &[Seat]) -> bool {
+        let Some(active) = &self.active else { return false };
+        let left_out = |worker: &&WorkerId| seats.iter().all(|seat| seat.worker != **worker);
+        let stays = |worker: &WorkerId| self.members.get(worker).is_some_and(|member| !member.leaving);
+        let mut left_out = active.placement.workers.iter().filter(left_out);
+        left_out.any(stays) && copies(placement) < copies(&active.placement)
     }
 
     /// Nothing happened but that other experts are hot: a plan that follows them has to be worth its loading, and is not made
@@ -95,7 +131,7 @@ impl Roster {
         let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
         let (before, after) = (slowest(&active.placement), slowest(&placement));
         if after < before * (1.0 - self.policy.rebalance_gain_min) && self.has_room(&placement) {
-            self.prepare(placement, "other experts are hot", now);
+            self.prepare(placement, Some(Spread::of(&self.policy)), "other experts are hot", now);
         }
     }
 
@@ -128,16 +164,18 @@ impl Roster {
             without(&active.placement, still)
         });
         if let Some(placement) = rest {
-            self.prepare(placement, "copies are left", now);
+            self.prepare(placement, None, "copies are left", now);
             return;
         }
         let why = if self.active.is_some() { "somebody is gone" } else { "the first" };
         let seats = self.seats(false);
-        let found = self.best(&seats, false).or_else(|| self.any());
+        let best = self.best(&seats, false);
+        let wanted = best.is_some().then(|| Spread::of(&self.policy));
+        let found = best.or_else(|| self.any());
         match found {
             Some(placement) => {
                 let has_room = self.has_room(&placement);
-                self.prepare(placement, why, now);
+                self.prepare(placement, wanted, why, now);
                 if !has_room {
                     self.make_room();
                 }
@@ -152,18 +190,9 @@ impl Roster {
 
     /// Whether all workers can hold a plan beside the active one.
     pub(super) fn has_room(&self, placement: &Placement) -> bool {
-        let Some(active) = &self.active else { return true };
-        let layers: HashMap<_, _> = self.inventory.layers.iter().map(|at| (at.layer, at)).collect();
-        let bytes = |slice: &ExpertSlice| {
-            layers.get(&slice.layer).map_or(0, |at| run_bytes(at.expert_bytes, at.units, slice.units))
-        };
-        placement.workers.iter().enumerate().all(|(index, worker)| {
-            let mut slices: HashSet<ExpertSlice> = placement.shard(index).slices.into_iter().collect();
-            let before = active.placement.workers.iter().position(|at| at == worker);
-            slices.extend(before.into_iter().flat_map(|before| active.placement.shard(before).slices));
-            let memory = self.members.get(worker).map_or(0, |member| member.about.machine.memory_bytes);
-            slices.iter().map(bytes).sum::<u64>() <= memory
-        })
+        let memory = |worker| self.members.get(&worker).map_or(0, |member| member.about.machine.memory_bytes);
+        let current = self.active.as_ref().map(|active| &*active.placement);
+        case::has_room(&self.inventory, current, placement, memory)
     }
 
     /// What is held for any but the pending plan is over. It cannot compute all layers any more.
@@ -198,11 +227,11 @@ impl Roster {
             Err(misfit) => misfit,
         };
         let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
-        // What would fit takes long to find, and is said once.
+        // What would fit takes long to find, so that others do it; and is said once.
         if self.misfit.as_ref() != Some(&first) {
-            let told = place(&wanted).err().unwrap_or_else(|| first.clone());
+            let case = self.case(seats, beside);
             self.misfit = Some(first);
-            self.note(Note::Misfit(told));
+            self.act(Action::Explain(Box::new(case)));
         }
         fewer
     }
@@ -223,15 +252,18 @@ impl Roster {
 
     /// Anything that has every expert: in another mode, and with those who would like to leave.
     fn any(&self) -> Option<Placement> {
-        let seats: Vec<Seat> =
-            self.seats(true).into_iter().filter(|at| !self.penalties.is_hopeless(at.worker)).collect();
+        let hopeless = |worker: &WorkerId| {
+            let member = self.members.get(worker);
+            member.is_some_and(|member| self.penalties.is_hopeless(&Who::of(&member.about)))
+        };
+        let seats: Vec<Seat> = self.seats(true).into_iter().filter(|at| !hopeless(&at.worker)).collect();
         let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
         modes
             .iter()
             .find_map(|&mode| fit(&Wanted { mode, copies: 1, replica_bytes: 0, ..self.wanted(&seats) }).ok())
     }
 
-    fn prepare(&mut self, placement: Placement, why: &'static str, now: Instant) {
+    fn prepare(&mut self, placement: Placement, wanted: Option<Spread>, why: &'static str, now: Instant) {
         self.epoch = Epoch(self.epoch.0 + 1);
         let epoch = self.epoch;
         let workers = placement.workers.len();
@@ -244,7 +276,7 @@ impl Roster {
             }
         }
         let open = placement.workers.iter().copied().collect();
-        self.pending = Some(Pending { epoch, placement: Arc::new(placement), open });
+        self.pending = Some(Pending { epoch, placement: Arc::new(placement), open, wanted });
     }
 
     /// Who wants to leave, and is in no plan that counts, may go.

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
 
 use super::member::Member;
-use super::penalty::Penalties;
+use super::penalty::{Penalties, Who};
+use super::wish::Spread;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
 use crate::placement::{Balance, Held, Misfit, Popularity};
 
 /// All that is known of the workers of one router.
 pub struct Roster {
     pub(super) policy: Policy,
+    /// What was wanted when the last plan came into force that was made for it: what a wish falls back to.
+    pub(super) fallback: Spread,
     pub(super) inventory: ExpertInventory,
     pub(super) members: BTreeMap<WorkerId, Member>,
     pub(super) popularity: Option<Popularity>,
@@ -76,13 +79,16 @@ pub(super) struct Pending {
     pub placement: Arc<Placement>,
     /// Those who have not answered.
     pub open: BTreeSet<WorkerId>,
+    /// What was wanted, where it is that.
+    pub wanted: Option<Spread>,
 }
 
 impl Roster {
     pub fn new(policy: Policy, inventory: ExpertInventory) -> Roster {
-        let retry_wait = policy.retry_wait;
+        let (retry_wait, fallback) = (policy.retry_wait, Spread::of(&policy));
         Roster {
             policy,
+            fallback,
             inventory,
             members: BTreeMap::new(),
             popularity: None,
@@ -129,7 +135,7 @@ impl Roster {
                     self.failed(worker, &detail, now);
                 }
             }
-            Event::Lost { worker, why } => self.lose(worker, &why),
+            Event::Lost { worker, why } => self.lose(worker, &why, now),
             Event::Leaving { worker } => {
                 self.changed |= self.members.contains_key(&worker);
                 self.member(worker, |member| member.leaving = true);
@@ -156,7 +162,7 @@ impl Roster {
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
         self.excuse(now);
         for (worker, why) in self.overdue(now) {
-            self.dismiss(worker, why, true);
+            self.dismiss(worker, why, true, now);
         }
         while let Some(worker) = self.late(now) {
             let why = format!("no progress in preparing for {:?}", self.policy.prepare_max);
@@ -208,12 +214,15 @@ impl Roster {
 
     fn join(&mut self, about: WorkerAbout, now: Instant) {
         let (worker, name) = (about.id, about.name.clone());
-        self.lose(worker, "it joined again");
+        self.lose(worker, "it joined again", now);
         self.joins += 1;
+        // Whoever comes again and again after it has failed does not hurry anybody.
+        if !self.penalties.leaves_out(&Who::of(&about)) {
+            self.retry = None;
+        }
         self.members.insert(worker, Member::new(about, self.joins, now));
         self.first_joined.get_or_insert(now);
         self.changed = true;
-        self.retry = None;
         self.note(Note::Joined { worker, name });
     }
 
@@ -222,7 +231,9 @@ impl Roster {
             return;
         }
         self.member(worker, |member| member.loading = None);
-        self.penalties.forgive(worker);
+        if let Some(member) = self.members.get(&worker) {
+            self.penalties.forgive(&Who::of(&member.about));
+        }
         let Some(pending) = &mut self.pending else { return };
         pending.open.remove(&worker);
         if pending.open.is_empty() {
@@ -230,12 +241,14 @@ impl Roster {
         }
     }
 
-    fn awaits(&self, worker: WorkerId, epoch: Epoch) -> bool {
+    /// Whether a plan waits for what a worker says of it.
+    pub fn awaits(&self, worker: WorkerId, epoch: Epoch) -> bool {
         self.pending.as_ref().is_some_and(|pending| pending.epoch == epoch && pending.open.contains(&worker))
     }
 
     fn activate(&mut self, now: Instant) {
-        let Some(Pending { epoch, placement, .. }) = self.pending.take() else { return };
+        let Some(Pending { epoch, placement, wanted, .. }) = self.pending.take() else { return };
+        self.fallback = wanted.unwrap_or(self.fallback);
         self.act(Action::Activate { epoch, placement: placement.clone() });
         // After a death there may be something better than what could be had quickly.
         self.changed |= !self.whole() || std::mem::take(&mut self.makeshift);
@@ -263,29 +276,39 @@ impl Roster {
 
     /// A worker could not prepare. What is active goes on without the plan if it is whole; else without the worker.
     fn failed(&mut self, worker: WorkerId, why: &str, now: Instant) {
+        let Some(about) = self.members.get(&worker).map(|at| &at.about) else { return };
         let serves = |active: &Active| active.placement.workers.contains(&worker);
-        if self.whole() && self.active.as_ref().is_some_and(serves) {
-            let name =
-                self.members.get(&worker).map_or_else(|| worker.to_string(), |at| at.about.name.clone());
-            self.give_up(&format!("{name}: {why}"));
-            self.retry = Some(now + self.retry_wait);
-            self.retry_wait = (self.retry_wait * 2).min(self.policy.retry_wait * RETRY_GROWTH_MAX);
-        } else {
-            let (failures, wait) = self.penalties.failed(worker, self.policy.retry_wait, now);
-            let name = self.members.get(&worker).map(|at| at.about.name.clone()).unwrap_or_default();
-            self.dismiss(worker, format!("it could not prepare: {why}"), true);
-            self.note(Note::LeftOut { name, failures, wait });
+        if !self.whole() || !self.active.as_ref().is_some_and(serves) {
+            return self.dismiss(worker, format!("it could not prepare: {why}"), true, now);
         }
+        let (who, name) = (Who::of(about), about.name.clone());
+        let (failures, wait) = self.penalties.failed(who, true, self.policy.retry_wait, now);
+        self.give_up(&format!("{name}: {why}"));
+        if failures > 1 {
+            // The others do without it, if they can, rather than wait for it.
+            self.changed = true;
+            self.retry = None;
+            self.note(Note::LeftOut { name, failures, wait });
+            return;
+        }
+        self.retry = Some(now + self.retry_wait);
+        self.retry_wait = (self.retry_wait * 2).min(self.policy.retry_wait * RETRY_GROWTH_MAX);
     }
 
-    fn dismiss(&mut self, worker: WorkerId, why: String, again: bool) {
-        self.lose(worker, &why);
+    fn dismiss(&mut self, worker: WorkerId, why: String, again: bool, now: Instant) {
+        self.lose(worker, &why, now);
         self.act(Action::Dismiss { worker, why, again });
     }
 
-    fn lose(&mut self, worker: WorkerId, why: &str) {
+    fn lose(&mut self, worker: WorkerId, why: &str, now: Instant) {
         let Some(member) = self.members.remove(&worker) else { return };
-        self.note(Note::Lost { worker, name: member.about.name, why: why.to_string() });
+        let (who, name) = (Who::of(&member.about), member.about.name);
+        self.note(Note::Lost { worker, name: name.clone(), why: why.to_string() });
+        // Whatever it was, what it should load may have been the reason.
+        if self.pending.as_ref().is_some_and(|pending| pending.open.contains(&worker)) {
+            let (failures, wait) = self.penalties.failed(who, false, self.policy.retry_wait, now);
+            self.note(Note::LeftOut { name, failures, wait });
+        }
         if let Some(active) = &mut self.active
             && active.placement.workers.contains(&worker)
         {
@@ -305,7 +328,10 @@ impl Roster {
         let Some(pending) = self.pending.take() else { return };
         self.dregs = true;
         self.members.values_mut().for_each(|member| member.loading = None);
-        self.note(Note::GaveUp { epoch: pending.epoch, why: why.to_string() });
+        // Unless somebody wishes something else already.
+        let is_wanted = pending.wanted == Some(Spread::of(&self.policy));
+        let withdrawn = is_wanted && self.withdraw();
+        self.note(Note::GaveUp { epoch: pending.epoch, why: why.to_string(), withdrawn });
     }
 
     /// Who is silent or stuck, and why that is said.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::WorkerAbout;
 use super::member::Member;
+use super::penalty::Who;
 use super::roster::{Active, Looked, Roster};
 use crate::placement::{Held, copies, held, replicas};
 
@@ -118,7 +119,8 @@ impl Roster {
     }
 
     fn worker(&self, member: &Member, parts: &[Held], now: Instant) -> WorkerView {
-        let penalty = self.penalties.of(member.about.id);
+        let who = Who::of(&member.about);
+        let penalty = self.penalties.of(&who);
         let id = member.about.id;
         let active = self.active.as_ref().filter(|active| !active.lost.contains(&id));
         let place = active.and_then(|active| active.placement.workers.iter().position(|&at| at == id));
@@ -129,7 +131,7 @@ impl Roster {
             state: match place {
                 _ if member.leaving => WorkerState::Leaving,
                 Some(_) => WorkerState::Serving,
-                None if self.penalties.leaves_out(id) && !pending => WorkerState::LeftOut,
+                None if self.penalties.leaves_out(&who) && !pending => WorkerState::LeftOut,
                 None if pending => WorkerState::Preparing,
                 None => WorkerState::Joined,
             },

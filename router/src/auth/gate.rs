@@ -188,6 +188,8 @@ impl ActiveKey {
             tenant: format!("api-key:{number}"),
             created: 0,
             revoked: None,
+            // Whoever starts the server gives it.
+            operator: true,
             limits: KeyLimits::default(),
         }))
     }
@@ -217,6 +219,12 @@ impl Caller {
     /// What the key is called in logs.
     pub fn key_id(&self) -> Option<&str> {
         self.key.as_ref().map(|key| key.record.id.as_str())
+    }
+
+    /// Whether it may change how the server works, and not only ask: a key of the command line, or one that was made for it. Where
+    /// there are no keys, only this machine comes in.
+    pub fn is_operator(&self) -> bool {
+        self.key.as_ref().is_none_or(|key| key.record.operator)
     }
 
     /// Counts one request.

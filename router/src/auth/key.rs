@@ -39,6 +39,9 @@ pub struct KeyRecord {
     pub created: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<u64>,
+    /// It may do what is not for everybody who may ask: spread the experts in another way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub operator: bool,
     #[serde(default)]
     pub limits: KeyLimits,
 }
@@ -59,7 +62,8 @@ impl NewKey {
         let text = format!("{PREFIX}-{id}-{}", hex(secret));
         let sha256 = KeyHash::of(&text);
         let tenant = tenant.to_owned();
-        Ok(NewKey { text, record: KeyRecord { id, sha256, tenant, created: now, revoked: None, limits } })
+        let record = KeyRecord { id, sha256, tenant, created: now, revoked: None, operator: false, limits };
+        Ok(NewKey { text, record })
     }
 }
 

@@ -26,6 +26,9 @@ pub struct ChangeStatus {
     pub state: String,
     /// Why it was given up.
     pub detail: String,
+    /// It was made for a rebalance, and is not tried again: what was wanted before is wanted again. Others are tried again.
+    #[serde(default)]
+    pub withdrawn: bool,
     /// Bytes of experts that were loaded for it; what was there already is not loaded.
     pub loaded_bytes: u64,
     /// From the plan to its activation.
@@ -78,9 +81,10 @@ impl Changes {
                     ChangeStatus { epoch: epoch.0, why, state, step_ms_before, ..Default::default() };
                 self.last = Some(Change { epoch: *epoch, since: now, switched: None, status });
             }
-            Note::GaveUp { epoch, why } => {
+            Note::GaveUp { epoch, why, withdrawn } => {
                 for change in self.last.iter_mut().filter(|change| change.epoch == *epoch) {
                     (change.status.state, change.status.detail) = ("given up".to_string(), why.clone());
+                    change.status.withdrawn = *withdrawn;
                 }
             }
             _ => {}
@@ -89,7 +93,9 @@ impl Changes {
 
     /// Somebody has loaded so much for a plan.
     pub fn loaded(&mut self, epoch: Epoch, bytes: u64) {
-        self.last.iter_mut().filter(|at| at.epoch == epoch).for_each(|at| at.status.loaded_bytes += bytes);
+        self.last.iter_mut().filter(|at| at.epoch == epoch).for_each(|at| {
+            at.status.loaded_bytes = at.status.loaded_bytes.saturating_add(bytes);
+        });
     }
 
     pub fn activated(&mut self, epoch: Epoch, now: Instant) {

@@ -7,7 +7,9 @@ use std::sync::mpsc::Receiver as Faults;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{Channel, Cut, ExchangeKind};
-use gaterail_cluster::membership::{Action, Event, Refused, Roster, Wish, WorkerAbout};
+use gaterail_cluster::membership::{
+    Action, Begun, Case, Considered, Event, Fitting, Refused, Roster, Wish, WorkerAbout,
+};
 use gaterail_proto::grpc::v1::from_router::What;
 use gaterail_proto::grpc::v1::{FromRouter, Goodbye, Prepare, Retire};
 use gaterail_proto::{Epoch, ExpertInventory, Placement, RouterId, WorkerId};
@@ -30,6 +32,8 @@ use crate::notes::Notes;
 const TICK: Duration = Duration::from_millis(50);
 /// The router's own process, dismissed because it could not load, tries again after this.
 const OWN_AGAIN: Duration = Duration::from_secs(2);
+/// Whoever wants a rebalance has an answer after this.
+const REBALANCE_MAX: Duration = Duration::from_secs(20);
 /// The end of the process waits so long for goodbyes to be sent.
 const GOODBYE_MAX: Duration = Duration::from_millis(500);
 
@@ -51,9 +55,14 @@ pub(super) enum Input {
     },
     /// From the engine.
     Event(Event),
-    /// From an operator.
-    Rebalance {
+    /// What an operator wants: is there anything to find out about it?
+    Consider {
         wish: Wish,
+        answer: oneshot::Sender<Result<Considered, Refused>>,
+    },
+    /// It was found to fit.
+    Rebalance {
+        fitting: Fitting,
         answer: oneshot::Sender<Result<Rebalancing, Refused>>,
     },
     /// A worker has loaded so many bytes for an epoch.
@@ -84,6 +93,8 @@ pub struct Rebalancing {
     pub epoch: Option<Epoch>,
     /// The plan in force.
     pub from: Option<Epoch>,
+    /// The last plan before the wish, whatever became of it: those for the wish are above.
+    pub planned: Epoch,
 }
 
 /// Why there is no answer to a wish.
@@ -91,6 +102,9 @@ pub struct Rebalancing {
 pub enum RebalanceError {
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Nobody waits for another's.
+    #[error("another rebalance is being looked at")]
+    Another,
     #[error("control has more to do than it can, or has ended")]
     Busy,
 }
@@ -117,6 +131,8 @@ pub struct Cluster {
     pub(super) pulse: Arc<Pulse>,
     /// Workers that get weights take turns.
     pub(super) experts_turns: Arc<Semaphore>,
+    /// One wish at a time is looked at.
+    wishes: Arc<Semaphore>,
 }
 
 impl Cluster {
@@ -177,7 +193,18 @@ impl Cluster {
         let workers_max = options.limits.workers_max.min(WORKERS_MAX - usize::from(holds_own));
         let sessions = Sessions::new(workers_max);
         let experts_turns = Arc::new(Semaphore::new(options.limits.experts_streams_max));
-        Ok(Arc::new(Cluster { router, options, served, sessions, inputs, status, pulse, experts_turns }))
+        let wishes = Arc::new(Semaphore::new(1));
+        Ok(Arc::new(Cluster {
+            router,
+            options,
+            served,
+            sessions,
+            inputs,
+            status,
+            pulse,
+            experts_turns,
+            wishes,
+        }))
     }
 
     /// For whoever has something to tell: the engine, an operator.
@@ -187,8 +214,24 @@ impl Cluster {
 
     /// Something else is wanted from now on: answered as soon as it is clear whether it can be had, long before it is.
     pub async fn rebalance(&self, wish: Wish) -> Result<Rebalancing, RebalanceError> {
+        let permit = self.wishes.clone().try_acquire_owned().map_err(|_| RebalanceError::Another)?;
+        let looked_at = async {
+            let considered = self.ask(|answer| Input::Consider { wish, answer }).await?;
+            // Takes long, so that control has no time for it; and goes on when nobody waits any more.
+            let checked = tokio::task::spawn_blocking(move || (considered.check(), permit)).await;
+            let (fitting, _permit) = checked.map_err(|_| RebalanceError::Busy)?;
+            let fitting = fitting?;
+            self.ask(|answer| Input::Rebalance { fitting, answer }).await
+        };
+        tokio::time::timeout(REBALANCE_MAX, looked_at).await.unwrap_or(Err(RebalanceError::Busy))
+    }
+
+    async fn ask<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<Result<T, Refused>>) -> Input,
+    ) -> Result<T, RebalanceError> {
         let (answer, answered) = oneshot::channel();
-        self.inputs.try_send(Input::Rebalance { wish, answer }).map_err(|_| RebalanceError::Busy)?;
+        self.inputs.try_send(input(answer)).map_err(|_| RebalanceError::Busy)?;
         Ok(answered.await.map_err(|_| RebalanceError::Busy)??)
     }
 
@@ -335,9 +378,12 @@ impl Control {
                 }
             }
             Input::Event(event) => self.tell(event),
-            Input::Rebalance { wish, answer } => self.rebalance(wish, answer),
+            // Whoever asked may not wait any more.
+            Input::Consider { wish, answer } => drop(answer.send(self.roster.consider(wish))),
+            Input::Rebalance { fitting, answer } => self.rebalance(fitting, answer),
             Input::Loaded { worker, serial, epoch, bytes } => {
-                if self.members.get(&worker).is_some_and(|member| member.serial == serial) {
+                let is_meant = self.members.get(&worker).is_some_and(|member| member.serial == serial);
+                if is_meant && self.roster.awaits(worker, epoch) {
                     self.changes.loaded(epoch, bytes);
                 }
             }
@@ -352,11 +398,20 @@ impl Control {
         self.carry_out(actions);
     }
 
-    fn rebalance(&mut self, wish: Wish, answer: oneshot::Sender<Result<Rebalancing, Refused>>) {
-        let (epoch, actions) = self.roster.rebalance(wish, Instant::now());
+    fn rebalance(&mut self, fitting: Fitting, answer: oneshot::Sender<Result<Rebalancing, Refused>>) {
+        let (begun, actions) = self.roster.rebalance(fitting, Instant::now());
         self.carry_out(actions);
-        // Whoever asked may not wait any more.
-        let _ = answer.send(epoch.map(|epoch| Rebalancing { epoch, from: self.epoch }));
+        let from = self.epoch;
+        let _ = answer.send(begun.map(|Begun { epoch, planned }| Rebalancing { epoch, from, planned }));
+    }
+
+    /// Says what would fit, as soon as a thread has found it.
+    fn explain(&self, case: Box<Case>) {
+        let notes = self.notes.clone();
+        let work = move || case.misfit().into_iter().for_each(|misfit| notes.tell(misfit.to_string()));
+        if std::thread::Builder::new().name("cluster-ways".into()).spawn(work).is_err() {
+            self.notes.tell("the experts do not fit as they should be spread".to_string());
+        }
     }
 
     fn joined(&mut self, joined: Joined) {
@@ -436,6 +491,7 @@ impl Control {
                     self.own_again = Some(Instant::now() + OWN_AGAIN)
                 }
                 Action::Dismiss { worker, why, again } => self.dismiss(worker, &why, again),
+                Action::Explain(case) => self.explain(case),
                 Action::Note(note) => {
                     self.changes.note(&note, Instant::now());
                     self.notes.tell(note.to_string());

@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Machine, WorkerAbout};
+use gaterail_cluster::membership::{Event, Machine, WorkerAbout};
+use gaterail_cluster::placement::run_bytes;
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_kernels::{CpuOptions, Device};
 use gaterail_model::weights::cache::PackedCache;
 use gaterail_model::weights::{ExpertShard, LoadFrom, load_slices};
-use gaterail_proto::{Epoch, ExpertSlice, LayerId, RouterId, ShardSpec, WorkerId};
+use gaterail_proto::{Epoch, ExpertInventory, ExpertSlice, LayerId, RouterId, ShardSpec, WorkerId};
 use tokio::sync::mpsc;
 
 use super::control::Input;
@@ -36,6 +38,9 @@ pub(super) struct Own {
     loading: Option<(Epoch, Arc<AtomicBool>)>,
     inputs: mpsc::WeakSender<Input>,
 }
+
+/// Control is told this often how far the loading is.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// A shard that was loaded.
 pub(super) struct OwnPrepared {
@@ -75,10 +80,11 @@ impl Own {
             before.store(true, Ordering::Relaxed);
         }
         let (served, cache, pieces) = (self.served.clone(), self.cache.clone(), self.pieces.clone());
-        let inputs = self.inputs.clone();
+        let (inputs, worker) = (self.inputs.clone(), self.about.id);
+        let progress = Progress { worker, epoch, inputs: inputs.clone(), told: None };
         let work = move || {
             let mut bytes = 0;
-            let loaded = load(&served, cache.as_ref(), (&pieces, &mut bytes), shard, &cancelled);
+            let loaded = load(&served, cache.as_ref(), (&pieces, &mut bytes), shard, &cancelled, progress);
             if cancelled.load(Ordering::Relaxed) {
                 return;
             }
@@ -106,12 +112,16 @@ impl Own {
 
     /// Epochs below `before` are over. What is being loaded stays.
     pub fn retire(&mut self, before: Epoch) {
-        self.epochs.retain(|epoch, _| *epoch >= before);
+        let kept = self.epochs.split_off(&before);
+        let shards = std::mem::replace(&mut self.epochs, kept);
         let wanted: HashSet<ExpertSlice> =
             self.epochs.values().flat_map(|(spec, _)| &spec.slices).copied().collect();
         if self.loading.as_ref().is_none_or(|(_, cancelled)| cancelled.load(Ordering::Relaxed)) {
-            self.pieces.lock().retain(|slice, _| wanted.contains(slice));
+            let unwanted = |slice: &ExpertSlice, _: &mut ExpertPiece| !wanted.contains(slice);
+            let pieces: Vec<_> = self.pieces.lock().extract_if(unwanted).collect();
+            return free((shards, pieces));
         }
+        free(shards);
     }
 
     /// An epoch is not being loaded any more; a later one may be.
@@ -124,6 +134,41 @@ impl Own {
     }
 }
 
+/// How far the loading is, told now and then.
+struct Progress {
+    worker: WorkerId,
+    epoch: Epoch,
+    inputs: mpsc::WeakSender<Input>,
+    told: Option<Instant>,
+}
+
+impl Progress {
+    /// Never waits: what control cannot take is told again soon.
+    fn tell(&mut self, bytes: u64, total: u64) {
+        let now = Instant::now();
+        if self.told.is_some_and(|told| now < told + TELL_EVERY) {
+            return;
+        }
+        self.told = Some(now);
+        let event = Event::Loading { worker: self.worker, epoch: self.epoch, bytes, total };
+        self.inputs
+            .upgrade()
+            .into_iter()
+            .for_each(|inputs| drop(inputs.try_send(Input::Event(event.clone()))));
+    }
+}
+
+/// What is not wanted any more, freed on a thread of its own: it takes long, and nobody should wait for it.
+pub(super) fn free(unwanted: impl Send + 'static) {
+    // Without a thread it is freed here.
+    let _ = std::thread::Builder::new().name("free-experts".into()).spawn(move || drop(unwanted));
+}
+
+fn slice_bytes(inventory: &ExpertInventory, slice: &ExpertSlice) -> u64 {
+    let layer = inventory.layers.iter().find(|at| at.layer == slice.layer);
+    layer.map_or(0, |at| run_bytes(at.expert_bytes, at.units, slice.units))
+}
+
 fn bytes_of(piece: &ExpertPiece) -> u64 {
     [&piece.gate, &piece.up, &piece.down].map(|weight| weight.stored_bytes() as u64).iter().sum()
 }
@@ -134,6 +179,7 @@ fn load(
     (pieces, loaded_bytes): (&Pieces, &mut u64),
     shard: ShardSpec,
     cancelled: &AtomicBool,
+    mut progress: Progress,
 ) -> Result<(ShardSpec, Arc<ExpertShard>), String> {
     let missing: Vec<ExpertSlice> = {
         let held = pieces.lock();
@@ -149,9 +195,11 @@ fn load(
             precision: served.precision,
             cache,
         };
+        let total = missing.iter().map(|slice| slice_bytes(&served.inventory, slice)).sum();
         let mut each = |slice, piece| {
             *loaded_bytes += bytes_of(&piece);
             pieces.lock().insert(slice, piece);
+            progress.tell(*loaded_bytes, total);
             !cancelled.load(Ordering::Relaxed)
         };
         let outcome =
@@ -170,4 +218,24 @@ fn load(
     let all: Vec<_> = shard.slices.iter().map(piece).collect::<Result<_, _>>()?;
     let layers = served.spec.layers.len();
     Ok((shard, Arc::new(ExpertShard::new(layers, all))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loading_is_told_now_and_then_and_waits_for_nobody() {
+        let (inputs, mut received) = mpsc::channel(1);
+        let (worker, epoch) = (WorkerId(1), Epoch(2));
+        let mut progress = Progress { worker, epoch, inputs: inputs.downgrade(), told: None };
+        progress.tell(10, 30);
+        // Too early, and then nobody reads.
+        progress.tell(20, 30);
+        std::thread::sleep(TELL_EVERY);
+        progress.tell(30, 30);
+        let Ok(Input::Event(told)) = received.try_recv() else { panic!("nothing was told") };
+        assert_eq!(told, Event::Loading { worker, epoch, bytes: 10, total: 30 });
+        assert!(received.try_recv().is_err());
+    }
 }

@@ -11,6 +11,7 @@ use gaterail_cluster::exchange::Channel;
 use gaterail_model::weights::ExpertShard;
 use gaterail_proto::{Epoch, Placement, WorkerId};
 
+use super::own::free;
 use super::routes::Routes;
 
 /// A placement in force.
@@ -120,7 +121,10 @@ impl Plans {
         let mut state = self.lock();
         let unused: Vec<_> = state.replaced.extract_if(.., |(plan, _)| plan.epoch < used).collect();
         drop(state);
-        drop(unused);
+        // The router's own shard is among it.
+        if !unused.is_empty() {
+            free(unused);
+        }
     }
 
     /// No more plans will come: whoever waits for one is told.

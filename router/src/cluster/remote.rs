@@ -434,16 +434,16 @@ impl ExpertLayer for RemoteExperts {
         if self.active.is_none() {
             self.next_plan(None, started + self.limits.plan_max).inspect_err(|_| self.began = None)?;
         }
-        let mut parcel = self.parcel(rows.rows, stream)?;
+        let mut parcel = self.parcel(rows.rows, stream).inspect_err(|_| self.began = None)?;
         (parcel.layer, parcel.rows, parcel.top_k) = (layer, rows.rows, routing.top_k);
         parcel.x.resize(rows.rows * rows.width, 0.0);
         parcel.ids.resize(rows.rows * routing.top_k, 0);
         parcel.weights.resize(rows.rows * routing.top_k, 0.0);
-        stream.download(rows.x, 0, &mut parcel.x)?;
-        stream.download(routing.ids, 0, &mut parcel.ids)?;
-        stream.download(routing.weights, 0, &mut parcel.weights)?;
+        stream.download(rows.x, 0, &mut parcel.x).inspect_err(|_| self.began = None)?;
+        stream.download(routing.ids, 0, &mut parcel.ids).inspect_err(|_| self.began = None)?;
+        stream.download(routing.weights, 0, &mut parcel.weights).inspect_err(|_| self.began = None)?;
         self.hits.count(layer, &parcel.ids);
-        self.send(&mut parcel, stream)?;
+        self.send(&mut parcel, stream).inspect_err(|_| self.began = None)?;
         add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);
         Ok(RemoteTicket(parcel))
     }

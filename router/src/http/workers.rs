@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use gaterail_cluster::membership::Wish;
+use gaterail_cluster::membership::{Refused, Wish};
 use gaterail_cluster::placement::Mode;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,9 @@ const BYTES_MAX: u64 = 1 << 60;
 /// Who asks too early asks again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
+const NO_OPERATOR: &str =
+    "this key may not spread the experts in another way; one made with gaterail keys add --operator may";
+
 /// What `/cluster/rebalance` answers: what follows is on `/cluster`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalancePage {
@@ -64,27 +67,43 @@ pub struct RebalancePage {
     pub epoch: Option<u64>,
     /// The plan in force.
     pub from: Option<u64>,
+    /// The last plan before the wish, whatever became of it: those for the wish are above.
+    pub planned: u64,
 }
 
 /// Spreads the experts in another way while requests are served; refused before anything is loaded if they would not fit.
 ///
-/// Whoever may use the server may do it: it changes no answer.
+/// It changes no answer, but takes memory and time from all of them: it is for operators.
 pub async fn rebalance(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
-    let counted = caller(&request).0.count_request(Instant::now());
-    let request = body::unless(request, counted)?;
+    let caller = caller(&request).0;
+    let allowed = caller.count_request(Instant::now()).and_then(|()| match caller.is_operator() {
+        true => Ok(()),
+        false => Err(ApiError::new(ErrorKind::Forbidden, NO_OPERATOR)),
+    });
+    let request = body::unless(request, allowed)?;
     let wish = body::parsed(&server, request, wish).await?;
     let Some(cluster) = &server.rig.cluster else {
         let message = "this server has no workers that experts could be spread over";
         return Err(ApiError::new(ErrorKind::Invalid, message));
     };
     match cluster.rebalance(wish).await {
-        Ok(Rebalancing { epoch, from }) => {
-            let page = RebalancePage { epoch: epoch.map(|at| at.0), from: from.map(|at| at.0) };
+        Ok(Rebalancing { epoch, from, planned }) => {
+            let page =
+                RebalancePage { epoch: epoch.map(|at| at.0), from: from.map(|at| at.0), planned: planned.0 };
             Ok(json_response(&page))
         }
-        Err(RebalanceError::Refused(why)) => Err(ApiError::new(ErrorKind::Invalid, why.to_string())),
-        Err(RebalanceError::Busy) => {
-            Err(ApiError::new(ErrorKind::Overloaded, RebalanceError::Busy.to_string()).retry_after(AGAIN))
+        Err(why) => Err(refused(&why)),
+    }
+}
+
+fn refused(why: &RebalanceError) -> ApiError {
+    use RebalanceError::{Another, Busy, Refused as No};
+    match why {
+        No(Refused::Nobody | Refused::Changed) | Another | Busy => {
+            ApiError::new(ErrorKind::Overloaded, why.to_string()).retry_after(AGAIN)
+        }
+        No(Refused::Misfit(_) | Refused::Beside(_) | Refused::Workers { .. }) => {
+            ApiError::new(ErrorKind::Invalid, why.to_string())
         }
     }
 }
