@@ -516,8 +516,8 @@ fn a_wish_that_a_serving_worker_cannot_load_is_withdrawn() {
     assert_eq!(bench.view().workers[0].failures, 1);
     bench.answering = true;
     // Nobody is in the way of who comes.
-    bench.on(Event::Joined(about(3)));
-    let done = bench.pass(Duration::from_secs(4), &[]);
+    let mut done = bench.on(Event::Joined(about(3)));
+    done.extend(bench.pass(Duration::from_secs(4), &[]));
     assert_eq!(activated(&done).last().map(|at| at.1), Some(3), "{done:?}");
     assert_eq!(bench.view().mode, "ep");
     assert!(prepares(&done).iter().all(|(_, _, experts)| *experts < 24), "nobody holds a part of all");
