@@ -130,7 +130,11 @@ impl Question {
     /// Where a piece of a prompt lies, to a part of the prompt: pieces that lie nearly alike are one step.
     fn rounded(&self, middle: u64) -> u64 {
         let (prompt, parts) = (u64::from(self.prompt), CONTEXTS);
-        if self.prompt <= self.step_rows { middle } else { (2 * (middle * parts / prompt) + 1) * prompt / (2 * parts) }
+        if self.prompt <= self.step_rows {
+            middle
+        } else {
+            (2 * (middle * parts / prompt) + 1) * prompt / (2 * parts)
+        }
     }
 
     /// The steps of so many prompts that come at once. The first of them finds an engine that has nothing to do, and does not
@@ -257,8 +261,11 @@ mod tests {
         let steps = question.steps();
         assert!(steps.len() <= 20, "{} steps", steps.len());
         // Yet each of them is among those that are walked or near one, and early pieces are cheaper than late ones.
-        let contexts: std::collections::BTreeSet<u32> =
-            steps.iter().filter(|step| step.sequences == 1 && step.rows == 512).map(|step| step.context).collect();
+        let contexts: std::collections::BTreeSet<u32> = steps
+            .iter()
+            .filter(|step| step.sequences == 1 && step.rows == 512)
+            .map(|step| step.context)
+            .collect();
         assert!(contexts.contains(&500) && contexts.contains(&3500), "{contexts:?}");
         let all: u64 = question.prompt_steps(16).iter().map(|one| u64::from(one.step.rows)).sum();
         assert_eq!(all, 16 * 4000);

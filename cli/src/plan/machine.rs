@@ -124,8 +124,7 @@ impl Measured {
             let options = gaterail_kernels::CpuOptions { threads, pin: false, ..Default::default() };
             let device = Device::cpu(options);
             let found = device.and_then(|device| {
-                let mut compute =
-                    measure::together(&device, subject.experts, shape, &weights, ready)?;
+                let mut compute = measure::together(&device, subject.experts, shape, &weights, ready)?;
                 compute.call_seconds = WAITS_OF_EXPERTS * raw::fork_seconds(&device);
                 Ok(compute)
             });

@@ -225,7 +225,12 @@ fn gathered(plan: &Plan, predictions: Vec<Option<plan::Plan>>, turns: Vec<Turn>,
     }
     Comparison {
         model: plan.model.clone(),
-        device: predictions.iter().flatten().next().map(|one| one.measured.device.clone()).unwrap_or_default(),
+        device: predictions
+            .iter()
+            .flatten()
+            .next()
+            .map(|one| one.measured.device.clone())
+            .unwrap_or_default(),
         workers: plan.workers,
         rounds: plan.rounds,
         prompt_tokens: plan.prompt,

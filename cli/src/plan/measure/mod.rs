@@ -24,10 +24,10 @@ use std::time::{Duration, Instant};
 pub use attention::{AttentionShape, attention};
 pub use blank::Blank;
 pub use experts::{experts, together, weights};
-pub use ready::{Member, members};
 use gaterail_cluster::predict::{Compute, FEW_ROWS};
 pub use kind::Kind;
 pub use products::products;
+pub use ready::{Member, members};
 pub use walk::walked;
 
 /// Weights that are gone through, so that they come from memory and not from a cache.

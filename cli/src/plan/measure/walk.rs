@@ -97,7 +97,8 @@ fn kinds(spec: &ModelSpec, blank: &Blank) -> Vec<Kind> {
     let bytes = |layer: &LayerSpec| layer_bytes(blank, spec, layer).max(1);
     let all: u64 = spec.layers.iter().map(bytes).sum();
     let kind = |alike: Vec<&LayerSpec>| {
-        let count = (all.min(COLD_BYTES as u64) / bytes(alike[0])).clamp(1, spec.layers.len() as u64) as usize;
+        let count =
+            (all.min(COLD_BYTES as u64) / bytes(alike[0])).clamp(1, spec.layers.len() as u64) as usize;
         let layers: Vec<LayerSpec> = alike.iter().cycle().take(count).map(|layer| (*layer).clone()).collect();
         Kind {
             spec: ModelSpec { layers, vocab, ..spec.clone() },
@@ -137,12 +138,7 @@ impl Kind {
     }
 }
 
-fn one(
-    lane: &mut Lane,
-    cursor: &mut Cursor,
-    kind: &Kind,
-    step: Step,
-) -> Result<Walked, StepError> {
+fn one(lane: &mut Lane, cursor: &mut Cursor, kind: &Kind, step: Step) -> Result<Walked, StepError> {
     let spec = &kind.spec;
     let (batch, tables) = batch(lane, spec, step);
     let times = lane.times().clone();
