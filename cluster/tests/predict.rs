@@ -187,7 +187,15 @@ fn what_was_walked_counts_more_than_rates() {
     let known = predict(&shape, &rates, Where::Local, step, None).terms;
     assert_eq!((known.trunk, known.gate, known.ends, known.sampling), (3.0, 0.5, 0.25, 0.125));
     let other = predict(&shape, &rates, Where::Local, Step::decode(3, 500), None).terms;
-    assert!(other.trunk < 1.0 && other.sampling == 0.0);
+    // What was not walked takes as many times as long as a walked step as the rates say.
+    let lane = |step| {
+        predict(&shape, &Rates { walked: Vec::new(), ..rates.clone() }, Where::Local, step, None).terms
+    };
+    let times = lane(Step::decode(3, 500)).trunk / lane(step).trunk;
+    assert!((other.trunk - 3.0 * times).abs() < 1e-12 && other.sampling == 0.125 * 1.5, "{other:?}");
+    rates.walked.push(Walked { step: Step::prefill(500), trunk: 100.0, ..rates.walked[0] });
+    let near = predict(&shape, &rates, Where::Local, Step::prefill(400), None).terms;
+    assert!(near.trunk > 50.0, "{near:?}");
 }
 
 /// A worker reaches less beside another, and with cut experts; who is done first leaves the other alone.

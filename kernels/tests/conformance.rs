@@ -401,6 +401,38 @@ fn kv_in_f16_is_rounded_half_to_even_and_stays_in_range() {
     }
 }
 
+/// With few rows, whose places are asked for first, and with many; a part of each head, and nothing beside it.
+#[test]
+fn kv_rows_lie_where_their_slots_say() {
+    let (heads, width, part, column, pages) = (3, 24, 17, 5, 3);
+    let mut random = Random(11);
+    for rows in [1, 2, 15, 16, 17, 40] {
+        let values = random.values(rows * heads * part);
+        // Each slot once, all over the pages.
+        let slots: Vec<u32> = (0..rows).map(|row| (row * 7 % (pages * PAGE_POSITIONS)) as u32).collect();
+        let mut expected = vec![9.0f32; pages * heads * PAGE_POSITIONS * width];
+        for (at, value) in values.iter().enumerate() {
+            let (row, head, place) = (at / (heads * part), at / part % heads, at % part);
+            let (page, offset) = (slots[row] as usize / PAGE_POSITIONS, slots[row] as usize % PAGE_POSITIONS);
+            expected[((page * heads + head) * PAGE_POSITIONS + offset) * width + column + place] = *value;
+        }
+        for stream in all_streams() {
+            let from = put(&stream, &values);
+            let slots = put(&stream, &slots);
+            let write = KvWrite { from: View::heads(&from, rows, heads, part), slots: &slots, width, column };
+            let mut cache = KvBuffer::F32(put(&stream, &vec![9.0f32; expected.len()]));
+            kv_write(&stream, &write, &mut cache);
+            let KvBuffer::F32(stored) = &cache else { panic!("another form") };
+            same(&format!("{rows} rows of KV"), &get(&stream, stored), &expected);
+            let mut cache = KvBuffer::F16(put(&stream, &vec![half::f16::from_f32(9.0); expected.len()]));
+            kv_write(&stream, &write, &mut cache);
+            let KvBuffer::F16(stored) = &cache else { panic!("another form") };
+            let rounded: Vec<half::f16> = expected.iter().map(|value| half::f16::from_f32(*value)).collect();
+            assert_eq!(get(&stream, stored), rounded, "{rows} rows of KV in f16");
+        }
+    }
+}
+
 /// Products that underflow to -0 in lanes beyond a ragged end stay -0.
 #[test]
 fn a_ragged_end_leaves_the_other_lanes_alone() {

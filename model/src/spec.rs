@@ -39,14 +39,14 @@ pub struct LayerSpec {
     pub mlp: MlpSpec,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum AttentionSpec {
     Grouped(GroupedSpec),
     Latent(LatentSpec),
 }
 
 /// Multi-head, grouped-query or multi-query attention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GroupedSpec {
     pub heads: usize,
     pub kv_heads: usize,
@@ -67,7 +67,7 @@ pub struct GroupedSpec {
 }
 
 /// Multi-head latent attention (DeepSeek-V2, section 2.1), in its absorbed form.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LatentSpec {
     pub heads: usize,
     /// The query's own low rank, if it has one.
@@ -108,7 +108,7 @@ pub enum QkNorm {
 }
 
 /// A rotation and how its pairs lie.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RopeUse {
     /// Index into `ModelSpec::ropes`.
     pub index: usize,

@@ -104,6 +104,9 @@ fn fitting(known: &Known<'_>, mode: String, placement: Option<&Placement>, quest
     }
 }
 
+/// Parts of a prompt in which its pieces are told from each other by their context.
+const CONTEXTS: u64 = 4;
+
 /// A step of prompts, and how many of those have their first tokens after it.
 struct PromptStep {
     step: Step,
@@ -111,18 +114,27 @@ struct PromptStep {
 }
 
 impl Question {
-    /// All steps that are asked about, each once.
+    /// All steps that are asked about, each once; those first that say most.
     pub fn steps(&self) -> Vec<Step> {
         let mut all: Vec<Step> = vec![Step::prefill(self.prompt.min(self.step_rows))];
-        for &streams in &self.streams {
-            let prompts = self.prompt_steps(streams).into_iter().map(|one| one.step);
-            for step in std::iter::once(Step::decode(streams, self.context)).chain(prompts) {
-                if !all.contains(&step) {
-                    all.push(step);
-                }
+        let decode = self.streams.iter().map(|&streams| Step::decode(streams, self.context));
+        let prompts = self.streams.iter().flat_map(|&streams| self.prompt_steps(streams));
+        for step in decode.chain(prompts.map(|one| one.step)) {
+            if !all.contains(&step) {
+                all.push(step);
             }
         }
         all
+    }
+
+    /// Where a piece of a prompt lies, to a part of the prompt: pieces that lie nearly alike are one step.
+    fn rounded(&self, middle: u64) -> u64 {
+        let (prompt, parts) = (u64::from(self.prompt), CONTEXTS);
+        if self.prompt <= self.step_rows {
+            middle
+        } else {
+            (2 * (middle * parts / prompt) + 1) * prompt / (2 * parts)
+        }
     }
 
     /// The steps of so many prompts that come at once. The first of them finds an engine that has nothing to do, and does not
@@ -134,7 +146,7 @@ impl Question {
             let rows = most.min(if done == 0 { prompt } else { all - done });
             // Prompts that have rows in this step, and where in them those are.
             let sequences = (done + rows).div_ceil(prompt) - done / prompt;
-            let middle = if sequences == 1 { done % prompt + rows / 2 } else { prompt / 2 };
+            let middle = if sequences == 1 { self.rounded(done % prompt + rows / 2) } else { prompt / 2 };
             let step = Step { rows: rows as u32, sequences: sequences as u32, context: middle as u32 };
             steps.push(PromptStep { step, done: (done + rows) / prompt - done / prompt });
             done += rows;
@@ -240,5 +252,22 @@ mod tests {
         assert_eq!(first(100, 200, 4), (100.0 + 300.0 + 300.0 + 400.0) / 4.0);
         // The second of three is done with the second step, the third with the third.
         assert_eq!(first(100, 150, 3), (100.0 + 250.0 + 300.0) / 3.0);
+    }
+
+    #[test]
+    fn long_prompts_are_few_steps() {
+        let question =
+            Question { streams: vec![1, 4, 16, 64], context: 512, prompt: 4000, step_rows: 512, copies: 1 };
+        let steps = question.steps();
+        assert!(steps.len() <= 20, "{} steps", steps.len());
+        // Yet each of them is among those that are walked or near one, and early pieces are cheaper than late ones.
+        let contexts: std::collections::BTreeSet<u32> = steps
+            .iter()
+            .filter(|step| step.sequences == 1 && step.rows == 512)
+            .map(|step| step.context)
+            .collect();
+        assert!(contexts.contains(&500) && contexts.contains(&3500), "{contexts:?}");
+        let all: u64 = question.prompt_steps(16).iter().map(|one| u64::from(one.step.rows)).sum();
+        assert_eq!(all, 16 * 4000);
     }
 }

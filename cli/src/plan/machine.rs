@@ -6,11 +6,10 @@ use gaterail_kernels::ops::UNIT_MIN;
 use gaterail_kernels::{Device, measure as raw};
 use gaterail_proto::WorkerId;
 use serde::Serialize;
-use std::sync::Barrier;
 use std::time::Duration;
 
 use super::args::{Crew, WorkerSpec};
-use super::measure::{self, hop};
+use super::measure::{self, Member, hop};
 use super::subject::Subject;
 use crate::cores::Cores;
 use crate::error::CliError;
@@ -113,9 +112,11 @@ impl Measured {
         count: usize,
         parts: usize,
     ) -> Result<Compute, CliError> {
-        let ready = Barrier::new(count);
         let width = (subject.width / parts).max(1).next_multiple_of(UNIT_MIN).min(subject.width);
-        let one = |index: usize| {
+        let shape = (subject.hidden, width);
+        let weights = measure::weights(count, subject.experts, shape);
+        // A member that fails is gone, and the others do not wait for it.
+        let one = |index: usize, ready: Member| {
             // A thread of its own is bound to its cores, and gone with them.
             if let Some(cores) = cores.share(index, threads) {
                 cores.bind()?;
@@ -123,15 +124,17 @@ impl Measured {
             let options = gaterail_kernels::CpuOptions { threads, pin: false, ..Default::default() };
             let device = Device::cpu(options);
             let found = device.and_then(|device| {
-                let mut compute =
-                    measure::together(&device, subject.experts, (subject.hidden, width), &ready)?;
+                let mut compute = measure::together(&device, subject.experts, shape, &weights, ready)?;
                 compute.call_seconds = WAITS_OF_EXPERTS * raw::fork_seconds(&device);
                 Ok(compute)
             });
             found.map_err(CliError::from)
         };
         let all: Vec<Result<Compute, CliError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..count).map(|index| scope.spawn(move || one(index))).collect();
+            let one = &one;
+            let members = measure::members(count).into_iter().enumerate();
+            let threads: Vec<_> =
+                members.map(|(index, member)| scope.spawn(move || one(index, member))).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -29,6 +29,7 @@ use super::run::Loading;
 use super::workers::choice::{Choice, Circumstances};
 use super::workers::fastest::{self, fastest};
 use super::workers::open::Opening;
+use super::workers::settings::Overlap;
 use super::workers::{Team, Workers, share, wait};
 use crate::cores::Cores;
 use crate::error::CliError;
@@ -140,6 +141,9 @@ fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Ope
         }
         Choice::Team(team) => Some(team),
     };
+    if team.is_none() && config.workers.overlap != Overlap::Off {
+        terminal::note("gaterail: --overlap-rows does nothing without workers");
+    }
     let plan = match &team {
         None => alone?,
         Some(team) => MemoryPlan::with_workers(&spec, &checkpoint, precision, config, team)?,
@@ -161,9 +165,11 @@ fn fastest_way(
     plan: &MemoryPlan,
 ) -> Result<Team, CliError> {
     let name = config.model.as_deref().unwrap_or(demo::NAME);
+    let subject = Subject::of(name, spec, Some(checkpoint), config.weights, config.kv)?;
     let holders = (team.spawn + usize::from(config.workers.local)).max(1);
     let (mode, why) = fastest(&fastest::Circumstances {
-        subject: &Subject::of(name, spec, Some(checkpoint), config.weights, config.kv)?,
+        shape: &subject.shape,
+        inventory: &subject.inventory,
         team: &team,
         copies: config.workers.copies,
         device: config.device,

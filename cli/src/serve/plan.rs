@@ -40,6 +40,7 @@ pub struct Burden {
     pub processes: usize,
     /// All copies together.
     pub experts: u64,
+    /// Their programs and calls, and what this process takes for them.
     pub beside: u64,
 }
 
@@ -77,6 +78,9 @@ impl MemoryPlan {
             experts: experts.saturating_mul(u64::from(config.workers.copies).min(holders as u64)),
             beside: team.spawn as u64 * WORKER_RESERVE,
         };
+        // Micro-batches that take turns have a cursor more.
+        let overlap = config.workers.overlap_from(team, false).map_or(0, |_| overlap_bytes(spec, config));
+        let burden = Burden { beside: burden.beside.saturating_add(overlap), ..burden };
         MemoryPlan::of(spec, (trunk.saturating_add(burden.experts), burden), config)
     }
 
@@ -164,6 +168,13 @@ fn left_text(left: Option<u64>, tokens: u64) -> String {
 fn work_bytes(spec: &ModelSpec, config: &ServeConfig) -> u64 {
     let rows = config.engine.logits_rows_max.max(config.engine.batch_max);
     Cursor::bytes(spec, config.step_tokens, rows) + RESERVE_BYTES
+}
+
+/// The second cursor of a split batch, which has half of its rows, and the place where all its logits are put together.
+fn overlap_bytes(spec: &ModelSpec, config: &ServeConfig) -> u64 {
+    let rows = config.engine.logits_rows_max.max(config.engine.batch_max);
+    let half = config.step_tokens.div_ceil(2);
+    Cursor::bytes(spec, half, rows.min(half)) + 4 * (rows * spec.vocab) as u64
 }
 
 fn context(spec: &ModelSpec, config: &ServeConfig) -> usize {

@@ -83,8 +83,8 @@ pub static TABLE: [Setting; 62] = [
     Setting {
         name: "overlap-rows",
         value: "N|auto|off",
-        default: "auto",
-        help: "Batches of so many rows are two micro-batches that take turns, so that router and workers compute at once; auto: from 128 rows on where no worker shares this machine's cores, else off",
+        default: "off",
+        help: "Batches of so many rows are two micro-batches that take turns, so that router and workers compute at once; auto: from 128 rows on where no worker shares this machine's cores, else off. What it wins has not been measured over a network, so that it is off unless it is asked for",
         ..ONE
     },
     Setting {

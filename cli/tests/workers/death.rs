@@ -63,7 +63,9 @@ fn check_with(mode: &str, streams: usize, overlap: &str) {
     }
     server.line_with(&["is gone", "nothing heard"]);
     server.line_with(&["computed again", "stood still for"]);
-    wait_for_workers(&server, 2);
+    let page = wait_for_workers(&server, 2);
+    let overlapped = page["step"]["overlapped"].as_u64().expect("a count");
+    assert_eq!(overlapped > 0, overlap != "off", "--overlap-rows {overlap}: {overlapped} steps");
 }
 
 #[test]

@@ -53,10 +53,9 @@ fn answers_are_those_of_one_process() {
         &["--workers", "2", "--parallel", "tp", "--no-shared-memory"],
         &["--workers", "3", "--expert-copies", "2"],
         &["--workers", "1", "--local-experts", "--parallel", "tp"],
-        // Two micro-batches in flight wherever two rows are there, and whatever is fastest.
+        // Two micro-batches in flight wherever two rows are there.
         &["--workers", "2", "--overlap-rows", "2"],
         &["--workers", "2", "--overlap-rows", "2", "--parallel", "tp", "--no-shared-memory"],
-        &["--workers", "2", "--parallel", "auto"],
     ] {
         let server = Server::start(flags);
         let found = answers(&server);

@@ -107,10 +107,8 @@ pub fn predict(
     hits: Option<&Popularity>,
 ) -> Prediction {
     let rows = f64::from(step.rows);
-    let mut terms = match rates.walked.iter().find(|walked| walked.step == step) {
-        Some(&Walked { trunk, gate, ends, sampling, .. }) => {
-            Terms { trunk, gate, ends, sampling, ..Terms::default() }
-        }
+    let mut terms = match nearest(&rates.walked, step) {
+        Some(walked) => beside(shape, rates, walked, step),
         None => lane(shape, rates, step),
     };
     let mut travel = Travel::default();
@@ -139,6 +137,30 @@ pub fn predict(
         hops: travel.frames,
         imbalance: if terms.experts > 0.0 { (terms.experts + terms.wait) / terms.experts } else { 1.0 },
         memory,
+    }
+}
+
+/// The walked step that is most like this one.
+fn nearest(walked: &[Walked], step: Step) -> Option<&Walked> {
+    let apart = |a: u32, b: u32| (f64::from(a.max(1)) / f64::from(b.max(1))).ln().abs();
+    let off = |one: &Walked| {
+        let Step { rows, sequences, context } = one.step;
+        apart(rows, step.rows) + apart(sequences, step.sequences) + apart(context, step.context)
+    };
+    walked.iter().min_by(|a, b| off(a).total_cmp(&off(b)))
+}
+
+/// All that is not experts, from a step that was walked: as many times as much as the rates say.
+fn beside(shape: &Shape, rates: &Rates, walked: &Walked, step: Step) -> Terms {
+    let &Walked { step: known, trunk, gate, ends, sampling } = walked;
+    let (this, that) = (lane(shape, rates, step), lane(shape, rates, known));
+    let times = |this: f64, that: f64| if this == that || that <= 0.0 { 1.0 } else { this / that };
+    Terms {
+        trunk: trunk * times(this.trunk, that.trunk),
+        gate: gate * times(this.gate, that.gate),
+        ends: ends * times(this.ends, that.ends),
+        sampling: sampling * times(step.sequences.into(), known.sequences.into()),
+        ..Terms::default()
     }
 }
 

@@ -137,10 +137,20 @@ impl Cursor {
 
     /// The logits `[wanted, V]`, in the order of `Batch::logits`.
     pub fn logits(&self, stream: &Stream, vocab: usize) -> Result<Vec<f32>, StepError> {
-        assert!(self.done, "logits before the end of the walk");
-        let mut logits = vec![0.0; self.wanted * vocab];
-        stream.download(&self.work.logits, 0, &mut logits)?;
+        let mut logits = vec![0.0; self.logits_len(vocab)];
+        self.logits_into(stream, &mut logits)?;
         Ok(logits)
+    }
+
+    /// How many those are.
+    pub fn logits_len(&self, vocab: usize) -> usize {
+        self.wanted * vocab
+    }
+
+    /// Copies them to where they are wanted, which is as long.
+    pub fn logits_into(&self, stream: &Stream, to: &mut [f32]) -> Result<(), StepError> {
+        assert!(self.done, "logits before the end of the walk");
+        Ok(stream.download(&self.work.logits, 0, to)?)
     }
 
     /// The same where the host can work on them; `staging` is used where the device's memory cannot be reached.

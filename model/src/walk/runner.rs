@@ -228,11 +228,17 @@ impl<E: ExpertLayer> Runner<E> {
         let deadline = Instant::now() + STEP_DEADLINE;
         walk(&mut self.lanes, &mut self.cursors, &mut self.experts, deadline)?;
         let (stream, vocab) = (self.lanes[0].stream(), self.spec.vocab);
-        self.staging.clear();
-        for cursor in &self.cursors {
-            self.staging.extend(cursor.logits(stream, vocab)?);
+        let all = self.cursors.iter().map(|cursor| cursor.logits_len(vocab)).sum();
+        if self.staging.len() < all {
+            self.staging.resize(all, 0.0);
         }
-        Ok(&mut self.staging)
+        let mut left = &mut self.staging[..all];
+        for cursor in &self.cursors {
+            let (own, others) = left.split_at_mut(cursor.logits_len(vocab));
+            cursor.logits_into(stream, own)?;
+            left = others;
+        }
+        Ok(&mut self.staging[..all])
     }
 
     /// One step whose batches are micro-batches that take turns; the logits of each.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{Channel, ChannelError, FrameBody, FrameKind, Header};
+use gaterail_cluster::exchange::{Channel, ChannelError, ExchangeKind, FrameBody, FrameKind, Header};
 use gaterail_proto::WorkerId;
 
 use super::stats::LinkStats;
@@ -34,8 +34,8 @@ pub(super) struct Link {
     pub stats: Arc<LinkStats>,
     /// It failed: control was told, and knows better than this.
     pub broken: bool,
-    /// Seconds that handing it a call takes, lately: long where it takes this thread's core over to begin.
-    pub handing: f64,
+    /// Seconds that handing it a call takes, lately.
+    handing: f64,
     /// Calls whose replies somebody waits for.
     open: Vec<u64>,
     /// Replies that came while another was waited for.
@@ -53,6 +53,15 @@ impl Link {
             handing: 0.0,
             open: Vec::new(),
             early: Vec::new(),
+        }
+    }
+
+    /// Seconds that handing it a call takes, lately: long where it takes this thread's core over to begin. A worker of another
+    /// host takes none; there it would only tell who has most rows, and those should go first if anything.
+    pub fn handing(&self) -> f64 {
+        match self.channel.kind() {
+            ExchangeKind::SharedMemory => self.handing,
+            ExchangeKind::Local | ExchangeKind::Grpc => 0.0,
         }
     }
 

@@ -212,8 +212,8 @@ impl RemoteExperts {
         self.order.extend((0..parcel.shares.len()).filter(asked));
         // A worker that shares this thread's core takes it over as soon as it has a call, for milliseconds: such ones come last,
         // or the others would wait for theirs.
-        let handing = |worker: &usize| active.links[*worker].map_or(0.0, |link| self.links[link].handing);
-        self.order.sort_by(|a, b| handing(a).total_cmp(&handing(b)));
+        let handing = |worker: &usize| active.links[*worker].map_or(0.0, |link| self.links[link].handing());
+        self.order.sort_unstable_by(|a, b| handing(a).total_cmp(&handing(b)).then(a.cmp(b)));
         for at in 0..self.order.len() {
             if let Err(failed) = self.send_to(self.order[at], parcel) {
                 parcel.failed = Some(failed);

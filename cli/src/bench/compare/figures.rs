@@ -94,8 +94,10 @@ pub struct Cell {
 
 /// All turns of one mode and one number of streams, with the forecasts of the same rounds; `at` is its place among the numbers of
 /// streams.
-pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[&Forecast], at: usize) -> Cell {
-    let forecast = |round: usize| forecasts.get(round).filter(|one| one.misfit.is_none());
+pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[Option<Forecast>], at: usize) -> Cell {
+    let forecast = |round: usize| -> Option<&Forecast> {
+        forecasts.get(round)?.as_ref().filter(|one| one.misfit.is_none())
+    };
     // The prompt's last step is for one prompt alone only where there is one.
     let prefill = |round: usize| Expected {
         latency: forecast(round).and_then(|one| one.first_token_seconds.get(at).copied()),

@@ -49,8 +49,8 @@ pub struct Comparison {
     pub winners: Vec<Winner>,
     /// That all modes gave the same texts.
     pub same: String,
-    /// Of each round.
-    pub predictions: Vec<plan::Plan>,
+    /// Of each round; none where a later round could not be predicted.
+    pub predictions: Vec<Option<plan::Plan>>,
 }
 
 impl Comparison {
@@ -86,12 +86,12 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
 
 /// What was predicted in each round, and what was measured.
 struct Measured {
-    predictions: Vec<plan::Plan>,
+    predictions: Vec<Option<plan::Plan>>,
     turns: Vec<Turn>,
 }
 
 /// In every round, before any server takes memory and cores: a machine that others use, too, is not as fast as it was a minute
-/// ago. What does not fit is refused with what would.
+/// ago.
 fn predict(plan: &Plan) -> Result<plan::Plan, CliError> {
     let prediction = plan::plan(plan::Asked {
         model: &plan.model,
@@ -110,6 +110,20 @@ fn predict(plan: &Plan) -> Result<plan::Plan, CliError> {
     Ok(prediction)
 }
 
+/// What cannot be predicted before anything was measured is refused, with what would fit. Later that is a round without a
+/// prediction: the rounds before it are worth more than the reason.
+fn kept<T>(round: usize, predicted: Result<T, CliError>) -> Result<Option<T>, CliError> {
+    match predicted {
+        Ok(prediction) => Ok(Some(prediction)),
+        Err(error) if round == 1 => Err(error),
+        Err(error) => {
+            let note = format!("bench: no prediction for round {round}: {error}");
+            terminal::note(&terminal::visible(&note));
+            Ok(None)
+        }
+    }
+}
+
 /// Every mode in turn, again and again.
 fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Measured, CliError> {
     let modes = &plan.contenders.0;
@@ -117,7 +131,7 @@ fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Measured, CliError> {
     let (mut turns, mut asked): (Vec<Turn>, Option<(Texts, Dialect)>) = (Vec::new(), None);
     let mut predictions = Vec::new();
     for round in 1..=plan.rounds {
-        predictions.push(predict(plan)?);
+        predictions.push(kept(round, predict(plan))?);
         for &contender in modes {
             let Some(server) = Server::start(plan, contender, stop)? else { break };
             let (texts, dialect) = match &mut asked {
@@ -188,15 +202,15 @@ fn first_alike(turns: &[Turn], at: usize) -> Option<&Turn> {
     Some(&turns[alike])
 }
 
-fn gathered(plan: &Plan, predictions: Vec<plan::Plan>, turns: Vec<Turn>, same: String) -> Comparison {
+fn gathered(plan: &Plan, predictions: Vec<Option<plan::Plan>>, turns: Vec<Turn>, same: String) -> Comparison {
     let mut cells = Vec::new();
     for (at, &streams) in plan.streams.iter().enumerate() {
         for (index, &contender) in plan.contenders.0.iter().enumerate() {
             let own = |turn: &&Turn| turn.contender == contender && turn.streams == streams;
             let own: Vec<Turn> = turns.iter().filter(own).cloned().collect();
             if !own.is_empty() {
-                let forecasts: Vec<&Forecast> =
-                    predictions.iter().filter_map(|one| one.forecasts.get(index)).collect();
+                let of_round = |one: &'_ Option<plan::Plan>| one.as_ref()?.forecasts.get(index).cloned();
+                let forecasts: Vec<Option<Forecast>> = predictions.iter().map(of_round).collect();
                 cells.push(cell(contender.to_string(), streams, own, &forecasts, at));
             }
         }
@@ -211,7 +225,12 @@ fn gathered(plan: &Plan, predictions: Vec<plan::Plan>, turns: Vec<Turn>, same: S
     }
     Comparison {
         model: plan.model.clone(),
-        device: predictions.first().map(|one| one.measured.device.clone()).unwrap_or_default(),
+        device: predictions
+            .iter()
+            .flatten()
+            .next()
+            .map(|one| one.measured.device.clone())
+            .unwrap_or_default(),
         workers: plan.workers,
         rounds: plan.rounds,
         prompt_tokens: plan.prompt,
@@ -222,5 +241,18 @@ fn gathered(plan: &Plan, predictions: Vec<plan::Plan>, turns: Vec<Turn>, same: S
         winners,
         same,
         predictions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_that_were_measured_outlive_a_prediction_that_fails() {
+        let fails = || Err::<(), _>(CliError::Refused("memory is short now".to_string()));
+        assert!(kept(1, fails()).is_err());
+        assert!(matches!(kept(2, fails()), Ok(None)));
+        assert!(matches!(kept(2, Ok(1)), Ok(Some(1))));
     }
 }

@@ -1,16 +1,15 @@
 //! A layer's experts, so many rows for each that is hit.
 
-use std::sync::Barrier;
-
 use gaterail_cluster::predict::Compute;
 use gaterail_kernels::ops::{
     self, Activation, ExpertPiece, ExpertPieces, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums,
     UNIT_MIN, WeightOn,
 };
-use gaterail_kernels::{Buffer, Device, KernelError, Stream, View};
+use gaterail_kernels::{Buffer, Bytes, Device, KernelError, Stream, View};
 
 use super::kind::any_bytes;
 use super::products::some_values;
+use super::ready::{Member, alone};
 use super::{COLD_BYTES, Kind, compute, usual_seconds};
 
 /// Larger experts are measured with a part of their width.
@@ -18,36 +17,48 @@ const EXPERT_BYTES_MAX: usize = 24 << 20;
 /// Experts that are hit at once, at most.
 const HIT: usize = 8;
 const EXPERTS_MAX: usize = 4096;
+/// Several that share weights are so far from each other in them: a cache that they share holds less.
+const APART_BYTES: usize = 40 << 20;
 
 /// Experts of width `f` for rows of `h`.
 pub fn experts(device: &Device, kind: Kind, shape: (usize, usize)) -> Result<Compute, KernelError> {
-    together(device, kind, shape, &Barrier::new(1))
+    together(device, kind, shape, &weights(1, kind, shape), alone())
 }
 
-/// The same, measured by several at the same time: each figure begins when all are ready for it.
+/// What `count` go through, each from another place on: they share it, but not what is in a cache at the same time.
+pub fn weights(count: usize, kind: Kind, shape: (usize, usize)) -> Bytes {
+    let (_, size) = taken(kind, shape);
+    let bytes = COLD_BYTES.max(count * APART_BYTES);
+    any_bytes((bytes / size).clamp(HIT, EXPERTS_MAX) * size)
+}
+
+/// The width that is measured, and the bytes of such an expert.
+fn taken(kind: Kind, (h, f): (usize, usize)) -> (usize, usize) {
+    let part = (3 * kind.bytes(f, h)).div_ceil(EXPERT_BYTES_MAX);
+    let f = if part > 1 { (f / part).next_multiple_of(UNIT_MIN) } else { f };
+    (f, 2 * kind.bytes(f, h) + kind.bytes(h, f))
+}
+
+/// The same with such weights, measured by several at the same time: each figure begins when all are ready for it.
 pub fn together(
     device: &Device,
     kind: Kind,
     (h, f): (usize, usize),
-    ready: &Barrier,
+    bytes: &Bytes,
+    ready: Member,
 ) -> Result<Compute, KernelError> {
-    let whole = 3 * kind.bytes(f, h);
-    let part = whole.div_ceil(EXPERT_BYTES_MAX);
-    let f = if part > 1 { (f / part).next_multiple_of(UNIT_MIN) } else { f };
-    let (inner, down) = (kind.bytes(f, h), kind.bytes(h, f));
-    let size = 2 * inner + down;
-    let count = (COLD_BYTES / size).clamp(HIT, EXPERTS_MAX).next_multiple_of(HIT);
-    let pieces = pieces(kind, count, (h, f));
+    let (f, size) = taken(kind, (h, f));
+    let count = bytes.len() / size;
+    let pieces = pieces(kind, bytes, count, (h, f));
     let stream = Stream::new(device);
-    let mut turn = (0..count / HIT).cycle();
+    let mut first = ready.start(count);
     let mut failed = None;
     let mut seconds = |rows: usize| {
         ready.wait();
         let measured = Layer::new(device, &stream, &pieces, rows, h).map(|mut layer| {
             usual_seconds(|| {
-                // A cycle has no end.
-                let first = turn.next().unwrap_or(0) * HIT;
-                failed = layer.step(first).err().or(failed.take());
+                failed = layer.step(first, count).err().or(failed.take());
+                first = (first + HIT) % count;
             })
         });
         measured.unwrap_or_else(|error| {
@@ -59,10 +70,9 @@ pub fn together(
     failed.map_or(Ok(found), Err)
 }
 
-fn pieces(kind: Kind, count: usize, (h, f): (usize, usize)) -> ExpertPieces {
+fn pieces(kind: Kind, bytes: &Bytes, count: usize, (h, f): (usize, usize)) -> ExpertPieces {
     let (inner, down) = (kind.bytes(f, h), kind.bytes(h, f));
     let size = 2 * inner + down;
-    let bytes = any_bytes(count * size);
     let piece = |expert: usize| {
         let cut = |from: usize, len: usize, rows: usize, cols: usize| {
             let start = expert * size + from;
@@ -119,8 +129,9 @@ impl Layer<'_> {
         })
     }
 
-    fn step(&mut self, first: usize) -> Result<(), KernelError> {
-        let row = || (0..HIT).map(|at| (first + at) as u32);
+    /// The experts from `first` on, of so many in a circle.
+    fn step(&mut self, first: usize, count: usize) -> Result<(), KernelError> {
+        let row = || (0..HIT).map(|at| ((first + at) % count) as u32);
         let ids: Vec<u32> = (0..self.rows).flat_map(|_| row()).collect();
         self.stream.upload(&ids, &mut self.ids)?;
         self.sums.reset(self.stream, self.rows);

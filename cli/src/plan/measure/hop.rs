@@ -11,7 +11,7 @@ use gaterail_cluster::exchange::{
 };
 use gaterail_cluster::predict::Hop;
 use gaterail_kernels::ops::{PartialSums, SumsBytes, add_travelled};
-use gaterail_kernels::{CpuOptions, Device, KernelError, Pool, Stream};
+use gaterail_kernels::{CpuOptions, Device, Pool, Stream};
 use gaterail_proto::{Epoch, LayerId, RouterId};
 
 use super::usual_seconds;
@@ -98,7 +98,7 @@ fn measured(workers: usize, threads: usize, hidden: usize, cores: &Cores) -> Res
     let home = seconds(&mut *others[0].end, 0, LARGE, LARGE_CALLS).map_err(refused)?;
     // A row is fetched from the router's device, and brought to the worker's.
     let copied = 2.0 * copy_seconds();
-    let summed = sums_seconds(hidden).map_err(|error| CliError::Refused(error.to_string()))?;
+    let summed = sums_seconds(hidden)?;
     let rate = |seconds: f64| LARGE as f64 / seconds.max(1e-9);
     Ok(Hop {
         seconds: layer / 2.0,
@@ -164,11 +164,11 @@ fn spin(time: Duration) {
 /// Of so many bytes as a large frame has.
 fn copy_seconds() -> f64 {
     let (from, mut to) = (vec![1u8; LARGE], vec![2u8; LARGE]);
-    usual_seconds(|| to.copy_from_slice(std::hint::black_box(&from)))
+    usual_seconds(|| std::hint::black_box(&mut to).copy_from_slice(std::hint::black_box(&from)))
 }
 
 /// Sums of as many bytes as a large frame has: written by a worker, and added to the router's own.
-fn sums_seconds(hidden: usize) -> Result<f64, KernelError> {
+fn sums_seconds(hidden: usize) -> Result<f64, CliError> {
     let device = Device::cpu(CpuOptions { threads: 1, pin: false, ..CpuOptions::default() })?;
     let stream = Stream::new(&device);
     let rows = (LARGE / 4 / hidden.max(1)).max(1);
@@ -177,16 +177,22 @@ fn sums_seconds(hidden: usize) -> Result<f64, KernelError> {
     from.reset(&stream, rows);
     to.reset(&stream, rows);
     let mut bytes = SumsBytes::default();
-    let mut failed = None;
-    // Rows of zeros do not travel.
     let (tags, body) = (rows.next_multiple_of(8), rows * hidden.next_multiple_of(2) * 4);
     let mut sums = vec![1u8; tags + body];
     sums[rows..tags].fill(0);
+    let refused = |error: &dyn std::fmt::Display| CliError::Refused(format!("measuring sums: {error}"));
+    // Rows of zeros would not travel.
+    add_travelled(&stream, &sums, rows, None, &mut from).map_err(|error| refused(&error))?;
+    let mut failed = None;
     let seconds = usual_seconds(|| {
-        failed = bytes.encode(&stream, &from).err().or(failed.take());
-        let added = add_travelled(&stream, &sums, rows, None, &mut to);
-        std::hint::black_box(added.is_ok());
+        let written = bytes.encode(&stream, &from).map_err(|error| refused(&error));
+        let added = add_travelled(&stream, &sums, rows, None, &mut to).map_err(|error| refused(&error));
+        failed = written.and(added).err().or(failed.take());
     });
+    std::hint::black_box((&bytes, &to));
+    if failed.is_none() && bytes.bytes().len() < body {
+        failed = Some(refused(&"rows were left out"));
+    }
     failed.map_or(Ok(seconds), Err)
 }
 

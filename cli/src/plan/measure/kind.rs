@@ -1,8 +1,13 @@
 //! Weights in some form, of values that say nothing.
 
+use std::sync::Arc;
+
 use gaterail_kernels::{Bytes, Codes, ElementType, Matrix, MatrixData, Packed, PackedFormat, Scales, Weight};
 use gaterail_model::weights::Precision;
 use serde::Serialize;
+
+/// A line of the caches, where weights of a server begin, too.
+const ALIGNMENT: usize = 64;
 
 /// How weights are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +60,15 @@ impl Kind {
 
 /// Values between 0.00003 and 1 whatever they are read as, so that no product is slow for being tiny or endless.
 pub fn any_bytes(len: usize) -> Bytes {
+    let mut bytes = vec![0u8; len.next_multiple_of(8) + ALIGNMENT];
+    // Filled where they stay: there may be much of it.
+    let first = bytes.as_ptr().align_offset(ALIGNMENT);
     let mut state = 1u64;
-    let words: Vec<u64> = (0..len.div_ceil(8))
-        .map(|_| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            state & 0x83ff_83ff_83ff_83ff | 0x3800_3800_3800_3800
-        })
-        .collect();
-    Bytes::copied(&words).slice(0..len)
+    for word in bytes[first..].chunks_exact_mut(8) {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        word.copy_from_slice(&(state & 0x83ff_83ff_83ff_83ff | 0x3800_3800_3800_3800).to_le_bytes());
+    }
+    Bytes::new(Arc::new(bytes)).slice(first..first + len)
 }
 
 /// As a person calls it.

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`kind`] | weights in some form |
 //! | [`products`] | projections: what trunk and head are made of |
-//! | [`experts`] | a layer's experts, of one process and of several at once |
+//! | [`experts`], [`ready`] | a layer's experts, of one process and of several at once |
 //! | [`walk`], [`blank`] | steps of a model of the same shape, but for their experts |
 //! | [`attention`] | attention over KV |
 //! | [`hop`] | frames between two processes that share a core |
@@ -16,16 +16,18 @@ mod experts;
 pub mod hop;
 mod kind;
 mod products;
+mod ready;
 mod walk;
 
 use std::time::{Duration, Instant};
 
 pub use attention::{AttentionShape, attention};
 pub use blank::Blank;
-pub use experts::{experts, together};
+pub use experts::{experts, together, weights};
 use gaterail_cluster::predict::{Compute, FEW_ROWS};
 pub use kind::Kind;
 pub use products::products;
+pub use ready::{Member, members};
 pub use walk::walked;
 
 /// Weights that are gone through, so that they come from memory and not from a cache.

@@ -1,26 +1,32 @@
 //! What a step takes beside its experts: a model of the same shape, with weights that say nothing and few of its layers where
-//! they are large, walked as the server walks it. Its experts answer at once.
+//! they are large, walked as the server walks it. Its experts answer at once. Layers of each kind are walked by themselves: those
+//! that attend to all of a context take longer than those that see a window of it, though their weights are as large.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gaterail_cluster::predict::{Step, Walked};
 use gaterail_kernels::ops::{KvForm, PAGE_POSITIONS};
 use gaterail_kernels::{Buffer, Device, Stream};
 use gaterail_model::kv::{PageTable, page_bytes};
 use gaterail_model::sampler::{SamplingParams, Step as Place, TokenCounts, sample};
-use gaterail_model::spec::ModelSpec;
+use gaterail_model::spec::{LayerSpec, ModelSpec};
 use gaterail_model::walk::{
     ActRows, Batch, Cursor, ExpertLayer, Lane, LaneId, LaneTimes, Routing, StepError, walk,
 };
 use gaterail_proto::LayerId;
 
 use super::blank::{Blank, TOKENS, layer_bytes};
-use super::usual;
+use super::{COLD_BYTES, usual};
 
-/// Layers are taken until their weights are so large.
-const LAYERS_BYTES: u64 = 96 << 20;
+/// A longer head is measured with a part of its rows.
+const HEAD_BYTES_MAX: usize = 320 << 20;
+/// Kinds of layers that are told from each other.
+const KINDS_MAX: usize = 4;
+/// So many steps are walked at most, and none is begun after so long; what others take is known from the nearest one.
+const STEPS_MAX: usize = 24;
+const WALKING: Duration = Duration::from_secs(6);
 /// A step with more rows, or more KV, is not tried.
 const ROWS_MAX: u32 = 2048;
 const KV_BYTES_MAX: u64 = 1 << 30;
@@ -33,21 +39,29 @@ pub fn walked(
     kv: KvForm,
     steps: &[Step],
 ) -> Result<Vec<Walked>, StepError> {
-    let (few, times) = sampled(spec, blank);
-    let pages_of = |step: &Step| step.sequences as usize * sequence(step).1.div_ceil(PAGE_POSITIONS);
-    let fits =
-        |step: &&Step| step.rows <= ROWS_MAX && pages_of(step) as u64 * page_bytes(&few, kv) <= KV_BYTES_MAX;
-    let steps: Vec<Step> = steps.iter().filter(fits).copied().collect();
-    let (Some(rows), Some(pages)) =
-        (steps.iter().map(|step| step.rows).max(), steps.iter().map(pages_of).max())
-    else {
-        return Ok(Vec::new());
-    };
-    let few = Arc::new(few);
-    let weights = Arc::new(blank.trunk(device, &few)?);
-    let mut lane = Lane::new(few.clone(), weights, device, kv, pages)?;
-    let mut cursor = Cursor::new(LaneId(0), &lane, rows as usize)?;
-    steps.iter().map(|&step| one(&mut lane, &mut cursor, &few, times, step)).collect()
+    let kinds = kinds(spec, blank);
+    let page = kinds.iter().map(|kind| page_bytes(&kind.spec, kv)).max().unwrap_or(0);
+    let fits = |step: &&Step| step.rows <= ROWS_MAX && pages_of(step) as u64 * page <= KV_BYTES_MAX;
+    let mut steps: Vec<Step> = steps.iter().filter(fits).take(STEPS_MAX).copied().collect();
+    let until = Instant::now() + WALKING / kinds.len().max(1) as u32;
+    let mut found: Vec<Walked> = Vec::new();
+    for (at, kind) in kinds.iter().enumerate() {
+        // What there is time for with the first kind is what is walked with the others.
+        let part = kind.walked(device, blank, kv, &steps, (at == 0).then_some(until))?;
+        steps.truncate(part.len());
+        match at {
+            0 => found = part,
+            _ => found.iter_mut().zip(part).for_each(|(all, part)| {
+                all.trunk += part.trunk;
+                all.gate += part.gate;
+            }),
+        }
+    }
+    Ok(found)
+}
+
+fn pages_of(step: &Step) -> usize {
+    step.sequences as usize * sequence(step).1.div_ceil(PAGE_POSITIONS)
 }
 
 /// Of a step: the rows of its largest sequence, and the positions that it has in the end.
@@ -58,31 +72,74 @@ fn sequence(step: &Step) -> (usize, usize) {
     (rows, end.max(rows))
 }
 
-/// The model with layers up to the limit, and how many times as many it has: of all, and of sparse ones.
-fn sampled(spec: &ModelSpec, blank: &Blank) -> (ModelSpec, (f64, f64)) {
-    let mut few = ModelSpec { layers: Vec::new(), ..spec.clone() };
-    let mut bytes = 0;
-    // Sparse ones first: there is one at least, and dense ones are few.
-    let (sparse, dense): (Vec<_>, Vec<_>) =
-        spec.layers.iter().partition(|layer| layer.mlp.sparse().is_some());
-    for layer in sparse.iter().chain(&dense) {
-        if few.layers.is_empty() || bytes + layer_bytes(blank, spec, layer) <= LAYERS_BYTES {
-            bytes += layer_bytes(blank, spec, layer);
-            few.layers.push((*layer).clone());
-        }
-    }
-    let all: u64 = spec.layers.iter().map(|layer| layer_bytes(blank, spec, layer)).sum();
-    let taken = few.layers.iter().filter(|layer| layer.mlp.sparse().is_some()).count();
-    (few, (all as f64 / bytes.max(1) as f64, sparse.len() as f64 / taken.max(1) as f64))
+/// Layers that are alike.
+struct Kind {
+    /// A model that has no others, so many of them that they come from memory if the model's do.
+    spec: ModelSpec,
+    /// How many times as many the model has, and how many times as many tokens.
+    layers: f64,
+    tokens: f64,
 }
 
-fn one(
-    lane: &mut Lane,
-    cursor: &mut Cursor,
-    spec: &ModelSpec,
-    (layers, gates): (f64, f64),
-    step: Step,
-) -> Result<Walked, StepError> {
+fn kinds(spec: &ModelSpec, blank: &Blank) -> Vec<Kind> {
+    let mut alike: Vec<Vec<&LayerSpec>> = Vec::new();
+    for layer in &spec.layers {
+        let same = |other: &LayerSpec| {
+            other.attention == layer.attention && other.mlp.sparse().is_some() == layer.mlp.sparse().is_some()
+        };
+        match alike.iter().position(|known| same(known[0])) {
+            Some(at) => alike[at].push(layer),
+            None if alike.len() < KINDS_MAX => alike.push(vec![layer]),
+            None => alike[KINDS_MAX - 1].push(layer),
+        }
+    }
+    let vocab = spec.vocab.min(HEAD_BYTES_MAX / blank.head.bytes(1, spec.hidden).max(1)).max(1);
+    let bytes = |layer: &LayerSpec| layer_bytes(blank, spec, layer).max(1);
+    let all: u64 = spec.layers.iter().map(bytes).sum();
+    let kind = |alike: Vec<&LayerSpec>| {
+        let count =
+            (all.min(COLD_BYTES as u64) / bytes(alike[0])).clamp(1, spec.layers.len() as u64) as usize;
+        let layers: Vec<LayerSpec> = alike.iter().cycle().take(count).map(|layer| (*layer).clone()).collect();
+        Kind {
+            spec: ModelSpec { layers, vocab, ..spec.clone() },
+            layers: alike.len() as f64 / count as f64,
+            tokens: spec.vocab as f64 / vocab as f64,
+        }
+    };
+    alike.into_iter().map(kind).collect()
+}
+
+impl Kind {
+    /// With a time, no step but the first two is begun after it.
+    fn walked(
+        &self,
+        device: &Device,
+        blank: &Blank,
+        kv: KvForm,
+        steps: &[Step],
+        until: Option<Instant>,
+    ) -> Result<Vec<Walked>, StepError> {
+        let rows = steps.iter().map(|step| step.rows).max();
+        let (Some(rows), Some(pages)) = (rows, steps.iter().map(pages_of).max()) else {
+            return Ok(Vec::new());
+        };
+        let spec = Arc::new(self.spec.clone());
+        let weights = Arc::new(blank.trunk(device, &spec)?);
+        let mut lane = Lane::new(spec, weights, device, kv, pages)?;
+        let mut cursor = Cursor::new(LaneId(0), &lane, rows as usize)?;
+        let mut found = Vec::new();
+        for &step in steps {
+            if found.len() >= 2 && until.is_some_and(|until| Instant::now() > until) {
+                break;
+            }
+            found.push(one(&mut lane, &mut cursor, self, step)?);
+        }
+        Ok(found)
+    }
+}
+
+fn one(lane: &mut Lane, cursor: &mut Cursor, kind: &Kind, step: Step) -> Result<Walked, StepError> {
+    let spec = &kind.spec;
     let (batch, tables) = batch(lane, spec, step);
     let times = lane.times().clone();
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
@@ -110,7 +167,13 @@ fn one(
     tables.into_iter().for_each(|table| lane.kv().pool.release(table));
     match failed {
         Some(error) => Err(error),
-        None => Ok(Walked { step, trunk: trunk * layers, gate: gate * gates, ends, sampling }),
+        None => Ok(Walked {
+            step,
+            trunk: trunk * kind.layers,
+            gate: gate * kind.layers,
+            ends: ends * kind.tokens,
+            sampling: sampling * kind.tokens,
+        }),
     }
 }
 

@@ -108,7 +108,7 @@ impl WorkerSettings {
                 .parsed_by("workers-gone-seconds", &seconds)?
                 .unwrap_or(Duration::from_secs(120)),
             shared_memory: !settings.switch("no-shared-memory"),
-            overlap: settings.parsed_by("overlap-rows", overlap)?.unwrap_or(Overlap::Auto),
+            overlap: settings.parsed_by("overlap-rows", overlap)?.unwrap_or(Overlap::Off),
         })
     }
 
@@ -119,8 +119,8 @@ impl WorkerSettings {
         format!("gaterail worker --join {address}{certs}")
     }
 
-    /// Rows from which on batches are split between two micro-batches: by itself only where nobody who holds experts shares
-    /// this machine's cores with the router. There the halves would take turns anyway.
+    /// Rows from which on batches are split between two micro-batches. `auto` splits only where nobody who holds experts shares
+    /// this machine's cores with the router: there the halves would take turns anyway.
     pub fn overlap_from(&self, team: &Team, is_gpu: bool) -> Option<usize> {
         match self.overlap {
             Overlap::Off => None,
