@@ -9,6 +9,7 @@ pub mod exchanges;
 pub mod fuzzing;
 pub mod gguf;
 pub mod pairs;
+pub mod wide;
 pub mod workers;
 
 use std::path::{Path, PathBuf};

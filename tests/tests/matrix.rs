@@ -1,4 +1,4 @@
-//! Contract 4 over everything that may differ: every fixture model and the demo model, precisions, numbers of workers, ways to
+//! Contract 4 over everything that may differ: every fixture model, one with wide experts and the demo model, precisions, numbers of workers, ways to
 //! spread experts, exchanges, instruction sets, micro-batches. Each pair of these meets in one case at least; in each case the
 //! experts move to other workers in the middle of the sequence. All logits are those of one process, to the bit, and with them
 //! all tokens and log-probabilities.
@@ -11,9 +11,10 @@ use gaterail_cluster::placement::{Mode, Seat, Wanted, place};
 use gaterail_kernels::Isa;
 use gaterail_model::ModelSource;
 use gaterail_model::weights::Precision;
-use gaterail_proto::{ExpertInventory, Placement, WorkerId};
+use gaterail_proto::{ExpertInventory, ExpertPlace, Placement, WorkerId};
 use gaterail_tests::exchanges::GrpcExchange;
 use gaterail_tests::pairs::{Pair, Row, all_pairs, covering, pairs_of};
+use gaterail_tests::wide::wide;
 use gaterail_tests::workers::{Cluster, MakePair, ROUTER, any_placement, local, shared};
 use gaterail_tests::{bits, demo_model, device, fixtures, load_as, logits_in_chunks, some_text};
 
@@ -34,19 +35,22 @@ const EXCHANGES: [&str; 4] = ["local", "shared memory", "gRPC", "gRPC over TLS"]
 const SPREADS: [(Mode, u32, usize); 4] =
     [(Mode::Ep, 1, 1), (Mode::Tp, 1, 1), (Mode::Mixed { ep: 2, tp: 2 }, 1, 4), (Mode::Ep, 2, 2)];
 
+/// Of the ways to spread.
+const TP: usize = 1;
+
 /// Of the instruction sets: the machine's own and a narrower one in turns.
 const MIXED: usize = 2;
 
 /// Steps before the experts move.
 const STEPS_BEFORE: usize = 4;
 
-/// Those with experts.
-fn models() -> Vec<PathBuf> {
+/// Those with experts; `wide` is one whose experts have many units.
+fn models(wide: &Path) -> Vec<PathBuf> {
     let sparse = |folder: &PathBuf| {
         let source = ModelSource::open(folder).expect("a model");
         source.spec().expect("a spec").sparse().is_some()
     };
-    fixtures().into_iter().chain([demo_model()]).filter(sparse).collect()
+    fixtures().into_iter().chain([wide.to_path_buf(), demo_model()]).filter(sparse).collect()
 }
 
 fn levels(models: usize) -> [usize; 7] {
@@ -59,9 +63,15 @@ fn is_possible(row: &Row) -> bool {
 
 #[test]
 fn every_pair_of_circumstances_changes_no_bit() {
-    let models = models();
+    let wide = wide();
+    let models = models(wide.path());
     let levels = levels(models.len());
     let mut rows = covering(&levels, is_possible, 4);
+    // Most fixtures' experts have one unit, or two: who cuts them among more workers cuts nothing.
+    let at = models.iter().position(|folder| folder == wide.path()).expect("the wide one");
+    rows.extend(
+        (1..WORKERS_MAX).map(|more| vec![at, more % PRECISIONS.len(), more, TP, more, MIXED, more % 2]),
+    );
     // The reference of a model is computed once for each precision.
     rows.sort_by_key(|row| (row[MODEL], row[PRECISION]));
     let (clear, secret) = (GrpcExchange::in_clear(), GrpcExchange::over_tls());
@@ -70,6 +80,7 @@ fn every_pair_of_circumstances_changes_no_bit() {
         eprintln!("this machine has one instruction set: none were mixed");
     }
     let mut covered: BTreeSet<Pair> = BTreeSet::new();
+    let mut most_cut = BTreeSet::new();
     let mut reference: Option<Alone> = None;
     for (index, row) in rows.iter().enumerate() {
         let (folder, precision) = (&models[row[MODEL]], PRECISIONS[row[PRECISION]]);
@@ -84,10 +95,12 @@ fn every_pair_of_circumstances_changes_no_bit() {
             2 => &|body_max| clear.pair(body_max),
             _ => &|body_max| secret.pair(body_max),
         };
-        let found = spread(row, folder, (tokens, index as u64), pair);
+        let (found, parts) = spread(row, folder, (tokens, index as u64), pair);
         assert!(*logits == found, "{}", described(row, folder));
+        most_cut.insert((folder == wide.path() && row[SPREAD] == TP, parts));
         covered.extend(pairs_of(row));
     }
+    assert!((2..=WORKERS_MAX as u32).all(|parts| most_cut.contains(&(true, parts))), "{most_cut:?}");
     let missing: Vec<Pair> = all_pairs(&levels).filter(|pair| !covered.contains(pair)).collect();
     let impossible = |((one, a), (other, b)): &Pair| match (*one, *other) {
         (WORKERS, SPREAD) => a + 1 < SPREADS[*b].2,
@@ -119,8 +132,14 @@ fn sizes() -> impl Iterator<Item = usize> {
     [7usize, 1, 1, 30, 1].into_iter().cycle()
 }
 
-/// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way.
-fn spread(row: &Row, folder: &Path, (tokens, seed): (&[u32], u64), pair: MakePair<'_>) -> Vec<Vec<u32>> {
+/// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way; and in how
+/// many parts the first way cut an expert.
+fn spread(
+    row: &Row,
+    folder: &Path,
+    (tokens, seed): (&[u32], u64),
+    pair: MakePair<'_>,
+) -> (Vec<Vec<u32>>, u32) {
     let isas = isas(row[ISAS], row[WORKERS] + 1);
     let checked = |body_max: u64| -> (Box<dyn Channel>, Box<dyn Channel>) {
         let ends = pair(body_max);
@@ -133,6 +152,7 @@ fn spread(row: &Row, folder: &Path, (tokens, seed): (&[u32], u64), pair: MakePai
     }
     let ids = cluster.ids();
     let first = placed(&cluster.inventory, &ids, row[SPREAD]);
+    let parts = parts(&first, &cluster.inventory, row);
     let next = any_placement(&cluster.inventory, &ids, seed);
     let has_part = |plan: &Placement, id: &WorkerId| {
         plan.workers
@@ -159,7 +179,19 @@ fn spread(row: &Row, folder: &Path, (tokens, seed): (&[u32], u64), pair: MakePai
     let fault = cluster.faults.lock().expect("faults").try_recv();
     assert!(fault.is_err(), "{}: {fault:?}", described(row, folder));
     cluster.workers.iter().for_each(|worker| worker.shards.forget(ROUTER));
-    logits
+    (logits, parts)
+}
+
+/// In how many parts experts are; with tensor parallelism every worker has one, as far as there are units.
+fn parts(plan: &Placement, inventory: &ExpertInventory, row: &Row) -> u32 {
+    let units = |place: &ExpertPlace| {
+        let layer = inventory.layers.iter().find(|layer| layer.layer == place.layer);
+        layer.expect("a layer of the inventory").units
+    };
+    for place in plan.experts.iter().filter(|_| row[SPREAD] == TP) {
+        assert_eq!(place.copies[0].runs.len(), (row[WORKERS] + 1).min(units(place) as usize), "{place:?}");
+    }
+    plan.experts.iter().map(|place| place.copies[0].runs.len() as u32).max().unwrap_or(0)
 }
 
 /// As a router would place them.
