@@ -19,6 +19,7 @@ mod packed_cache;
 mod plan;
 mod progress;
 mod rebalance;
+mod roots;
 mod serve;
 mod settings;
 mod source;

@@ -58,7 +58,7 @@ pub struct RebalanceArgs {
 pub fn run(args: &RebalanceArgs) -> Result<(), CliError> {
     let body = args.body()?;
     let limits = Limits { request: Some(REQUEST_MAX), connections: 1 };
-    let endpoint = Endpoint::new(&base_url(&args.url), args.api_key.clone(), limits);
+    let endpoint = Endpoint::new(&base_url(&args.url), args.api_key.clone(), limits)?;
     let answer = endpoint.post(&endpoint.root_url("/cluster/rebalance"), &body);
     let answer = answer.map_err(|failure| match failure {
         // The server's own words, which have lines.

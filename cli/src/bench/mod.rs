@@ -97,7 +97,7 @@ impl Bench {
     fn new(plan: Plan) -> Result<Bench, CliError> {
         let stop = interrupt::watch()?;
         let limits = Limits { request: Some(plan.timeout), connections: load::UNDER_WAY_MAX };
-        let endpoint = Endpoint::new(&plan.base, plan.key.clone(), limits);
+        let endpoint = Endpoint::new(&plan.base, plan.key.clone(), limits)?;
         let refused = |failure: Failure| CliError::Refused(format!("{}: {failure}", plan.base));
         let model = plan.model.clone().map_or_else(|| endpoint.first_model(), Ok).map_err(refused)?;
         let dialect = Dialect::find(&endpoint, model, plan.chat, plan.temperature).map_err(refused)?;

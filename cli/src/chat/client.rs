@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use serde_json::Value;
 
 use crate::endpoint::{Endpoint, Failure, Limits};
+use crate::error::CliError;
 
 /// What a server says while it answers.
 pub enum Said {
@@ -31,8 +32,9 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(base: &str, key: Option<String>, name: Option<String>) -> Client {
-        Client { endpoint: Endpoint::new(base, key, Limits { request: None, connections: 1 }), name }
+    pub fn new(base: &str, key: Option<String>, name: Option<String>) -> Result<Client, CliError> {
+        let endpoint = Endpoint::new(base, key, Limits { request: None, connections: 1 })?;
+        Ok(Client { endpoint, name })
     }
 
     pub fn with_name(self, name: String) -> Client {

@@ -74,7 +74,7 @@ pub fn run(args: &ChatArgs) -> Result<(), CliError> {
 fn connect(args: &ChatArgs) -> Result<(Client, Option<Serving>), CliError> {
     let given = args.url.as_deref();
     if args.model.is_none() {
-        let client = Client::new(given.unwrap_or(DEFAULT_URL), args.key.clone(), args.name.clone());
+        let client = Client::new(given.unwrap_or(DEFAULT_URL), args.key.clone(), args.name.clone())?;
         match client.model() {
             Ok(name) => return Ok((client.with_name(name), None)),
             Err(error) if given.is_some() || !error.nobody_listens => {
@@ -84,7 +84,7 @@ fn connect(args: &ChatArgs) -> Result<(Client, Option<Serving>), CliError> {
         }
     }
     let (serving, url, key) = serve::start_own(args.model.as_deref())?;
-    let client = Client::new(&url, Some(key), None);
+    let client = Client::new(&url, Some(key), None)?;
     let name = client.model().map_err(|error| CliError::Refused(error.text))?;
     Ok((client.with_name(name), Some(serving)))
 }

@@ -52,7 +52,12 @@ impl Failure {
                 Failure::NobodyListens(error.to_string())
             }
             ureq::Error::ConnectionFailed => Failure::NobodyListens("no connection".to_string()),
-            error => Failure::Connection(error.to_string()),
+            error => {
+                let why = error.to_string();
+                let unknown = why.contains("UnknownIssuer");
+                let hint = if unknown { "; SSL_CERT_FILE=FILE names the CA to believe" } else { "" };
+                Failure::Connection(why + hint)
+            }
         }
     }
 

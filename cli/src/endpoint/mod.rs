@@ -10,11 +10,15 @@ mod connections;
 mod failure;
 mod stream;
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::DefaultResolver;
 
+use crate::error::CliError;
+use crate::roots;
 use connections::{Counted, Opened};
 pub use failure::Failure;
 pub use stream::Stream;
@@ -41,8 +45,15 @@ pub struct Limits {
 }
 
 impl Endpoint {
-    pub fn new(base: &str, key: Option<String>, limits: Limits) -> Endpoint {
+    /// Fails where `SSL_CERT_FILE` names a file that is none.
+    pub fn new(base: &str, key: Option<String>, limits: Limits) -> Result<Endpoint, CliError> {
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = std::env::var_os(roots::VARIABLE).filter(|path| !path.is_empty()) {
+            let why = format!("{} ({})", roots::VARIABLE, Path::new(&path).display());
+            tls = tls.root_certs(roots::of(Path::new(&path)).map_err(CliError::io(why))?);
+        }
         let config = ureq::Agent::config_builder()
+            .tls_config(tls.build())
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_MAX))
             .timeout_global(limits.request)
@@ -50,7 +61,7 @@ impl Endpoint {
             .max_idle_connections_per_host(limits.connections)
             .build();
         let agent = ureq::Agent::with_parts(config, Counted::default(), DefaultResolver::default());
-        Endpoint { agent, base: base.trim_end_matches('/').to_string(), key }
+        Ok(Endpoint { agent, base: base.trim_end_matches('/').to_string(), key })
     }
 
     /// Address of a path below `/v1`, as `/models`.

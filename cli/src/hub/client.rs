@@ -6,11 +6,10 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{HeaderMap, Uri};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::checksum::BlobId;
@@ -19,6 +18,7 @@ use super::error::{Denied, HubError};
 use super::limits::REDIRECTS_MAX;
 use super::name::{Commit, RepoSpec, percent_encoded, visible};
 use super::origin::{Origin, next_hop};
+use crate::roots;
 
 pub struct Client<'a> {
     agent: Agent,
@@ -322,16 +322,11 @@ fn trusted_roots(config: &HubConfig) -> Result<Option<RootCerts>, HubError> {
     let Some(path) = &config.ca_file else {
         return Ok(None);
     };
-    let pem = std::fs::read(path).map_err(HubError::disk("read (SSL_CERT_FILE)", path))?;
-    let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if certificates.is_empty() {
-        let why = format!("there is no certificate in {}", path.display());
-        return Err(HubError::BadSetting { name: "SSL_CERT_FILE".to_owned(), why });
+    match roots::of(path) {
+        Ok(roots) => Ok(Some(roots)),
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Err(HubError::BadSetting { name: roots::VARIABLE.to_owned(), why: error.to_string() })
+        }
+        Err(error) => Err(HubError::disk("read (SSL_CERT_FILE)", path)(error)),
     }
-    Ok(Some(RootCerts::Specific(Arc::new(certificates))))
 }

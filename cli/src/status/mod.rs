@@ -53,7 +53,7 @@ pub struct StatusArgs {
 
 pub fn run(args: &StatusArgs) -> Result<(), CliError> {
     let limits = Limits { request: Some(REQUEST_MAX), connections: 1 };
-    let endpoint = Endpoint::new(&base_url(&args.url), args.api_key.clone(), limits);
+    let endpoint = Endpoint::new(&base_url(&args.url), args.api_key.clone(), limits)?;
     let mut failures = 0;
     loop {
         match fetch(&endpoint) {

@@ -307,6 +307,21 @@ fn clients_are_answered_over_tls() {
     let clear = server.get("/livez");
     assert_eq!(clear.status, 400, "{}", clear.head);
     assert!(clear.text().contains("https://"), "{}", clear.text());
+    let status = |ca: &str| {
+        let url = format!("https://{}", server.address);
+        gaterail(&folder, &["status", &url]).env("SSL_CERT_FILE", ca).output().expect("it runs")
+    };
+    let answered = status(&format!("{dir}/ca.pem"));
+    assert!(
+        answered.status.success() && text(&answered.stdout).contains("ready"),
+        "{}",
+        text(&answered.stderr)
+    );
+    let other = certs(&folder, "others", &[]);
+    let unknown = status(&format!("{other}/ca.pem"));
+    let why = text(&unknown.stderr);
+    assert!(!unknown.status.success() && why.contains("SSL_CERT_FILE"), "{why}");
+    assert!(text(&status(&key).stderr).contains("there is no certificate in"), "a key is none");
     if is_here("python3") {
         let script = r#"
 import ssl, sys, urllib.request

@@ -55,13 +55,13 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        let limits = Limits { request: Some(plan.timeout), connections: UNDER_WAY_MAX };
+        let nowhere = Endpoint::new("", None, limits)?;
         let mut child = command.spawn().map_err(CliError::io("starting this program once more"))?;
         let lines = child.stderr.take().map(read_lines).unwrap_or_else(|| channel().1);
-        let limits = Limits { request: Some(plan.timeout), connections: UNDER_WAY_MAX };
-        let nowhere = Endpoint::new("", None, limits);
         let mut server = Server { child, endpoint: nowhere, lines, contender };
         let Some(base) = server.address(plan.timeout, stop)? else { return Ok(None) };
-        server.endpoint = Endpoint::new(&base, Some(key.text), limits);
+        server.endpoint = Endpoint::new(&base, Some(key.text), limits)?;
         server.wait_until_ready(plan, stop).map(|ready| ready.then_some(server))
     }
 
