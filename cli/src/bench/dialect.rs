@@ -9,8 +9,6 @@ pub struct Dialect {
     pub model: String,
     pub chat: bool,
     pub temperature: f64,
-    /// Each prompt brings a seed.
-    pub seeded: bool,
     /// `ignore_eos` and `min_tokens`: answers as long as they were asked for.
     pub exact_length: bool,
     /// `stream_options` with `include_usage`.
@@ -27,15 +25,7 @@ impl Dialect {
         chat: bool,
         temperature: f64,
     ) -> Result<Dialect, Failure> {
-        let full = Dialect {
-            model,
-            chat,
-            temperature,
-            seeded: false,
-            exact_length: true,
-            usage: true,
-            new_limit: false,
-        };
+        let full = Dialect { model, chat, temperature, exact_length: true, usage: true, new_limit: false };
         let tries = [(true, true), (false, true), (true, false), (false, false)];
         let limits: &[bool] = if chat { &[false, true] } else { &[false] };
         let mut refused = None;
@@ -70,11 +60,6 @@ impl Dialect {
     pub fn body(&self, prompt: &str, tokens: u32) -> String {
         let mut body = json!({"model": self.model, "temperature": self.temperature, "stream": true});
         self.fill(&mut body, prompt, tokens);
-        if self.seeded {
-            // The same prompt says the same; another one, something else.
-            body["seed"] =
-                prompt.bytes().fold(7u32, |seed, byte| seed.wrapping_mul(31) ^ u32::from(byte)).into();
-        }
         if self.usage {
             body["stream_options"] = json!({"include_usage": true});
         }
