@@ -9,7 +9,7 @@ use tokio_rustls::rustls::server::NoServerSessionStorage;
 
 use super::files::Identity;
 use super::purpose::Members;
-use super::{TlsError, Validity, provider, refusal};
+use super::{TlsError, provider, refusal};
 
 pub use tokio_rustls::server::TlsStream;
 
@@ -27,7 +27,6 @@ pub struct ServerTls {
     acceptor: TlsAcceptor,
     /// Clients have to show a certificate, which is of the CA in this file, for this name.
     clients: Option<(String, String)>,
-    validity: Validity,
 }
 
 impl ServerTls {
@@ -37,7 +36,6 @@ impl ServerTls {
         clients: Option<&Members>,
         protocol: &[u8],
     ) -> Result<ServerTls, TlsError> {
-        let validity = Validity::of(&identity);
         let Identity { chain, key, file } = identity;
         let wrong = |file: &std::path::Path, error: &dyn std::fmt::Display| TlsError::File {
             file: file.to_path_buf(),
@@ -61,17 +59,12 @@ impl ServerTls {
         }
         let named = |members: &Members| (members.ca.file.display().to_string(), members.name.to_str().into());
         let clients = clients.map(named);
-        Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), clients, validity })
+        Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), clients })
     }
 
     /// Whether whoever gets in has shown a certificate.
     pub fn proves_clients(&self) -> bool {
         self.clients.is_some()
-    }
-
-    /// Until when its own certificate holds.
-    pub fn validity(&self) -> Validity {
-        self.validity
     }
 
     /// The handshake. The error is a sentence about the client, for an operator; empty where the client just went away.
