@@ -144,7 +144,7 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
     let weights = vec![0.25f32; 2 * top_k];
     let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let id_bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let parts: [&[u8]; 3] = [&bytes(&x), &id_bytes, &bytes(&weights)];
+    let parts: [&[u8]; 3] = [&id_bytes, &bytes(&weights), &bytes(&x)];
     let good = Header {
         kind: FrameKind::Call,
         form: RowForm::F32,
