@@ -66,6 +66,7 @@ fn forecast(known: &Known<'_>, contender: Contender, question: &Question) -> For
                 copies: question.copies,
                 replica_bytes: 0,
                 popularity: None,
+                packed: &[],
                 current: None,
                 beside: false,
                 smaller: known.smaller,

@@ -41,6 +41,8 @@ struct Copy<'a> {
     widths: Vec<u32>,
     /// What stays of what is held now.
     parts: Vec<Part>,
+    /// What lies packed on somebody's host.
+    packed: &'a [Part],
 }
 
 impl<'a> Cutter<'a> {
@@ -111,7 +113,8 @@ impl<'a> Cutter<'a> {
         self.room[seat] -= copy.unit_bytes;
     }
 
-    /// Who gets the next unit: who is below its share of this copy, then who is behind with those before.
+    /// Who gets the next unit: who is below its share of this copy, then who has more of it packed and has not had too much of those
+    /// before, then who is behind with those.
     fn next(&self, copy: &Copy<'_>) -> Option<usize> {
         let open = (0..copy.seats.len()).filter(|&at| self.room[copy.seats[at]] + EPS >= copy.unit_bytes);
         let rank = |&at: &usize| {
@@ -121,14 +124,18 @@ impl<'a> Cutter<'a> {
                 width if width < fair - EPS => 1.0,
                 _ => 0.0,
             };
-            (stage, self.behind(copy, at))
+            let behind = self.behind(copy, at);
+            (stage, copy.has_more(at) && behind > -UNITS_OFF_MAX, behind)
         };
-        let mut best: Option<(usize, (f64, f64))> = None;
+        let mut best: Option<(usize, (f64, bool, f64))> = None;
         for at in open {
-            let (stage, behind) = rank(&at);
-            // The first of equals.
-            if best.is_none_or(|(_, (most, far))| stage > most || (stage == most && behind > far + EPS)) {
-                best = Some((at, (stage, behind)));
+            let (stage, packed, behind) = rank(&at);
+            let is_better = |(_, (most, there, far)): (usize, (f64, bool, f64))| {
+                // The first of equals.
+                (stage, packed) > (most, there) || ((stage, packed) == (most, there) && behind > far + EPS)
+            };
+            if best.is_none_or(is_better) {
+                best = Some((at, (stage, packed, behind)));
             }
         }
         best.map(|(at, _)| at)
@@ -182,11 +189,27 @@ impl<'a> Copy<'a> {
         let parts = disjoint(held, at.units);
         let width = |&seat: &usize| parts.iter().filter(|part| part.seat == seat).map(Part::len).sum();
         let widths = seats.iter().map(width).collect();
-        Copy { units: at.units, unit_bytes: at.bytes / f64::from(at.units.max(1)), seats, widths, parts }
+        let packed = job.packed.get(expert).map_or(&[][..], |parts| parts);
+        Copy {
+            units: at.units,
+            unit_bytes: at.bytes / f64::from(at.units.max(1)),
+            seats,
+            widths,
+            parts,
+            packed,
+        }
     }
 
-    /// Runs of these widths: what is held is cut from its end, and what nobody holds is handed out in order.
+    /// Whether a seat's host has more units packed than it gets so far.
+    fn has_more(&self, at: usize) -> bool {
+        let packed = self.packed.iter().filter(|part| part.seat == self.seats[at]);
+        packed.map(Part::len).sum::<u32>() > self.widths[at]
+    }
+
+    /// Runs of these widths: what is held is cut from its end, and what nobody holds is handed out in order, but for those who have
+    /// packed what comes next.
     fn runs(mut self) -> Vec<Part> {
+        let packed = self.packed;
         let mut wanting: Vec<(usize, u32)> = Vec::new();
         for (&seat, &width) in self.seats.iter().zip(&self.widths) {
             let held: u32 = self.parts.iter().filter(|part| part.seat == seat).map(Part::len).sum();
@@ -199,16 +222,27 @@ impl<'a> Copy<'a> {
             wanting.push((seat, width.saturating_sub(held)));
         }
         self.parts.retain(|part| part.len() > 0);
-        let mut wanting = wanting.into_iter().filter(|&(_, width)| width > 0);
-        let mut next = wanting.next();
+        wanting.retain(|&(_, width)| width > 0);
+        // Who has begun goes on.
+        let mut begun: Option<usize> = None;
         for UnitRange { mut start, end } in gaps(&self.parts, self.units) {
             while start < end {
-                let (seat, width) = next.as_mut().expect("the widths are the units");
+                let has = |&(seat, width): &(usize, u32)| {
+                    let run = UnitRange { start, end: end.min(start + width) };
+                    packed
+                        .iter()
+                        .any(|at| at.seat == seat && at.units.start <= start && at.units.end >= run.end)
+                };
+                let ready = || wanting.iter().position(has);
+                let at = begun.or_else(ready).unwrap_or(0);
+                // The widths are the units: somebody wants them.
+                let (seat, width) = &mut wanting[at];
                 let upto = end.min(start + *width);
                 self.parts.push(Part { seat: *seat, units: UnitRange { start, end: upto } });
                 *width -= upto - start;
-                if *width == 0 {
-                    next = wanting.next();
+                begun = (*width > 0).then_some(at);
+                if begun.is_none() {
+                    wanting.remove(at);
                 }
                 start = upto;
             }

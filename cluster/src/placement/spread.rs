@@ -142,7 +142,11 @@ impl<'a> Spreader<'a> {
             .collect();
         let below = |&group: &usize| (self.count[layer][group] as f64) < self.quota(layer, group) - EPS;
         let fair: Vec<usize> = open.iter().copied().filter(below).collect();
-        let among = if fair.is_empty() { open } else { fair };
+        let mut among = if fair.is_empty() { open } else { fair };
+        // Where nobody knows what is hit, one expert of a layer is as good as another.
+        if self.job.wanted.popularity.is_none() {
+            self.prefer_packed(expert, &mut among);
+        }
         let hits = self.job.hits(expert);
         let time = |group: usize| match self.job.wanted.popularity {
             Some(_) => (self.hits[layer][group] + hits) / self.shares[group],
@@ -150,9 +154,20 @@ impl<'a> Spreader<'a> {
         };
         let best = among.iter().map(|&group| time(group)).fold(f64::INFINITY, f64::min);
         let lacking = |group: usize| self.due[group] - self.planned[group];
-        let equal = among.into_iter().filter(|&group| time(group) <= best * TIE);
+        let mut equal: Vec<usize> = among.into_iter().filter(|&group| time(group) <= best * TIE).collect();
+        self.prefer_packed(expert, &mut equal);
         // The first of equals, not the last.
-        equal.reduce(|a, b| if lacking(b) > lacking(a) + EPS { b } else { a })
+        equal.into_iter().reduce(|a, b| if lacking(b) > lacking(a) + EPS { b } else { a })
+    }
+
+    /// Of several groups those where most of an expert lies packed.
+    fn prefer_packed(&self, expert: usize, groups: &mut Vec<usize>) {
+        if self.job.packed.is_empty() {
+            return;
+        }
+        let packed = |group: usize| self.job.packed_in(expert, group);
+        let most = groups.iter().map(|&group| packed(group)).max().unwrap_or(0);
+        groups.retain(|&group| packed(group) == most);
     }
 
     /// Moves another expert out of a group's way, where groups with room have this one already.

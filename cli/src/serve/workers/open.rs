@@ -153,6 +153,7 @@ impl Opening<'_> {
             copies: self.settings.copies,
             replica_bytes: 0,
             popularity: None,
+            packed: &[],
             current: None,
             beside: false,
             smaller: &[],
