@@ -58,7 +58,10 @@ fn disjoint(runs: impl Iterator<Item = UnitRange>) -> impl Iterator<Item = UnitR
     for UnitRange { mut start, end } in runs {
         // What is kept is in order, so that only what lies before and between is left.
         let mut left = Vec::new();
-        for taken in kept.iter().filter(|taken| taken.start < end && taken.end > start) {
+        for taken in kept.iter() {
+            if taken.start >= end || taken.end <= start {
+                continue;
+            }
             if taken.start > start {
                 left.push(UnitRange { start, end: taken.start });
             }
