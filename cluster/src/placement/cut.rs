@@ -30,6 +30,8 @@ struct Cutter<'a> {
     /// By seat: bytes of its group's copies that have been cut, times its share.
     due: Vec<f64>,
     given: Vec<f64>,
+    /// How often a seat was weighed for a unit: what placing costs, and what a test holds it to.
+    weighed: u64,
 }
 
 /// One copy on its way.
@@ -75,7 +77,7 @@ impl<'a> Cutter<'a> {
             }
         }
         let none = vec![0.0; seats.len()];
-        Cutter { job, shares, room, due: none.clone(), given: none }
+        Cutter { job, shares, room, due: none.clone(), given: none, weighed: 0 }
     }
 
     fn copy(&mut self, expert: usize, group: usize) -> Result<Vec<Part>, Misfit> {
@@ -84,6 +86,7 @@ impl<'a> Cutter<'a> {
             self.due[seat] += self.shares[seat] * f64::from(copy.units) * copy.unit_bytes;
             self.given[seat] += f64::from(width) * copy.unit_bytes;
         }
+        self.give_shares(&mut copy);
         for _ in copy.widths.iter().sum::<u32>()..copy.units {
             let at = self.next(&copy).ok_or_else(|| {
                 let what =
@@ -106,6 +109,25 @@ impl<'a> Cutter<'a> {
         Ok(copy.runs())
     }
 
+    /// Whole units of everybody's share, if there are so many left: they come before all others, in whatever order they are given.
+    fn give_shares(&mut self, copy: &mut Copy<'_>) {
+        let whole = |at: usize| (self.fair(copy, at) + EPS) as u32;
+        let lacks: Vec<u32> =
+            copy.widths.iter().enumerate().map(|(at, width)| whole(at).saturating_sub(*width)).collect();
+        let left = copy.units.saturating_sub(copy.widths.iter().sum());
+        if lacks.iter().sum::<u32>() > left {
+            return;
+        }
+        for (at, lacks) in lacks.into_iter().enumerate() {
+            for _ in 0..lacks {
+                if self.room[copy.seats[at]] + EPS < copy.unit_bytes {
+                    break;
+                }
+                self.give(copy, at);
+            }
+        }
+    }
+
     fn give(&mut self, copy: &mut Copy<'_>, at: usize) {
         let seat = copy.seats[at];
         copy.widths[at] += 1;
@@ -115,7 +137,8 @@ impl<'a> Cutter<'a> {
 
     /// Who gets the next unit: who is below its share of this copy, then who has more of it packed and has not had too much of those
     /// before, then who is behind with those.
-    fn next(&self, copy: &Copy<'_>) -> Option<usize> {
+    fn next(&mut self, copy: &Copy<'_>) -> Option<usize> {
+        self.weighed += copy.seats.len() as u64;
         let open = (0..copy.seats.len()).filter(|&at| self.room[copy.seats[at]] + EPS >= copy.unit_bytes);
         let rank = |&at: &usize| {
             let (width, fair) = (f64::from(copy.widths[at]), self.fair(copy, at));
@@ -281,4 +304,49 @@ fn gaps(parts: &[Part], units: u32) -> Vec<UnitRange> {
         gaps.push(UnitRange { start: next, end: units });
     }
     gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, WorkerId};
+
+    use super::super::{Mode, Seat, Wanted, spread::spread};
+    use super::*;
+
+    /// Seats that are weighed, for each copy of an expert.
+    fn weighed(mode: Mode, units: u32, seats: u64) -> f64 {
+        let layer =
+            |layer| LayerExperts { layer: LayerId(layer), experts: 256, units, expert_bytes: 24_000_000 };
+        let inventory = ExpertInventory { layers: (0..58).map(layer).collect() };
+        let seat = |id| Seat { worker: WorkerId(id), memory_bytes: 1 << 40, read_bytes_per_second: 2e12 };
+        let seats: Vec<Seat> = (0..seats).map(seat).collect();
+        let wanted = Wanted {
+            inventory: &inventory,
+            seats: &seats,
+            mode,
+            copies: 1,
+            replica_bytes: 0,
+            popularity: None,
+            packed: &[],
+            current: None,
+            beside: false,
+            smaller: &[],
+        };
+        let job = Job::new(&wanted, None, true);
+        let at = spread(&job).expect("room").at;
+        let mut cutter = Cutter::new(&job, &at);
+        for (expert, groups) in at.iter().enumerate() {
+            groups.iter().for_each(|&group| drop(cutter.copy(expert, group).expect("room")));
+        }
+        cutter.weighed as f64 / at.len() as f64
+    }
+
+    /// A unit that is somebody's share is given without asking all; only what does not divide is weighed.
+    #[test]
+    fn few_are_weighed() {
+        assert_eq!(weighed(Mode::Ep, 16, 7), 0.0);
+        assert_eq!(weighed(Mode::Tp, 16, 8), 0.0);
+        assert_eq!(weighed(Mode::Tp, 16, 7), 2.0 * 7.0);
+        assert_eq!(weighed(Mode::Mixed { ep: 2, tp: 3 }, 16, 6), 3.0);
+    }
 }

@@ -1,5 +1,7 @@
 //! Experts to groups: each group gets its share of every layer, since a layer takes as long as its slowest worker.
 
+use std::collections::HashMap;
+
 use super::Misfit;
 use super::groups::proportional;
 use super::job::{Balance, Job, Part};
@@ -52,6 +54,8 @@ struct Spreader<'a> {
     planned: Vec<f64>,
     /// What each group's share of those would be.
     due: Vec<f64>,
+    /// Where experts were before they were moved in this round.
+    before: HashMap<usize, Vec<usize>>,
 }
 
 impl<'a> Spreader<'a> {
@@ -92,6 +96,7 @@ impl<'a> Spreader<'a> {
             hits: vec![vec![0.0; groups]; job.layers.len()],
             planned: vec![0.0; groups],
             due: vec![0.0; groups],
+            before: HashMap::new(),
         })
     }
 
@@ -193,10 +198,10 @@ impl<'a> Spreader<'a> {
     /// Until nothing moves: what one move frees may be room for another.
     fn even_out(&mut self) {
         for _ in 0..ROUNDS_MAX {
-            let before = self.at.clone();
+            self.before.clear();
             (0..self.job.layers.len()).for_each(|layer| self.even_layer(layer));
             self.even_total();
-            if self.at == before {
+            if self.before.iter().all(|(expert, before)| self.at[*expert] == *before) {
                 return;
             }
         }
@@ -317,6 +322,7 @@ impl<'a> Spreader<'a> {
     fn shift(&mut self, expert: usize, from: usize, to: usize) {
         self.room[from] += self.job.cost(expert, from);
         let layer = self.job.experts[expert].layer;
+        self.before.entry(expert).or_insert_with(|| self.at[expert].clone());
         self.count[layer][from] -= 1;
         self.hits[layer][from] -= self.job.hits(expert);
         self.at[expert].retain(|&group| group != from);
