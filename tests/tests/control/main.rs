@@ -11,6 +11,7 @@ use gaterail_kernels::{Isa, PACKED_LAYOUT};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertLayer, Runner};
 use gaterail_model::weights::Precision;
+use gaterail_model::weights::cache::{PackedCache, list};
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::from_router::What as ToWorker;
 use gaterail_proto::grpc::v1::from_worker::What;
@@ -253,4 +254,45 @@ fn a_digest_knows_the_contents_and_nothing_else() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), count, "every one is another");
+}
+
+/// Workers that keep packed experts apart, as two hosts do, come back in another order: each gets what it has packed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lies_packed_is_not_packed_again() {
+    let (router, runner) = router(2).await;
+    let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+    let start = |which: usize| {
+        let cache = PackedCache { bytes_min: 0, ..PackedCache::new(folders[which].path().to_path_buf()) };
+        let options = worker_options(&[router.address], ["one", "two"][which]);
+        RunningWorker::start(gaterail_worker::WorkerOptions { packed_cache: Some(cache), ..options })
+    };
+    let files = || folders.each_ref().map(|folder| list(folder.path()).map_or(0, |files| files.len()));
+    for order in [[0, 1], [1, 0]] {
+        let mut workers = Vec::new();
+        for (there, which) in order.into_iter().enumerate() {
+            workers.push(start(which));
+            router.until("joined", |status| status.workers.len() == there + 1).await;
+        }
+        let status = router.serving(2).await;
+        let packed: Vec<u64> = status.workers.iter().map(|worker| worker.packed_experts).collect();
+        let held: Vec<u64> = status.workers.iter().map(|worker| worker.experts).collect();
+        let known = if order == [0, 1] { vec![0; 2] } else { held };
+        assert_eq!(packed, known, "{order:?}");
+        // They are written when all are served.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while files() != [1, 1] && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if order == [1, 0] {
+            // Time enough to write what would have been packed.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert_eq!(files(), [1, 1], "{order:?}");
+        for worker in workers {
+            worker.kill().await;
+        }
+        router.until("empty", |status| status.workers.is_empty()).await;
+    }
+    drop(runner);
+    router.stop().await;
 }
