@@ -296,3 +296,71 @@ async fn what_lies_packed_is_not_packed_again() {
     drop(runner);
     router.stop().await;
 }
+
+async fn client(address: SocketAddr) -> ClusterClient<tonic::transport::Channel> {
+    let endpoint = exchange::endpoint(format!("http://{address}")).expect("an address");
+    ClusterClient::new(endpoint.connect().await.expect("a connection"))
+}
+
+fn register(worker: u64) -> Register {
+    Register {
+        worker,
+        name: "by hand".to_string(),
+        version: VERSION.to_string(),
+        packed_layout: PACKED_LAYOUT,
+        machine: Some(Machine {
+            device: "none".to_string(),
+            memory_bytes: 1 << 30,
+            read_bytes_per_second: 1e9,
+            ..Machine::default()
+        }),
+        host: String::new(),
+    }
+}
+
+/// A worker's side of Join, message by message.
+struct ByHand {
+    client: ClusterClient<tonic::transport::Channel>,
+    say: mpsc::Sender<FromWorker>,
+    hear: tonic::Streaming<gaterail_proto::grpc::v1::FromRouter>,
+}
+
+impl ByHand {
+    async fn join(address: SocketAddr, register: Register) -> Result<ByHand, Status> {
+        let mut client = client(address).await;
+        let (say, said) = mpsc::channel(16);
+        say.send(FromWorker { what: Some(What::Register(register)) }).await.expect("room");
+        let hear = client.join(from_queue(said)).await?.into_inner();
+        Ok(ByHand { client, say, hear })
+    }
+
+    async fn next(&mut self) -> Result<Option<ToWorker>, Status> {
+        let next = tokio::time::timeout(gaterail_tests::control::PATIENCE, self.hear.message()).await;
+        Ok(next.expect("an answer")?.and_then(|message| message.what))
+    }
+
+    /// The session of Welcome.
+    async fn session(&mut self) -> String {
+        match self.next().await {
+            Ok(Some(ToWorker::Welcome(welcome))) => welcome.session,
+            other => panic!("no welcome: {other:?}"),
+        }
+    }
+}
+
+struct FromQueue(mpsc::Receiver<FromWorker>);
+
+impl tonic::codegen::tokio_stream::Stream for FromQueue {
+    type Item = FromWorker;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<FromWorker>> {
+        self.0.poll_recv(context)
+    }
+}
+
+fn from_queue(queue: mpsc::Receiver<FromWorker>) -> FromQueue {
+    FromQueue(queue)
+}

@@ -1,5 +1,6 @@
 //! What everybody else holds of control: its workers' session room, its status, wishes. Nobody here waits for it but who wishes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as Faults;
 use std::time::{Duration, Instant};
