@@ -2,6 +2,7 @@
 //!
 //! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
 //! whichever it uses: maxima are those of integers, and sums are halved from the ends of a block, element by element.
+//! They are plain loops: what `collect` or `fold` is compiled to knows nothing of those registers, and takes twice as long.
 
 use gaterail_kernels::widest::{Work, widest};
 
@@ -136,7 +137,10 @@ impl Work for BlockMaxima<'_> {
     #[inline(always)]
     fn run(self) -> (Vec<f32>, bool) {
         let mut bounds = Bounds::NONE;
-        let blocks = self.0.chunks(BLOCK).map(|block| bounds.of_block(block)).collect();
+        let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
+        for block in self.0.chunks(BLOCK) {
+            blocks.push(bounds.of_block(block));
+        }
         (blocks, bounds.are_unusable())
     }
 }
@@ -257,8 +261,11 @@ impl Work for Sums<'_> {
     #[inline(always)]
     fn run(self) -> Vec<f64> {
         let (weights, floor) = (self.weights, self.weights.floor);
-        let blocks = self.logits.chunks(BLOCK).zip(self.maxima);
-        blocks.map(|(block, max)| if *max < floor { 0.0 } else { block_sum(block, weights, floor) }).collect()
+        let mut sums = Vec::with_capacity(self.maxima.len());
+        for (block, max) in self.logits.chunks(BLOCK).zip(self.maxima) {
+            sums.push(if *max < floor { 0.0 } else { block_sum(block, weights, floor) });
+        }
+        sums
     }
 }
 
