@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::Server;
+use crate::server::{Server, request_bytes};
 
 fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
     let answer = server.post(path, &body);
@@ -124,4 +124,30 @@ fn requests_have_names() {
     let answer = server.request("GET", "/version", &[("x-request-id", &"x".repeat(200))], b"");
     assert!(answer.header("x-request-id").unwrap().starts_with("req-"));
     assert!(server.log.iter().all(|line| !line.contains("secret")), "a prompt in the log");
+}
+
+/// Who waits for a place hears that the connection lives, as proxies want it.
+#[test]
+fn a_stream_that_waits_is_kept_alive() {
+    use std::io::{Read, Write};
+    let server = Server::start(&["--max-batch", "1", "--no-prefix-cache"]);
+    let long = json!({"prompt": [5, 6], "max_tokens": 4000, "ignore_eos": true, "stream": true}).to_string();
+    // One after the other, for longer than it takes; who does not read gives up its place.
+    for _ in 0..60 {
+        let mut stream = server.connect();
+        stream.write_all(&request_bytes("POST", "/v1/completions", &[], long.as_bytes())).expect("sent");
+        std::thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+    }
+    let mut waiting = server.connect();
+    waiting.write_all(&request_bytes("POST", "/v1/completions", &[], long.as_bytes())).expect("sent");
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 512]);
+    while !bytes.windows(6).any(|window| window == b"data: ") {
+        let read = waiting.read(&mut chunk).expect("more of it");
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&chunk[..read]);
+        if bytes.windows(8).any(|window| window == b": ping\n\n") {
+            return;
+        }
+    }
+    panic!("no comment before its first event: {}", String::from_utf8_lossy(&bytes));
 }
