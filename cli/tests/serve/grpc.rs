@@ -19,6 +19,10 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::server::{PATIENCE, Server};
 
@@ -171,6 +175,34 @@ fn health_is_told_and_changes_before_the_drain() {
     let (_, count, _) = runtime.block_on(running).expect("a task").expect("an answer");
     assert_eq!(count, 600);
     assert!(server.wait().success());
+}
+
+#[test]
+fn reflection_says_what_there_is() {
+    let (_server, runtime, channel) = start();
+    let ask = |what: MessageRequest| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(what) };
+        let mut client = ServerReflectionClient::new(channel.clone());
+        runtime.block_on(async {
+            let requests = tonic::codegen::tokio_stream::iter([request]);
+            let mut answers = client.server_reflection_info(with(KEY, requests)).await.expect("answers");
+            let answer = answers.get_mut().message().await.expect("an answer").expect("an answer");
+            answer.message_response.expect("one of them")
+        })
+    };
+    let MessageResponse::ListServicesResponse(listed) = ask(MessageRequest::ListServices(String::new()))
+    else {
+        panic!("no list");
+    };
+    let names: Vec<&str> = listed.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(
+        names.contains(&"gaterail.v1.Inference") && names.contains(&"grpc.health.v1.Health"),
+        "{names:?}"
+    );
+    let symbol = MessageRequest::FileContainingSymbol("gaterail.v1.GenerateRequest".into());
+    let MessageResponse::FileDescriptorResponse(file) = ask(symbol) else { panic!("no file") };
+    let file = String::from_utf8_lossy(&file.file_descriptor_proto[0]).into_owned();
+    assert!(file.contains("inference.proto") && file.contains("max_tokens"), "{file}");
 }
 
 /// Messages as they are.
