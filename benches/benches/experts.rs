@@ -101,7 +101,7 @@ impl Layer<'_> {
                 sums.reset(&stream, rows);
                 let started = Instant::now();
                 let args = ExpertsArgs {
-                    x: View::rows(&x, rows, h),
+                    x: View::rows(&x, rows, h).into(),
                     ids: &ids,
                     weights: &weights,
                     top_k,

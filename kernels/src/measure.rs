@@ -3,24 +3,31 @@
 use std::time::{Duration, Instant};
 
 use crate::buffer::Buffer;
-use crate::device::Device;
+use crate::device::{CpuDevice, Device};
 use crate::error::KernelError;
 
-/// Bytes per second that all threads of `device` read together from memory: the best of several passes over a buffer
-/// far larger than the caches.
-pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Result<f64, KernelError> {
-    const PART: usize = 1 << 18;
-    let mut buffer = Buffer::<u64>::zeros(device, bytes / 8)?;
-    // Pages that nobody wrote would all be one page of zeros, and lie in the cache.
-    buffer.host_mut().fill(1);
-    let words = buffer.host();
-    let Device::Cpu(cpu) = device else { panic!("the bandwidth of a CPU's memory") };
-    let parts: Vec<&[u64]> = words.chunks(PART / 8).collect();
-    let started = Instant::now();
-    let mut best = 0.0f64;
-    for pass in 0.. {
-        let pass_started = Instant::now();
-        cpu.pool.run(parts.len(), &|part| {
+/// Memory far larger than the caches, to be read as fast as all threads of a device can.
+pub struct ReadBandwidth<'a> {
+    cpu: &'a CpuDevice,
+    buffer: Buffer<u64>,
+}
+
+impl<'a> ReadBandwidth<'a> {
+    pub fn new(device: &'a Device, bytes: usize) -> Result<ReadBandwidth<'a>, KernelError> {
+        let Device::Cpu(cpu) = device else { panic!("the bandwidth of a CPU's memory") };
+        let mut buffer = Buffer::<u64>::zeros(device, bytes / 8)?;
+        // Pages that nobody wrote would all be one page of zeros, and lie in the cache.
+        buffer.host_mut().fill(1);
+        Ok(ReadBandwidth { cpu, buffer })
+    }
+
+    /// Reads all of it once: bytes per second of all threads together.
+    pub fn pass(&self) -> f64 {
+        const PART: usize = 1 << 18;
+        let words = self.buffer.host();
+        let parts: Vec<&[u64]> = words.chunks(PART / 8).collect();
+        let started = Instant::now();
+        self.cpu.pool.run(parts.len(), &|part| {
             let mut sums = [0u64; 16];
             for words in parts[part].chunks_exact(16) {
                 for (sum, word) in sums.iter_mut().zip(words) {
@@ -29,8 +36,17 @@ pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Resu
             }
             std::hint::black_box(sums);
         });
-        let rate = bytes as f64 / pass_started.elapsed().as_secs_f64();
-        best = best.max(rate);
+        size_of_val(words) as f64 / started.elapsed().as_secs_f64()
+    }
+}
+
+/// Bytes per second that all threads of `device` read together from memory: the best of several passes over `bytes` of it.
+pub fn read_bandwidth(device: &Device, bytes: usize, at_least: Duration) -> Result<f64, KernelError> {
+    let memory = ReadBandwidth::new(device, bytes)?;
+    let started = Instant::now();
+    let mut best = 0.0f64;
+    for pass in 0.. {
+        best = best.max(memory.pass());
         if pass > 1 && started.elapsed() > at_least {
             break;
         }

@@ -303,7 +303,7 @@ fn experts_case(stream: &Stream, seed: u64) {
     let pieces = pieces.into();
     let (x_buffer, ids_buffer, share_buffer) = (put(stream, &x), put(stream, &ids), put(stream, &shares));
     let args = ExpertsArgs {
-        x: View::rows(&x_buffer, rows, h),
+        x: View::rows(&x_buffer, rows, h).into(),
         ids: &ids_buffer,
         weights: &share_buffer,
         top_k,

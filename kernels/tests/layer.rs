@@ -146,7 +146,7 @@ impl Run<'_> {
         for shard in &layer.shards {
             let pieces = ExpertPieces::on(device, shard.clone()).expect("packed experts");
             let args = ExpertsArgs {
-                x: View::rows(normed, n, H),
+                x: View::rows(normed, n, H).into(),
                 ids: &ids,
                 weights: &weights,
                 top_k: TOP_K,

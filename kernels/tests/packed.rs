@@ -346,7 +346,7 @@ fn experts_case(streams: &[Stream], seed: u64) -> usize {
         };
         let (x, ids, weights) = (put(stream, &x), put(stream, &ids), put(stream, &shares));
         let args = ExpertsArgs {
-            x: View::rows(&x, rows, h),
+            x: View::rows(&x, rows, h).into(),
             ids: &ids,
             weights: &weights,
             top_k,
@@ -358,9 +358,30 @@ fn experts_case(streams: &[Stream], seed: u64) -> usize {
         };
         let out = experts_out(stream, &args);
         same(&format!("experts, seed {seed}, {inner:?}, {down:?}"), &out, &expected);
+        // The same rows, made int8 before they came.
+        let int8 = travelled(stream, View::rows(&x, rows, h), inner.group);
+        let out = experts_out(stream, &ExpertsArgs { x: ExpertRows::Int8(&int8), ..args });
+        same(&format!("experts of int8 rows, seed {seed}, {inner:?}, {down:?}"), &out, &expected);
         computed += 1;
     }
     computed
+}
+
+/// Rows that were made int8, and went through memory that is no device's.
+fn travelled(stream: &Stream, x: View<'_>, group: usize) -> QuantRows {
+    let (rows, width) = (x.layout().rows, x.layout().width);
+    let room = || QuantRows::new(stream.device(), rows, width).expect("memory");
+    let (mut here, mut there) = (room(), room());
+    ops::quantize(stream, x, group, &mut here);
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    here.download_all(stream, &mut codes, &mut scales).expect("the rows");
+    there.upload(stream, [rows, width, group], &codes, &scales).expect("room");
+    let row = |from: &QuantRows, row| {
+        let (codes, scales, sums) = from.download(stream, row).expect("a row");
+        (codes, scales.iter().map(|scale| scale.to_bits()).collect::<Vec<_>>(), sums)
+    };
+    (0..rows).for_each(|at| assert_eq!(row(&here, at), row(&there, at), "row {at}"));
+    there
 }
 
 fn piece(w: &Expert, expert: u32, start: usize, end: usize) -> ExpertPiece {
@@ -420,7 +441,7 @@ fn pieces_that_do_not_fit_are_refused() {
                 let (x, ids, weights) =
                     (put(&cpu, &vec![1.0; width]), put(&cpu, &[0u32]), put(&cpu, &[1.0f32]));
                 let args = ExpertsArgs {
-                    x: View::rows(&x, 1, width),
+                    x: View::rows(&x, 1, width).into(),
                     ids: &ids,
                     weights: &weights,
                     top_k: 1,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use gaterail_cluster::exchange::{
-    CallRows, Channel, FrameBody, FrameKind, HEADER_BYTES, Header, Waiting, create_shared, open_shared,
+    CallRows, CallX, Channel, FrameBody, FrameKind, HEADER_BYTES, Header, Waiting, create_shared, open_shared,
 };
 use gaterail_kernels::wire::{PieceShape, read_piece, write_piece};
 use gaterail_kernels::{Arena, Bytes, Device, Isa, Weight};
@@ -160,7 +160,14 @@ pub fn frame(data: &[u8]) {
     body.resize(length).copy_from_slice(&rest[..length]);
     if let Ok(call) = CallRows::read(&header, body.bytes()) {
         let (rows, width, top_k) = (header.rows as usize, header.width as usize, header.top_k as usize);
-        assert!(header.kind == FrameKind::Call && call.x.len() == rows * width, "{header:?}");
+        let in_groups = |group: Option<usize>| width.div_ceil(group.unwrap_or(width).max(1));
+        let (x, scales) = match call.x {
+            CallX::F32(x) => (4 * x.len(), 0),
+            CallX::Int8 { codes, scales } => (codes.len(), scales.len()),
+        };
+        assert_eq!(header.kind, FrameKind::Call);
+        assert_eq!(x + 4 * scales, rows * header.form.row_bytes(width), "{header:?}");
+        assert!(scales == 0 || scales == rows * in_groups(header.form.group()), "{header:?}");
         assert!(call.ids.len() == rows * top_k && call.weights.len() == rows * top_k, "{header:?}");
     }
 }
@@ -194,7 +201,7 @@ pub fn shared_memory(data: &[u8]) {
 /// A header of a call without rows.
 pub fn frame_of(body_bytes: u64) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
-    bytes[..5].copy_from_slice(b"GRX1\x01");
+    bytes[..5].copy_from_slice(b"GRX2\x01");
     bytes[48..56].copy_from_slice(&body_bytes.to_le_bytes());
     bytes
 }

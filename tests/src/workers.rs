@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use gaterail_cluster::exchange::{
-    Channel, Cut, Waiting, body_bytes_max, create_shared, local_pair, open_shared,
+    Channel, Cut, Road, Waiting, body_bytes_max, create_shared, local_pair, open_shared,
 };
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::ModelSource;
@@ -75,6 +75,17 @@ impl Cluster {
         isas: &[Isa],
         pair: MakePair<'_>,
     ) -> (Runner<RemoteExperts>, Cluster) {
+        Cluster::start_on(None, folder, precision, isas, pair)
+    }
+
+    /// The same whose rows go one road, whatever has fewer bytes.
+    pub fn start_on(
+        road: Option<Road>,
+        folder: &Path,
+        precision: Precision,
+        isas: &[Isa],
+        pair: MakePair<'_>,
+    ) -> (Runner<RemoteExperts>, Cluster) {
         let source = ModelSource::open(folder).expect("a model");
         let (spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("a checkpoint"));
         let (faults_in, faults) = channel();
@@ -86,6 +97,7 @@ impl Cluster {
             plan_max: std::time::Duration::from_secs(20),
         };
         let experts = RemoteExperts::new(math.clone(), ROUTER, plans.clone(), stats.clone(), limits);
+        let experts = experts.on_road(road);
         let options = RunnerOptions {
             rows_max: ROWS_MAX,
             positions: 8192,

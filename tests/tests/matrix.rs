@@ -1,12 +1,14 @@
 //! Contract 4 over everything that may differ: every fixture model, one with wide experts and the demo model, precisions, numbers of workers, ways to
-//! spread experts, exchanges, instruction sets, micro-batches. Each pair of these meets in one case at least; in each case the
+//! spread experts, exchanges, instruction sets, micro-batches, roads (broadcast or gather). Each pair of these meets in one case at least; in each case the
 //! experts move to other workers in the middle of the sequence. All logits are those of one process, to the bit, and with them
 //! all tokens and log-probabilities.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use gaterail_cluster::exchange::Channel;
+use std::sync::atomic::Ordering;
+
+use gaterail_cluster::exchange::{Channel, Road};
 use gaterail_cluster::placement::{Mode, Seat, Wanted, place};
 use gaterail_kernels::Isa;
 use gaterail_model::ModelSource;
@@ -26,6 +28,7 @@ const SPREAD: usize = 3;
 const EXCHANGE: usize = 4;
 const ISAS: usize = 5;
 const LANES: usize = 6;
+const ROAD: usize = 7;
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int4];
 const WORKERS_MAX: usize = 4;
@@ -34,6 +37,9 @@ const EXCHANGES: [&str; 4] = ["local", "shared memory", "gRPC", "gRPC over TLS"]
 /// How experts are spread, and the least number of workers for it.
 const SPREADS: [(Mode, u32, usize); 4] =
     [(Mode::Ep, 1, 1), (Mode::Tp, 1, 1), (Mode::Mixed { ep: 2, tp: 2 }, 1, 4), (Mode::Ep, 2, 2)];
+
+/// What decides which rows a worker gets.
+const ROADS: [Option<Road>; 3] = [None, Some(Road::All), Some(Road::Chosen)];
 
 /// Of the ways to spread.
 const TP: usize = 1;
@@ -53,8 +59,8 @@ fn models(wide: &Path) -> Vec<PathBuf> {
     fixtures().into_iter().chain([wide.to_path_buf(), demo_model()]).filter(sparse).collect()
 }
 
-fn levels(models: usize) -> [usize; 7] {
-    [models, PRECISIONS.len(), WORKERS_MAX, SPREADS.len(), EXCHANGES.len(), 3, 2]
+fn levels(models: usize) -> [usize; 8] {
+    [models, PRECISIONS.len(), WORKERS_MAX, SPREADS.len(), EXCHANGES.len(), 3, 2, ROADS.len()]
 }
 
 fn is_possible(row: &Row) -> bool {
@@ -70,7 +76,7 @@ fn every_pair_of_circumstances_changes_no_bit() {
     // Most fixtures' experts have one unit, or two: who cuts them among more workers cuts nothing.
     let at = models.iter().position(|folder| folder == wide.path()).expect("the wide one");
     rows.extend(
-        (1..WORKERS_MAX).map(|more| vec![at, more % PRECISIONS.len(), more, TP, more, MIXED, more % 2]),
+        (1..WORKERS_MAX).map(|more| vec![at, more % PRECISIONS.len(), more, TP, more, MIXED, more % 2, more % ROADS.len()]),
     );
     // The reference of a model is computed once for each precision.
     rows.sort_by_key(|row| (row[MODEL], row[PRECISION]));
@@ -80,7 +86,7 @@ fn every_pair_of_circumstances_changes_no_bit() {
         eprintln!("this machine has one instruction set: none were mixed");
     }
     let mut covered: BTreeSet<Pair> = BTreeSet::new();
-    let mut most_cut = BTreeSet::new();
+    let (mut most_cut, mut roads) = (BTreeSet::new(), BTreeSet::new());
     let mut reference: Option<Alone> = None;
     for (index, row) in rows.iter().enumerate() {
         let (folder, precision) = (&models[row[MODEL]], PRECISIONS[row[PRECISION]]);
@@ -95,12 +101,15 @@ fn every_pair_of_circumstances_changes_no_bit() {
             2 => &|body_max| clear.pair(body_max),
             _ => &|body_max| secret.pair(body_max),
         };
-        let (found, parts) = spread(row, folder, (tokens, index as u64), pair);
+        let Found { logits: found, parts, gathered, int8 } = spread(row, folder, (tokens, index as u64), pair);
         assert!(*logits == found, "{}", described(row, folder));
+        roads.insert((ROADS[row[ROAD]] == Some(Road::All), gathered));
+        assert_eq!(int8, precision == Precision::Int4, "rows in int8: {}", described(row, folder));
         most_cut.insert((folder == wide.path() && row[SPREAD] == TP, parts));
         covered.extend(pairs_of(row));
     }
     assert!((2..=WORKERS_MAX as u32).all(|parts| most_cut.contains(&(true, parts))), "{most_cut:?}");
+    assert!(!roads.contains(&(true, true)) && roads.contains(&(false, true)), "{roads:?}");
     let missing: Vec<Pair> = all_pairs(&levels).filter(|pair| !covered.contains(pair)).collect();
     let impossible = |((one, a), (other, b)): &Pair| match (*one, *other) {
         (WORKERS, SPREAD) => a + 1 < SPREADS[*b].2,
@@ -132,21 +141,31 @@ fn sizes() -> impl Iterator<Item = usize> {
     [7usize, 1, 1, 30, 1].into_iter().cycle()
 }
 
-/// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way; and in how
-/// many parts the first way cut an expert.
+/// What came of a case.
+struct Found {
+    logits: Vec<Vec<u32>>,
+    /// In how many parts the first way cut an expert.
+    parts: u32,
+    /// Whether rows were picked out of a batch, and whether some went as int8.
+    gathered: bool,
+    int8: bool,
+}
+
+/// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way.
 fn spread(
     row: &Row,
     folder: &Path,
     (tokens, seed): (&[u32], u64),
     pair: MakePair<'_>,
-) -> (Vec<Vec<u32>>, u32) {
+) -> Found {
     let isas = isas(row[ISAS], row[WORKERS] + 1);
     let checked = |body_max: u64| -> (Box<dyn Channel>, Box<dyn Channel>) {
         let ends = pair(body_max);
         assert_eq!(ends.0.kind().to_string(), EXCHANGES[row[EXCHANGE].min(2)], "the way rows travel");
         ends
     };
-    let (mut runner, mut cluster) = Cluster::start(folder, PRECISIONS[row[PRECISION]], &isas, &checked);
+    let (mut runner, mut cluster) = 
+        Cluster::start_on(ROADS[row[ROAD]], folder, PRECISIONS[row[PRECISION]], &isas, &checked);
     if row[LANES] == 1 {
         runner.overlap_from(2).expect("room for two");
     }
@@ -179,7 +198,10 @@ fn spread(
     let fault = cluster.faults.lock().expect("faults").try_recv();
     assert!(fault.is_err(), "{}: {fault:?}", described(row, folder));
     cluster.workers.iter().for_each(|worker| worker.shards.forget(ROUTER));
-    (logits, parts)
+    let links = cluster.stats.links();
+    let gathered = links.values().any(|link| link.gathered.load(Ordering::Relaxed) > 0);
+    let int8 = links.values().any(|link| link.int8.load(Ordering::Relaxed) > 0);
+    Found { logits, parts, gathered, int8 }
 }
 
 /// In how many parts experts are; with tensor parallelism every worker has one, as far as there are units.
@@ -233,12 +255,13 @@ fn isas(level: usize, workers: usize) -> Vec<Isa> {
 fn described(row: &Row, folder: &Path) -> String {
     let (mode, copies, _) = SPREADS[row[SPREAD]];
     format!(
-        "{}, {:?}, {} workers, {mode} in {copies} copies, {}, {:?}, {} micro-batches",
+        "{}, {:?}, {} workers, {mode} in {copies} copies, {}, {:?}, {} micro-batches, road {:?}",
         folder.display(),
         PRECISIONS[row[PRECISION]],
         row[WORKERS] + 1,
         EXCHANGES[row[EXCHANGE]],
         isas(row[ISAS], row[WORKERS] + 1),
         row[LANES] + 1,
+        ROADS[row[ROAD]],
     )
 }

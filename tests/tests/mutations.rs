@@ -336,7 +336,13 @@ fn frames() {
         call[at] = number;
     }
     call.extend([0; 40]);
-    let seeds = [call, fuzzing::frame_of(0).to_vec(), fuzzing::frame_of(1 << 20).to_vec()];
+    // The same in int8, in groups of 64.
+    let mut int8 = fuzzing::frame_of(152).to_vec();
+    for (at, number) in [(5, 2), (36, 2), (40, 3), (44, 1)] {
+        int8[at] = number;
+    }
+    int8.extend([0; 152]);
+    let seeds = [call, int8, fuzzing::frame_of(0).to_vec(), fuzzing::frame_of(1 << 20).to_vec()];
     replay(&seeds, 60_000, fuzzing::frame);
 }
 

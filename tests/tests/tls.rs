@@ -86,7 +86,7 @@ async fn the_same_bytes_and_none_of_them_in_clear() {
         assert!(heard.len() > 10_000, "weights and rows: {} bytes", heard.len());
         let is_there = |what: &[u8]| heard.windows(what.len()).any(|window| window == what);
         // A name of a message, a frame of rows.
-        assert_eq!((is_there(NAME.as_bytes()), is_there(b"GRX1")), (!tls, !tls), "tls: {tls}");
+        assert_eq!((is_there(NAME.as_bytes()), is_there(b"GRX2")), (!tls, !tls), "tls: {tls}");
         worker.kill().await;
         router.stop().await;
     }

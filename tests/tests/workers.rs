@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{Channel, FrameBody, FrameKind, Header, local_pair};
-use gaterail_kernels::Isa;
+use gaterail_cluster::exchange::{Channel, FrameBody, FrameKind, Header, RowForm, local_pair};
+use gaterail_kernels::ops::{QuantRows, quantize};
+use gaterail_kernels::{Buffer, Isa, Stream, View};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertMath, StepError};
 use gaterail_model::weights::{LoadFrom, Precision, load_slices};
@@ -84,6 +85,7 @@ fn placement_changes_no_bit() {
 /// What a call to a worker came to.
 struct Asked {
     kind: FrameKind,
+    form: RowForm,
     body: Vec<u8>,
 }
 
@@ -116,7 +118,20 @@ fn ask(header: &Header, parts: &[&[u8]]) -> Asked {
     assert_eq!(reply.call, header.call);
     drop(router);
     worker.join().unwrap();
-    Asked { kind: reply.kind, body: body.bytes().to_vec() }
+    Asked { kind: reply.kind, form: reply.form, body: body.bytes().to_vec() }
+}
+
+/// Codes as bytes, and scales.
+fn in_int8(x: &[f32], width: usize, group: usize) -> (Vec<u8>, Vec<f32>) {
+    let stream = Stream::open(&device(Isa::detect())).unwrap();
+    let rows = x.len() / width;
+    let mut there = Buffer::zeros(stream.device(), x.len()).unwrap();
+    stream.upload(x, &mut there).unwrap();
+    let mut int8 = QuantRows::new(stream.device(), rows, width).unwrap();
+    quantize(&stream, View::rows(&there, rows, width), group, &mut int8);
+    let (mut codes, mut scales) = (Vec::new(), Vec::new());
+    int8.download_all(&stream, &mut codes, &mut scales).unwrap();
+    (codes.into_iter().map(|code| code as u8).collect(), scales)
 }
 
 #[test]
@@ -129,9 +144,10 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
     let weights = vec![0.25f32; 2 * top_k];
     let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let id_bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    let parts: [&[u8]; 3] = [&bytes(&x), &id_bytes, &bytes(&weights)];
+    let parts: [&[u8]; 3] = [&id_bytes, &bytes(&weights), &bytes(&x)];
     let good = Header {
         kind: FrameKind::Call,
+        form: RowForm::F32,
         router: ROUTER,
         epoch: Epoch(5),
         call: 1,
@@ -145,6 +161,19 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
     let reply = ask(&good, &parts);
     assert_eq!(reply.kind, FrameKind::Reply);
     assert!(reply.body.len() > 8, "sums");
+    // It says in which form it would rather have had them, and makes the same of that.
+    let group = reply.form.group().expect("packed experts");
+    let (codes, scales) = in_int8(&x, width, group);
+    let int8: [&[u8]; 4] = [&bytes(&scales), &id_bytes, &bytes(&weights), &codes];
+    let again = ask(&Header { form: reply.form, ..good }, &int8);
+    assert_eq!((again.kind, again.form), (FrameKind::Reply, reply.form));
+    assert!(again.body == reply.body, "other sums of the same rows in int8");
+    for other in [32, 64, 128].into_iter().filter(|other| *other != group) {
+        let (codes, scales) = in_int8(&x, width, other);
+        let parts: [&[u8]; 4] = [&bytes(&scales), &id_bytes, &bytes(&weights), &codes];
+        let reply = ask(&Header { form: RowForm::int8(other).unwrap(), ..good }, &parts);
+        assert_eq!(reply.kind, FrameKind::Failed, "groups of {other}");
+    }
     for stale in [
         Header { epoch: Epoch(4), ..good },
         Header { epoch: Epoch(6), ..good },
@@ -159,6 +188,7 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
         Header { width: u32::MAX, rows: u32::MAX, top_k: u32::MAX, ..good },
         Header { layer: LayerId(99), ..good },
         Header { width: width as u32 - 2, top_k: top_k as u32 + 1, ..good },
+        Header { form: reply.form, ..good },
     ] {
         let reply = ask(&bad, &parts);
         assert_eq!(reply.kind, FrameKind::Failed, "{bad:?}");

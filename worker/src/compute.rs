@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{CallRows, Channel, ChannelError, FrameBody, FrameKind, Header};
-use gaterail_kernels::ops::{ExpertsScratch, PartialSums, SumsBytes};
+use gaterail_cluster::exchange::{
+    CallRows, CallX, Channel, ChannelError, FrameBody, FrameKind, Header, RowForm,
+};
+use gaterail_kernels::ops::{ExpertRows, ExpertsScratch, PartialSums, QuantRows, SumsBytes};
 use gaterail_kernels::{Buffer, Device, KernelError, Stream, View};
 use gaterail_model::walk::{ExpertMath, RoutedRows};
 use gaterail_model::weights::ExpertShard;
@@ -29,6 +31,7 @@ pub struct Compute {
     stream: Stream,
     /// The rows of the call at hand, on the device; kept for their room.
     x: Buffer<f32>,
+    int8: QuantRows,
     ids: Buffer<u32>,
     weights: Buffer<f32>,
     sums: PartialSums,
@@ -66,6 +69,7 @@ impl Compute {
             router,
             stream: Stream::open(device)?,
             x: Buffer::zeros(device, 0)?,
+            int8: QuantRows::new(device, 0, 0)?,
             ids: Buffer::zeros(device, 0)?,
             weights: Buffer::zeros(device, 0)?,
             scratch: ExpertsScratch::new(device)?,
@@ -98,10 +102,11 @@ impl Compute {
         let computed = catch_unwind(AssertUnwindSafe(|| self.compute(call, body)));
         let computed = computed
             .unwrap_or_else(|_| Err(Refused::Call("the kernels panicked; the worker's log says why".into())));
-        let header = Header { body_bytes: 0, computed_ns: started.elapsed().as_nanos() as u64, ..*call };
+        let form = *computed.as_ref().unwrap_or(&RowForm::F32);
+        let header = Header { form, body_bytes: 0, computed_ns: started.elapsed().as_nanos() as u64, ..*call };
         let deadline = Instant::now() + REPLY_MAX;
         match computed {
-            Ok(()) => {
+            Ok(_) => {
                 channel.send(&Header { kind: FrameKind::Reply, ..header }, &[self.bytes.bytes()], deadline)
             }
             Err(Refused::Epoch) => {
@@ -114,8 +119,8 @@ impl Compute {
         }
     }
 
-    /// The sums of a call, as bytes.
-    fn compute(&mut self, call: &Header, body: &[u8]) -> Result<(), Refused> {
+    /// The sums of a call, as bytes; and in which form the next of its layer had best come.
+    fn compute(&mut self, call: &Header, body: &[u8]) -> Result<RowForm, Refused> {
         let shard = Some(call.router == self.router)
             .filter(|own| *own)
             .and_then(|_| self.shards.of(call.router, call.epoch))
@@ -128,16 +133,20 @@ impl Compute {
             let what = format!("{rows} rows of {width} with {top_k} experts for layer {}", layer.0);
             return Err(Refused::Call(format!("{what}: not a call of this model")));
         }
+        let pieces = shard.pieces(call.layer);
+        let best = pieces.group().and_then(RowForm::int8).unwrap_or_default();
+        if call.form != RowForm::F32 && call.form != best {
+            let what = format!("rows as {:?} for layer {}, whose experts take {best:?}", call.form, call.layer.0);
+            return Err(Refused::Call(what));
+        }
         self.take_in(call, rows).map_err(|error| refused(&error))?;
-        self.run(&shard, call).map_err(|error| refused(&error))
+        self.run(&shard, call).map_err(|error| refused(&error))?;
+        Ok(best)
     }
 
     /// Brings the rows to the device.
     fn take_in(&mut self, call: &Header, rows: CallRows<'_>) -> Result<(), KernelError> {
         let device = self.stream.device().clone();
-        if self.x.len() < rows.x.len() {
-            self.x = Buffer::zeros(&device, rows.x.len().next_power_of_two())?;
-        }
         if self.ids.len() < rows.ids.len() {
             self.ids = Buffer::zeros(&device, rows.ids.len().next_power_of_two())?;
             self.weights = Buffer::zeros(&device, rows.ids.len().next_power_of_two())?;
@@ -146,7 +155,21 @@ impl Compute {
         if !self.sums.fits(count, width) {
             self.sums = PartialSums::new(&device, count.next_power_of_two(), width)?;
         }
-        self.stream.upload(rows.x, &mut self.x)?;
+        match (rows.x, call.form.group()) {
+            (CallX::Int8 { codes, scales }, Some(group)) => {
+                if !self.int8.has_room(count, width) {
+                    self.int8 = QuantRows::new(&device, count.next_power_of_two(), width)?;
+                }
+                self.int8.upload(&self.stream, [count, width, group], codes, scales)?;
+            }
+            (CallX::Int8 { .. }, None) => unreachable!("rows are read in the form of their header"),
+            (CallX::F32(x), _) => {
+                if self.x.len() < x.len() {
+                    self.x = Buffer::zeros(&device, x.len().next_power_of_two())?;
+                }
+                self.stream.upload(x, &mut self.x)?;
+            }
+        }
         self.stream.upload(rows.ids, &mut self.ids)?;
         self.stream.upload(rows.weights, &mut self.weights)
     }
@@ -154,7 +177,10 @@ impl Compute {
     fn run(&mut self, shard: &ExpertShard, call: &Header) -> Result<(), KernelError> {
         self.sums.reset(&self.stream, call.rows as usize);
         let rows = RoutedRows {
-            x: View::rows(&self.x, call.rows as usize, call.width as usize),
+            x: match call.form {
+                RowForm::F32 => View::rows(&self.x, call.rows as usize, call.width as usize).into(),
+                RowForm::Int8 { .. } => ExpertRows::Int8(&self.int8),
+            },
             ids: &self.ids,
             weights: &self.weights,
             top_k: call.top_k as usize,

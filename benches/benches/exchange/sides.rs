@@ -5,7 +5,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{
-    Channel, FrameBody, FrameKind, Header, SharedEnd, SharedOffer, Waiting, create_shared, open_shared,
+    Channel, FrameBody, FrameKind, Header, RowForm, SharedEnd, SharedOffer, Waiting, create_shared,
+    open_shared,
 };
 use gaterail_proto::{Epoch, LayerId, RouterId};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -41,6 +42,7 @@ pub fn on_core(core: usize, work: impl FnOnce() + Send + 'static) -> JoinHandle<
 pub fn call(answer: usize, microseconds: u32) -> Header {
     Header {
         kind: FrameKind::Call,
+        form: RowForm::F32,
         router: RouterId(1),
         epoch: Epoch(1),
         call: 0,

@@ -106,7 +106,7 @@ impl Subject {
             spec: spec.clone(),
             attention: attention(spec),
             kv: form,
-            shape: shape(spec, &roles, &shares, &inventory, form),
+            shape: shape(spec, &roles, &shares, &inventory, (kind(Role::Experts), form)),
             inventory,
             trunk_bytes: roles.values().sum::<u64>() - experts_bytes,
             experts_bytes,
@@ -146,7 +146,7 @@ fn shape(
     roles: &BTreeMap<Role, u64>,
     shares: &BTreeMap<Role, Share>,
     inventory: &ExpertInventory,
-    kv: KvForm,
+    (experts, kv): (Kind, KvForm),
 ) -> Shape {
     let bytes = |role: Role| roles.get(&role).copied().unwrap_or(0) as f64;
     let parameters = |role: Role| shares.get(&role).map_or(0.0, |share| share.active_parameters as f64);
@@ -167,6 +167,7 @@ fn shape(
         units: at.units,
         expert_bytes: at.expert_bytes as f64,
         gate_bytes: gates,
+        row_group: experts.group(),
     });
     let pairs = spec.layers.iter().map(|layer| attention_of(&layer.attention).operations());
     Shape {

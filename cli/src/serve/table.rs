@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 62] = [
+pub static TABLE: [Setting; 63] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -85,6 +85,13 @@ pub static TABLE: [Setting; 62] = [
         value: "N|auto|off",
         default: "off",
         help: "Batches of so many rows are two micro-batches that take turns, so that router and workers compute at once; auto: from 128 rows on where no worker shares this machine's cores, else off. What it wins has not been measured over a network, so that it is off unless it is asked for",
+        ..ONE
+    },
+    Setting {
+        name: "exchange-rows",
+        value: "HOW",
+        default: "auto",
+        help: "Which rows of a batch a worker gets: all, chosen (those that it holds an expert of), or auto (whichever moves fewer bytes, call by call); answers are the same",
         ..ONE
     },
     Setting {

@@ -8,29 +8,43 @@ use crate::server::{Server, metric};
 /// Long enough that a signal hits an answer and not its end.
 const TOKENS: usize = 150;
 
-fn answers(server: &Server, streams: usize) -> Vec<Said> {
-    let open: Vec<Stream> =
-        (0..streams).map(|number| Stream::open(server, &request(number, TOKENS))).collect();
-    open.into_iter().map(Stream::finish).collect()
+/// Where a signal has one chance only.
+const LONG: usize = 4 * TOKENS;
+
+fn open(server: &Server, streams: usize, tokens: usize) -> Vec<Stream> {
+    (0..streams).map(|number| Stream::open(server, &request(number, tokens))).collect()
 }
 
-/// The same answers while a worker gets a signal after so many tokens of the first; and how often they stood still for it.
-fn answers_with(server: &Server, streams: usize, after: usize, what: Signal) -> (Vec<Said>, f64) {
+fn answers(server: &Server, streams: usize, tokens: usize) -> Vec<Said> {
+    open(server, streams, tokens).into_iter().map(Stream::finish).collect()
+}
+
+/// The same answers while a worker gets a signal after so many tokens of the first; and how many tokens were still to come.
+fn answers_with(
+    server: &Server,
+    streams: usize,
+    tokens: usize,
+    after: usize,
+    what: Signal,
+) -> (Vec<Said>, f64) {
     let victim = pids(&wait_for_workers(server, 2))[0];
-    let before = stalls(server);
-    let mut open: Vec<Stream> =
-        (0..streams).map(|number| Stream::open(server, &request(number, TOKENS))).collect();
+    let mut open = open(server, streams, tokens);
     open[0].read_events(after);
     signal(victim, what);
+    let before = generated(server);
     let said = open.into_iter().map(Stream::finish).collect();
-    let stalls = stalls(server) - before;
+    let without = generated(server) - before;
     if what == Signal::STOP {
         // It may hear that it is let go, and joins anew.
         signal(victim, Signal::CONT);
     } else {
         wait_for_others(server, 2, &[victim]);
     }
-    (said, stalls)
+    (said, without)
+}
+
+fn generated(server: &Server) -> f64 {
+    metric(&server.get("/metrics").text(), "gaterail_generated_tokens_total").expect("a figure")
 }
 
 /// Layers that were computed again.
@@ -45,7 +59,7 @@ fn check(mode: &str, streams: usize) {
 fn check_with(mode: &str, streams: usize, overlap: &str) {
     let flags = ["--workers", "2", "--parallel", mode, "--no-prefix-cache", "--overlap-rows", overlap];
     let mut server = Server::start(&flags);
-    let expected = answers(&server, streams);
+    let expected = answers(&server, streams, TOKENS);
     assert!(expected.iter().all(|(text, logprobs)| !text.is_empty() && logprobs.len() >= TOKENS / 2));
     for (after, what) in [
         (1, Signal::KILL),
@@ -53,13 +67,17 @@ fn check_with(mode: &str, streams: usize, overlap: &str) {
         (TOKENS - 1, Signal::KILL),
         (TOKENS / 3, Signal::STOP),
     ] {
-        let (found, stalls) = answers_with(&server, streams, after, what);
-        assert!(
-            found == expected,
-            "{mode}, {streams} streams, {what:?} after {after} tokens: another answer"
-        );
+        // Where this process gets no processor for a while, the answers end first.
+        let hit = (0..5).any(|_| {
+            let (found, without) = answers_with(&server, streams, TOKENS, after, what);
+            assert!(
+                found == expected,
+                "{mode}, {streams} streams, {what:?} after {after} tokens: another answer"
+            );
+            without > 0.0
+        });
         // The last token may be out before anybody is missed.
-        assert!(stalls >= 1.0 || after == TOKENS - 1, "{what:?} after {after} tokens missed the answers");
+        assert!(hit || after == TOKENS - 1, "{what:?} after {after} tokens missed the answers");
     }
     server.line_with(&["is gone", "nothing heard"]);
     server.line_with(&["computed again", "stood still for"]);
@@ -97,9 +115,9 @@ fn two_micro_batches_in_flight() {
 #[test]
 fn with_a_second_copy_nothing_is_loaded_for_a_death() {
     let mut server = Server::start(&["--workers", "2", "--expert-copies", "2", "--no-prefix-cache"]);
-    let expected = answers(&server, 1);
-    let (found, stalls) = answers_with(&server, 1, TOKENS / 2, Signal::KILL);
-    assert!(found == expected && stalls >= 1.0, "{stalls} stalls");
+    let expected = answers(&server, 1, LONG);
+    let (found, without) = answers_with(&server, 1, LONG, TOKENS / 2, Signal::KILL);
+    assert!(found == expected && without > 0.0, "{without} tokens without the worker");
     server.line_with(&["epoch 2 on 1 workers", "copies are left"]);
     eprintln!("{}", server.line_with(&["computed again", "stood still for"]));
 }
@@ -107,10 +125,9 @@ fn with_a_second_copy_nothing_is_loaded_for_a_death() {
 #[test]
 fn all_workers_gone_and_back() {
     let server = Server::start(&["--workers", "2", "--no-prefix-cache"]);
-    let expected = answers(&server, 4);
+    let expected = answers(&server, 4, LONG);
     let all = pids(&wait_for_workers(&server, 2));
-    let mut open: Vec<Stream> =
-        (0..4).map(|number| Stream::open(&server, &request(number, TOKENS))).collect();
+    let mut open = open(&server, 4, LONG);
     open[0].read_events(TOKENS / 4);
     // Both at once: there is nobody left, and the answers wait for who is started next.
     all.iter().for_each(|pid| signal(*pid, Signal::STOP));

@@ -18,6 +18,8 @@ pub struct LayerShape {
     /// Of one whole expert.
     pub expert_bytes: f64,
     pub gate_bytes: f64,
+    /// Experts meet rows in int8, in groups of so many along H; `None`: in f32.
+    pub row_group: Option<u32>,
 }
 
 /// A model.

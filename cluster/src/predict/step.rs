@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::rates::{Compute, Rates, Walked, WorkerRate, shared_finish};
 use super::routing::Routing;
 use super::shape::{LayerShape, Shape, Step};
-use crate::exchange::HEADER_BYTES;
+use crate::exchange::{ExchangeKind, HEADER_BYTES, Road, RowForm, Traffic, call_bytes};
 use crate::placement::Popularity;
 
 /// Where the experts are.
@@ -372,10 +372,10 @@ impl<'a> Cluster<'a> {
                 }
             }
         }
-        self.timed(layer, &work)
+        self.timed(layer, &work, hit.chosen.len())
     }
 
-    fn timed(&self, layer: &LayerShape, work: &[Work]) -> Sample {
+    fn timed(&self, layer: &LayerShape, work: &[Work], batch: usize) -> Sample {
         let mut sample = Sample::default();
         let done = self.finish(work);
         let asked: Vec<usize> = (0..work.len()).filter(|&worker| work[worker].rows > 0).collect();
@@ -386,10 +386,10 @@ impl<'a> Cluster<'a> {
             let busy = done[worker] + compute.call_seconds;
             slowest = slowest.max(busy);
             sum += busy;
-            let (hidden, top_k, rows) =
-                (f64::from(layer.hidden), f64::from(layer.top_k), f64::from(work[worker].rows));
+            let (hidden, rows) = (f64::from(layer.hidden), f64::from(work[worker].rows));
             // Sums travel in 4 bytes: those that need 8 are rare.
-            let out = HEADER_BYTES as f64 + rows * 4.0 * (hidden + 2.0 * top_k);
+            let sent = self.sent(layer, work[worker].rows, batch);
+            let out = HEADER_BYTES as f64 + sent as f64;
             let home = HEADER_BYTES as f64 + rows * 4.0 * hidden;
             // The router writes one frame after another, and reads them so.
             sample.dispatch += out / hop.bytes_per_second;
@@ -405,6 +405,17 @@ impl<'a> Cluster<'a> {
         sample.experts = sum / self.workers.len().max(1) as f64;
         sample.wait = slowest - sample.experts;
         sample
+    }
+
+    /// Bytes of a call for a worker that needs so many rows of a batch, in shared memory; all but the first call of a layer.
+    fn sent(&self, layer: &LayerShape, needed: u32, batch: usize) -> u64 {
+        let (width, top_k, needed) = (layer.hidden as usize, layer.top_k as usize, needed as usize);
+        let int8 = layer.row_group.and_then(|group| RowForm::int8(group as usize));
+        let fewer = int8.filter(|form| form.row_bytes(width) < RowForm::F32.row_bytes(width));
+        let form = fewer.unwrap_or_default();
+        let traffic = Traffic { kind: ExchangeKind::SharedMemory, form, width, top_k, rows: batch, needed };
+        let rows = if traffic.road() == Road::All { batch } else { needed };
+        call_bytes(form, rows, width, top_k)
     }
 
     /// When each worker is done: who is done leaves its part of the host to the others.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{Channel, ChannelError, FrameBody, FrameKind, Header};
+use gaterail_cluster::exchange::{Channel, ChannelError, FrameBody, FrameKind, Header, RowForm};
 use gaterail_proto::{Epoch, LayerId, RouterId};
 
 /// Long enough for any machine; tests that measure time set their own.
@@ -27,10 +27,19 @@ impl Numbers {
     }
 }
 
+/// All forms that rows may have.
+const FORMS: [RowForm; 4] = [
+    RowForm::F32,
+    RowForm::Int8 { thirty_twos: 1 },
+    RowForm::Int8 { thirty_twos: 2 },
+    RowForm::Int8 { thirty_twos: 4 },
+];
+
 /// A header whose every field is its own.
 pub fn header(kind: FrameKind, call: u64) -> Header {
     Header {
         kind,
+        form: FORMS[call as usize % FORMS.len()],
         router: RouterId(0x1122_3344_5566_7788 ^ call),
         epoch: Epoch(call + 1),
         call,

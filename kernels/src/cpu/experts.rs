@@ -38,7 +38,7 @@ impl Job<'_> {
 pub(crate) fn add_pieces(cpu: &CpuDevice, args: &ExpertsArgs<'_>, sums: &mut [i64], poison: &mut [u32]) {
     let jobs: Vec<Job<'_>> = args.pieces.iter().filter_map(|piece| job(args, piece)).collect();
     let hidden = gate_up(cpu, args, &jobs);
-    let flags: Vec<AtomicU32> = (0..args.x.layout().rows).map(|_| AtomicU32::new(0)).collect();
+    let flags: Vec<AtomicU32> = (0..args.x.rows()).map(|_| AtomicU32::new(0)).collect();
     let down = Down { cpu, args, sums: SharedSlice::new(sums), poison: &flags };
     down.all(&jobs, &hidden);
     for (poison, flag) in poison.iter_mut().zip(flags) {
@@ -57,11 +57,11 @@ fn plain(weight: &Weight) -> &Matrix {
 fn job<'a>(args: &ExpertsArgs<'a>, piece: &'a ExpertPiece) -> Option<Job<'a>> {
     let mut job = Job { piece, rows: Vec::new(), weights: Vec::new(), x: Vec::new() };
     let chosen = args.ids.host().chunks_exact(args.top_k).zip(args.weights.host().chunks_exact(args.top_k));
-    for (row, (ids, weights)) in chosen.take(args.x.layout().rows).enumerate() {
+    for (row, (ids, weights)) in chosen.take(args.x.rows()).enumerate() {
         for (_, &weight) in ids.iter().zip(weights).filter(|(id, _)| **id == piece.expert) {
             job.rows.push(row as u32);
             job.weights.push(weight);
-            job.x.extend_from_slice(args.x.slice(row, 0));
+            job.x.extend_from_slice(args.x.plain().slice(row, 0));
         }
     }
     (!job.rows.is_empty()).then_some(job)
@@ -133,7 +133,7 @@ struct Down<'a> {
 impl Down<'_> {
     /// All jobs' terms, a run of output columns at a time.
     fn all(&self, jobs: &[Job<'_>], hidden: &[Vec<f32>]) {
-        let width = self.args.x.layout().width;
+        let width = self.args.x.width();
         let work: usize = hidden.iter().map(|a| a.len() * width / 4).sum();
         let runs = width.div_ceil(RUN);
         let parts = self.cpu.parts_for(runs, work);
@@ -170,7 +170,7 @@ impl Down<'_> {
         let row = job.rows[token] as usize;
         let weight = (self.args.weight_on == WeightOn::Output).then_some(job.weights[token]);
         // SAFETY: these columns belong to this part alone.
-        let sums = unsafe { self.sums.range(row * self.args.x.layout().width + column, y.len()) };
+        let sums = unsafe { self.sums.range(row * self.args.x.width() + column, y.len()) };
         let mut poisoned = false;
         let terms = Terms { y, weight, fraction_bits: self.args.fraction_bits };
         add_terms(self.cpu.isa, terms, sums, &mut poisoned);

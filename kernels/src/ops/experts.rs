@@ -1,6 +1,6 @@
 //! `experts`: the weighted outputs of a shard's experts for a batch of rows, as 64-bit fixed-point partial sums.
 //!
-//! x `[T, H]` f32, routing ids and weights `[T, K]`. A piece is a run of canonical units of one expert: gate and up
+//! x `[T, H]` in f32, or for packed pieces in int8, routing ids and weights `[T, K]`. A piece is a run of canonical units of one expert: gate and up
 //! `[f, H]`, down `[H, f]`. Sums `[T, H]` i64 and a poison flag per row. Partial sums of any shards add up to the same
 //! integers (ARITHMETIC.md, 6). Threads share out rows of gate and up first, output columns then: no atomics but flags.
 
@@ -91,6 +91,11 @@ impl ExpertPieces {
         }
     }
 
+    /// The size of the groups in which packed gates and ups meet rows in int8; `None` for plain pieces and for none.
+    pub fn group(&self) -> Option<usize> {
+        self.cuda.as_ref().map(ExpertsOnDevice::group).or(self.group)
+    }
+
     /// The expert of each piece.
     pub(crate) fn experts(&self) -> &[u32] {
         &self.experts
@@ -119,10 +124,49 @@ impl std::ops::Deref for ExpertPieces {
     }
 }
 
+/// Rows for experts, `[T, H]`.
+#[derive(Clone, Copy)]
+pub enum ExpertRows<'a> {
+    F32(View<'a>),
+    /// As packed pieces meet them: in groups of theirs.
+    Int8(&'a QuantRows),
+}
+
+impl<'a> ExpertRows<'a> {
+    pub fn rows(&self) -> usize {
+        match self {
+            ExpertRows::F32(x) => x.layout().rows,
+            ExpertRows::Int8(x) => x.rows(),
+        }
+    }
+
+    pub fn width(&self) -> usize {
+        match self {
+            ExpertRows::F32(x) => x.layout().width,
+            ExpertRows::Int8(x) => x.width(),
+        }
+    }
+
+    /// Plain experts take f32 alone.
+    pub(crate) fn plain(&self) -> View<'a> {
+        match self {
+            ExpertRows::F32(x) => *x,
+            ExpertRows::Int8(_) => panic!("rows in int8 for plain experts"),
+        }
+    }
+}
+
+impl<'a> From<View<'a>> for ExpertRows<'a> {
+    fn from(x: View<'a>) -> ExpertRows<'a> {
+        assert_eq!(x.layout().heads, 1, "experts work on rows");
+        ExpertRows::F32(x)
+    }
+}
+
 /// The work of one layer on one shard.
 pub struct ExpertsArgs<'a> {
     /// `[T, H]`
-    pub x: View<'a>,
+    pub x: ExpertRows<'a>,
     /// `[T, K]`
     pub ids: &'a Buffer<u32>,
     /// `[T, K]`
@@ -240,15 +284,28 @@ impl ExpertsScratch {
         Ok(ExpertsScratch { x: QuantRows::new(device, 0, 0)?, plan: Default::default(), cuda })
     }
 
-    /// The rows of `x` in int8.
-    fn quantize(&mut self, stream: &Stream, x: View<'_>, group: usize) -> Result<(), KernelError> {
-        let at = x.layout();
-        if !self.x.has_room(at.rows, at.width) {
-            self.x = QuantRows::new(stream.device(), at.rows, at.width)?;
+}
+
+/// The rows of `x` in int8: themselves, or made in `room`.
+fn in_int8<'a>(
+    stream: &Stream,
+    x: ExpertRows<'a>,
+    group: usize,
+    room: &'a mut QuantRows,
+) -> Result<&'a QuantRows, KernelError> {
+    let x = match x {
+        ExpertRows::Int8(rows) => {
+            assert_eq!(rows.group(), group, "experts: the groups of rows in int8");
+            return Ok(rows);
         }
-        quantize(stream, x, group, &mut self.x);
-        Ok(())
+        ExpertRows::F32(x) => x,
+    };
+    let at = x.layout();
+    if !room.has_room(at.rows, at.width) {
+        *room = QuantRows::new(stream.device(), at.rows, at.width)?;
     }
+    quantize(stream, x, group, room);
+    Ok(room)
 }
 
 /// Adds what the pieces contribute to `sums`. Where there are any, a row that names an expert twice is poisoned.
@@ -258,14 +315,14 @@ pub fn experts(
     scratch: &mut ExpertsScratch,
     sums: &mut PartialSums,
 ) -> Result<(), KernelError> {
-    let at = args.x.layout();
-    assert!((at.rows, at.width) == (sums.rows, sums.width) && at.heads == 1, "experts: x");
-    assert!(at.rows * args.top_k <= args.ids.len().min(args.weights.len()), "experts: routing");
+    let (rows, width) = (args.x.rows(), args.x.width());
+    assert_eq!((rows, width), (sums.rows, sums.width), "experts: x");
+    assert!(rows * args.top_k <= args.ids.len().min(args.weights.len()), "experts: routing");
     if stream.cuda().is_some() {
         return experts_on(stream, args, scratch, sums);
     }
     let Some(first) = args.pieces.first() else { return Ok(()) };
-    assert_eq!(args.pieces.width, Some(at.width), "experts: a piece's shape");
+    assert_eq!(args.pieces.width, Some(width), "experts: a piece's shape");
     poison_repeated(args, sums);
     let Some(packed) = first.gate.packed() else {
         let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
@@ -275,16 +332,16 @@ pub fn experts(
     assert_eq!(args.unit, UNIT_MIN, "experts: packed groups divide the unit");
     let group = packed.format().group;
     assert_eq!(args.pieces.group, Some(group), "experts: gates and ups in groups of one size");
-    scratch.quantize(stream, args.x, group)?;
+    let ExpertsScratch { x: room, plan, .. } = scratch;
+    let x = in_int8(stream, args.x, group, room)?.set();
     let (values, poison) = (sums.sums.host_mut(), sums.poison.host_mut());
-    let x = scratch.x.set();
-    cpu::packed_experts::add_packed_pieces(stream.cpu(), args, x, &mut scratch.plan, values, poison);
+    cpu::packed_experts::add_packed_pieces(stream.cpu(), args, x, plan, values, poison);
     Ok(())
 }
 
 /// Poisons the rows that name an expert twice.
 fn poison_repeated(args: &ExpertsArgs<'_>, sums: &mut PartialSums) {
-    let (rows, top_k) = (args.x.layout().rows, args.top_k);
+    let (rows, top_k) = (args.x.rows(), args.top_k);
     let poison = &mut sums.poison.host_mut()[..rows];
     for (ids, poison) in args.ids.host().chunks_exact(top_k.max(1)).zip(poison) {
         let repeated = |at: usize| ids[..at].contains(&ids[at]);
@@ -303,11 +360,12 @@ fn experts_on(
         assert!(args.pieces.host.is_empty(), "the CPU's experts on {}", stream.device());
         return Ok(());
     };
-    scratch.quantize(stream, args.x, shard.group())?;
-    let room = scratch.cuda.as_mut().unwrap_or_else(|| panic!("the CPU's scratch on {}", stream.device()));
-    room.make_room(shard, args.x.layout().rows, args.top_k)?;
+    let ExpertsScratch { x, cuda: room, .. } = scratch;
+    let x = in_int8(stream, args.x, shard.group(), x)?;
+    let room = room.as_mut().unwrap_or_else(|| panic!("the CPU's scratch on {}", stream.device()));
+    room.make_room(shard, args.x.rows(), args.top_k)?;
     let batch = ExpertsBatch {
-        x: scratch.x.cuda(),
+        x: x.cuda(),
         ids: args.ids.cuda(),
         weights: args.weights.cuda(),
         top_k: args.top_k,

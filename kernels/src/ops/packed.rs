@@ -73,6 +73,45 @@ impl QuantRows {
         Ok(out)
     }
 
+    /// Takes in rows that `quantize` made elsewhere: codes `[T, groups * G]`, the last group filled up with zeros, and scales
+    /// `[T, groups]`. The groups' sums follow from the codes. There has to be room.
+    pub fn upload(
+        &mut self,
+        stream: &Stream,
+        [rows, width, group]: [usize; 3],
+        codes: &[i8],
+        scales: &[f32],
+    ) -> Result<(), KernelError> {
+        self.shape(rows, width, group);
+        let groups = rows * self.groups();
+        assert_eq!((codes.len(), scales.len()), (groups * group, groups), "rows in int8: their shape");
+        stream.upload(codes, &mut self.codes)?;
+        stream.upload(scales, &mut self.scales)?;
+        let sum_of = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+        if let Device::Cuda(_) = stream.device() {
+            let sums: Vec<i32> = codes.chunks_exact(group).map(sum_of).collect();
+            return stream.upload(&sums, &mut self.sums);
+        }
+        for (sum, codes) in self.sums.host_mut().iter_mut().zip(codes.chunks_exact(group)) {
+            *sum = sum_of(codes);
+        }
+        Ok(())
+    }
+
+    /// All codes and scales, as `upload` takes them.
+    pub fn download_all(
+        &self,
+        stream: &Stream,
+        codes: &mut Vec<i8>,
+        scales: &mut Vec<f32>,
+    ) -> Result<(), KernelError> {
+        let groups = self.rows * self.groups();
+        codes.resize(groups * self.group, 0);
+        scales.resize(groups, 0.0);
+        stream.download(&self.codes, 0, codes)?;
+        stream.download(&self.scales, 0, scales)
+    }
+
     /// Whether these rows fit.
     pub fn has_room(&self, rows: usize, width: usize) -> bool {
         let width = width.next_multiple_of(GROUP_MAX);

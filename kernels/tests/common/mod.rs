@@ -84,7 +84,7 @@ pub fn finished(sums: &[i64], fraction_bits: u32, poisoned: bool) -> Vec<f32> {
 
 /// What the experts of a batch give, as f32.
 pub fn experts_out(stream: &Stream, args: &ExpertsArgs<'_>) -> Vec<f32> {
-    let (rows, width) = (args.x.layout().rows, args.x.layout().width);
+    let (rows, width) = (args.x.rows(), args.x.width());
     let mut sums = PartialSums::new(stream.device(), rows, width).expect("memory");
     let mut scratch = ExpertsScratch::new(stream.device()).expect("memory");
     ops::experts(stream, args, &mut scratch, &mut sums).expect("memory");

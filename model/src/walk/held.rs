@@ -1,8 +1,8 @@
 //! Experts that one place holds, and what it must know of the model to compute them: a few numbers per layer, no tensor names
 //! and no configuration. Both ends of an exchange use it.
 
-use gaterail_kernels::ops::{self, Activation, ExpertsArgs, ExpertsScratch, PartialSums, WeightOn};
-use gaterail_kernels::{Buffer, KernelError, Stream, View};
+use gaterail_kernels::ops::{self, Activation, ExpertRows, ExpertsArgs, ExpertsScratch, PartialSums, WeightOn};
+use gaterail_kernels::{Buffer, KernelError, Stream};
 use gaterail_proto::LayerId;
 
 use crate::spec::ModelSpec;
@@ -38,7 +38,7 @@ pub struct LayerMath {
 #[derive(Clone, Copy)]
 pub struct RoutedRows<'a> {
     /// `[T, H]`
-    pub x: View<'a>,
+    pub x: ExpertRows<'a>,
     /// `[T, K]`; ids of experts that are held elsewhere are passed over.
     pub ids: &'a Buffer<u32>,
     /// `[T, K]`

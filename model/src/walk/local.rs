@@ -57,7 +57,7 @@ impl LocalExperts {
             Some(scratch) => scratch,
             none => none.insert(ExpertsScratch::new(stream.device())?),
         };
-        let x = View::rows(rows.x, rows.rows, rows.width);
+        let x = View::rows(rows.x, rows.rows, rows.width).into();
         let rows = RoutedRows { x, ids: routing.ids, weights: routing.weights, top_k: routing.top_k };
         Ok(self.math.add(&self.shards[shard], layer, &rows, stream, scratch, sums)?)
     }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{Channel, ChannelError, ExchangeKind, FrameBody, FrameKind, Header};
-use gaterail_proto::WorkerId;
+use gaterail_cluster::exchange::{
+    Channel, ChannelError, ExchangeKind, FrameBody, FrameKind, Header, RowForm,
+};
+use gaterail_proto::{LayerId, WorkerId};
 
 use super::stats::LinkStats;
 
@@ -36,6 +38,8 @@ pub(super) struct Link {
     pub broken: bool,
     /// Seconds that handing it a call takes, lately.
     handing: f64,
+    /// In which form it takes the rows of a layer, as its last reply said.
+    forms: Vec<RowForm>,
     /// Calls whose replies somebody waits for.
     open: Vec<u64>,
     /// Replies that came while another was waited for.
@@ -51,6 +55,7 @@ impl Link {
             stats,
             broken: false,
             handing: 0.0,
+            forms: Vec::new(),
             open: Vec::new(),
             early: Vec::new(),
         }
@@ -63,6 +68,21 @@ impl Link {
             ExchangeKind::SharedMemory => self.handing,
             ExchangeKind::Local | ExchangeKind::Grpc => 0.0,
         }
+    }
+
+    /// In which form its rows of a layer go out: in f32 until it has said something else, and where that has no more bytes.
+    pub fn form(&self, layer: LayerId, width: usize) -> RowForm {
+        let said = self.forms.get(layer.0 as usize).copied().unwrap_or_default();
+        if said.row_bytes(width) < RowForm::F32.row_bytes(width) { said } else { RowForm::F32 }
+    }
+
+    /// What a reply says of its layer.
+    pub fn takes(&mut self, layer: LayerId, form: RowForm) {
+        let layer = layer.0 as usize;
+        if self.forms.len() <= layer {
+            self.forms.resize(layer + 1, RowForm::F32);
+        }
+        self.forms[layer] = form;
     }
 
     /// A call went out; handing it over took so long.

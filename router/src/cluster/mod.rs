@@ -18,6 +18,7 @@ mod plans;
 mod pulse;
 mod remote;
 mod routes;
+mod rows;
 mod served;
 mod service;
 mod sessions;

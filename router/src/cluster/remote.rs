@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, Header};
-use gaterail_kernels::ops::{ExpertsScratch, PartialSums, add_travelled, partial_sums};
+use gaterail_cluster::exchange::{FrameBody, FrameKind, HEADER_BYTES, Header, Road, RowForm, Traffic, call_bytes};
+use gaterail_kernels::ops::{ExpertsScratch, PartialSums, QuantRows, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
 use gaterail_proto::{Epoch, LayerId, RouterId, WorkerId};
@@ -17,6 +17,7 @@ use super::hits::Hits;
 use super::link::{self, Link, NoReply};
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
+use super::rows::{KeptRows, Picked};
 use super::stats::{ExchangeStats, add};
 
 /// How long the engine waits for others.
@@ -57,8 +58,10 @@ pub struct RemoteExperts {
     scratch: Scratch,
     /// Workers that a layer's rows go to, in the order of sending.
     order: Vec<usize>,
-    gathered: Vec<f32>,
-    gathered_weights: Vec<f32>,
+    picked: Picked,
+    int8: Option<QuantRows>,
+    /// Which rows a worker gets; `None`: the road that moves fewer bytes.
+    road: Option<Road>,
     reply: FrameBody,
     experts: Option<ExpertsScratch>,
     own_ids: Option<Buffer<u32>>,
@@ -81,12 +84,7 @@ pub struct RemoteTicket(Parcel);
 /// The rows of one layer, kept until they are combined.
 struct Parcel {
     layer: LayerId,
-    rows: usize,
-    top_k: usize,
-    /// `[T, H]`, `[T, K]`, `[T, K]`
-    x: Vec<f32>,
-    ids: Vec<u32>,
-    weights: Vec<f32>,
+    kept: KeptRows,
     /// What each worker of the plan got.
     shares: Vec<Share>,
     /// Calls that are not answered.
@@ -141,14 +139,20 @@ impl RemoteExperts {
             spare: Vec::new(),
             scratch: Scratch::default(),
             order: Vec::new(),
-            gathered: Vec::new(),
-            gathered_weights: Vec::new(),
+            picked: Picked::default(),
+            int8: None,
+            road: None,
             reply: FrameBody::default(),
             experts: None,
             own_ids: None,
             own_weights: None,
             own_x: None,
         }
+    }
+
+    /// Workers get all rows of every batch, or those alone that they need, whatever has fewer bytes.
+    pub fn on_road(self, road: Option<Road>) -> RemoteExperts {
+        RemoteExperts { road, ..self }
     }
 
     /// Takes over what control has changed.
@@ -195,17 +199,19 @@ impl RemoteExperts {
         Ok(())
     }
 
-    /// Sends the rows to whom the plan says. What does not reach its worker shows in the parcel.
-    fn send(&mut self, parcel: &mut Parcel, stream: &Stream) -> Result<(), StepError> {
+    /// Sends the rows to whom the plan says. What does not reach its worker shows in the parcel. `x` is where the rows came from,
+    /// while they are there.
+    fn send(&mut self, parcel: &mut Parcel, x: Option<View<'_>>, stream: &Stream) -> Result<(), StepError> {
         for Pending { link, call, .. } in parcel.pending.drain(..) {
             self.links.iter_mut().filter(|at| at.serial == link).for_each(|link| link.close(call));
         }
         let Some(active) = &self.active else { panic!("rows without a plan") };
         parcel.failed = None;
-        parcel.sums.reset(stream, parcel.rows);
+        parcel.sums.reset(stream, parcel.kept.rows);
         parcel.sent = Some(active.plan.epoch);
         let routes = active.routes.layer(parcel.layer);
-        routes.shares(&parcel.ids, parcel.top_k, &active.plan.speeds, &mut self.scratch, &mut parcel.shares);
+        let (ids, top_k) = (&parcel.kept.ids, parcel.kept.top_k);
+        routes.shares(ids, top_k, &active.plan.speeds, &mut self.scratch, &mut parcel.shares);
         let own = active.plan.own.as_ref().map(|own| own.index);
         self.order.clear();
         let asked = |worker: &usize| Some(*worker) != own && !parcel.shares[*worker].rows.is_empty();
@@ -214,6 +220,13 @@ impl RemoteExperts {
         // or the others would wait for theirs.
         let handing = |worker: &usize| active.links[*worker].map_or(0.0, |link| self.links[link].handing());
         self.order.sort_unstable_by(|a, b| handing(a).total_cmp(&handing(b)).then(a.cmp(b)));
+        // Once for all who take them so: the group is the layer's.
+        let width = self.math.hidden;
+        let takes = |worker: &usize| Some(self.links[active.links[*worker]?].form(parcel.layer, width));
+        let int8 = self.order.iter().filter_map(takes).find(|form| *form != RowForm::F32);
+        if let Some((x, form)) = x.zip(int8) {
+            parcel.kept.quantize(x, form, &mut self.int8, stream)?;
+        }
         for at in 0..self.order.len() {
             if let Err(failed) = self.send_to(self.order[at], parcel) {
                 parcel.failed = Some(failed);
@@ -230,43 +243,42 @@ impl RemoteExperts {
             |why: &dyn std::fmt::Display| Failed { worker: id, why: why.to_string(), aborted: false };
         let link = active.links[worker].map(|link| &mut self.links[link]);
         let link = link.filter(|link| !link.broken).ok_or_else(|| failed(&"there is no connection to it"))?;
-        let share = &parcel.shares[worker];
-        let (width, top_k) = (self.math.hidden, parcel.top_k);
-        let (x, weights) = if share.rows.len() == parcel.rows {
-            (&parcel.x[..], &parcel.weights[..])
-        } else {
-            self.gathered.clear();
-            self.gathered_weights.clear();
-            for &row in &share.rows {
-                let row = row as usize;
-                self.gathered.extend_from_slice(&parcel.x[row * width..(row + 1) * width]);
-                self.gathered_weights.extend_from_slice(&parcel.weights[row * top_k..(row + 1) * top_k]);
-            }
-            (&self.gathered[..], &self.gathered_weights[..])
-        };
+        let Parcel { kept, shares, layer, .. } = parcel;
+        let (width, top_k, share) = (self.math.hidden, kept.top_k, &mut shares[worker]);
+        let form = kept.form(link.form(*layer, width));
+        let needed = share.rows.len();
+        let traffic = Traffic { kind: link.channel.kind(), form, width, top_k, rows: kept.rows, needed };
+        if needed < kept.rows && self.road.unwrap_or_else(|| traffic.road()) == Road::All {
+            share.widen(kept.rows, top_k);
+        }
         self.calls += 1;
         let header = Header {
             kind: FrameKind::Call,
+            form,
             router: self.router,
             epoch: active.plan.epoch,
             call: self.calls,
-            layer: parcel.layer,
+            layer: *layer,
             rows: share.rows.len() as u32,
             width: width as u32,
             top_k: top_k as u32,
             body_bytes: 0,
             computed_ns: 0,
         };
-        let rows = CallRows { x, ids: &share.ids, weights };
         let begun = Instant::now();
+        let rows = kept.call(share, form, &mut self.picked);
         let sent = rows.send(&mut *link.channel, &header, begun + self.limits.call_max);
         sent.map_err(|error| {
             link.broken = true;
             failed(&error)
         })?;
         link.sent(self.calls, begun.elapsed());
-        add(&link.stats.rows, share.rows.len() as u64);
-        add(&link.stats.bytes_out, (HEADER_BYTES + 4 * (x.len() + 2 * weights.len())) as u64);
+        let bytes = call_bytes(form, share.rows.len(), width, top_k);
+        add(&link.stats.rows, needed as u64);
+        add(&link.stats.bytes_out, HEADER_BYTES as u64 + bytes);
+        add(&link.stats.gathered, u64::from(share.rows.len() < kept.rows));
+        add(&link.stats.int8, u64::from(form != RowForm::F32));
+        add(&link.stats.spared, call_bytes(RowForm::F32, kept.rows, width, top_k) - bytes);
         parcel.pending.push(Pending { worker, link: link.serial, call: self.calls });
         Ok(())
     }
@@ -277,31 +289,27 @@ impl RemoteExperts {
             return Ok(());
         };
         // All rows, those of others too: their ids are passed over, and sums go to their places at once.
-        let share = &parcel.shares[own.index];
+        let (kept, share) = (&parcel.kept, &mut parcel.shares[own.index]);
         if share.rows.is_empty() {
             return Ok(());
         }
-        let mut ids: Vec<u32> =
-            (0..parcel.ids.len()).map(|at| u32::MAX - (at % parcel.top_k) as u32).collect();
-        for (row, own) in share.rows.iter().zip(share.ids.chunks_exact(parcel.top_k)) {
-            ids[*row as usize * parcel.top_k..][..parcel.top_k].copy_from_slice(own);
-        }
+        share.widen(kept.rows, kept.top_k);
         let device = stream.device();
-        let x = grown(&mut self.own_x, device, parcel.x.len())?;
-        stream.upload(&parcel.x, x)?;
-        let ids_there = grown(&mut self.own_ids, device, ids.len())?;
-        stream.upload(&ids, ids_there)?;
-        let weights = grown(&mut self.own_weights, device, parcel.weights.len())?;
-        stream.upload(&parcel.weights, weights)?;
+        let x = grown(&mut self.own_x, device, kept.x.len())?;
+        stream.upload(&kept.x, x)?;
+        let ids_there = grown(&mut self.own_ids, device, share.ids.len())?;
+        stream.upload(&share.ids, ids_there)?;
+        let weights = grown(&mut self.own_weights, device, kept.weights.len())?;
+        stream.upload(&kept.weights, weights)?;
         let scratch = match &mut self.experts {
             Some(scratch) => scratch,
             none => none.insert(ExpertsScratch::new(device)?),
         };
         let rows = RoutedRows {
-            x: View::rows(x, parcel.rows, self.math.hidden),
+            x: View::rows(x, kept.rows, self.math.hidden).into(),
             ids: ids_there,
             weights,
-            top_k: parcel.top_k,
+            top_k: kept.top_k,
         };
         Ok(self.math.add(&own.shard, parcel.layer, &rows, stream, scratch, &mut parcel.sums)?)
     }
@@ -337,8 +345,9 @@ impl RemoteExperts {
                     failed(why)
                 }
             })?;
+            link.takes(parcel.layer, header.form);
             let share = &parcel.shares[worker];
-            let places = (share.rows.len() < parcel.rows).then_some(&share.rows[..]);
+            let places = (share.rows.len() < parcel.kept.rows).then_some(&share.rows[..]);
             let bytes = self.reply.bytes();
             add_travelled(stream, bytes, share.rows.len(), places, &mut parcel.sums)
                 .map_err(|error| failed(error.to_string()))?;
@@ -380,7 +389,7 @@ impl RemoteExperts {
                 }
             }
             add(&self.stats.again, 1);
-            self.send(parcel, stream)?;
+            self.send(parcel, None, stream)?;
         }
     }
 
@@ -392,11 +401,7 @@ impl RemoteExperts {
         }
         Ok(Parcel {
             layer: LayerId(0),
-            rows: 0,
-            top_k: 0,
-            x: Vec::new(),
-            ids: Vec::new(),
-            weights: Vec::new(),
+            kept: KeptRows::default(),
             shares: Vec::new(),
             pending: Vec::new(),
             sums: PartialSums::new(stream.device(), rows.next_power_of_two(), width)?,
@@ -435,15 +440,11 @@ impl ExpertLayer for RemoteExperts {
             self.next_plan(None, started + self.limits.plan_max).inspect_err(|_| self.began = None)?;
         }
         let mut parcel = self.parcel(rows.rows, stream).inspect_err(|_| self.began = None)?;
-        (parcel.layer, parcel.rows, parcel.top_k) = (layer, rows.rows, routing.top_k);
-        parcel.x.resize(rows.rows * rows.width, 0.0);
-        parcel.ids.resize(rows.rows * routing.top_k, 0);
-        parcel.weights.resize(rows.rows * routing.top_k, 0.0);
-        stream.download(rows.x, 0, &mut parcel.x).inspect_err(|_| self.began = None)?;
-        stream.download(routing.ids, 0, &mut parcel.ids).inspect_err(|_| self.began = None)?;
-        stream.download(routing.weights, 0, &mut parcel.weights).inspect_err(|_| self.began = None)?;
-        self.hits.count(layer, &parcel.ids);
-        self.send(&mut parcel, stream).inspect_err(|_| self.began = None)?;
+        parcel.layer = layer;
+        parcel.kept.fetch(rows, routing, stream).inspect_err(|_| self.began = None)?;
+        self.hits.count(layer, &parcel.kept.ids);
+        let x = View::rows(rows.x, rows.rows, rows.width);
+        self.send(&mut parcel, Some(x), stream).inspect_err(|_| self.began = None)?;
         add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);
         Ok(RemoteTicket(parcel))
     }
@@ -457,7 +458,7 @@ impl ExpertLayer for RemoteExperts {
         let RemoteTicket(mut parcel) = ticket;
         self.bring_home(&mut parcel, stream).inspect_err(|_| self.began = None)?;
         let started = Instant::now();
-        let out = ViewMut::rows(out, parcel.rows, self.math.hidden);
+        let out = ViewMut::rows(out, parcel.kept.rows, self.math.hidden);
         partial_sums::finish(stream, &parcel.sums, self.math.fraction_bits, out);
         add(&self.stats.combine_ns, started.elapsed().as_nanos() as u64);
         add(&self.stats.layers, 1);

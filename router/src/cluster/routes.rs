@@ -51,6 +51,24 @@ pub struct Scratch {
     workers: Vec<u64>,
 }
 
+impl Share {
+    /// Becomes a share of all rows of a batch; there is nothing to do for those that it had not.
+    pub fn widen(&mut self, rows: usize, top_k: usize) {
+        let idle = || (0..top_k as u32).map(|k| u32::MAX - k);
+        let mut ids = Vec::with_capacity(rows * top_k);
+        let mut own = self.rows.iter().zip(self.ids.chunks_exact(top_k)).peekable();
+        for row in 0..rows as u32 {
+            match own.next_if(|(at, _)| **at == row) {
+                Some((_, own)) => ids.extend_from_slice(own),
+                None => ids.extend(idle()),
+            }
+        }
+        self.ids = ids;
+        self.rows.clear();
+        self.rows.extend(0..rows as u32);
+    }
+}
+
 impl Routes {
     /// Panics for more than `WORKERS_MAX` workers; control does not make such plans.
     pub fn new(placement: &Placement) -> Routes {
@@ -225,6 +243,16 @@ mod tests {
         assert_eq!(shares[1], Share { rows: vec![1], ids: vec![1, 0] });
         assert_eq!(shares[2], Share { rows: vec![0, 2], ids: vec![0, 2, 2, 2] });
         assert_eq!(shares.len(), 3);
+    }
+
+    #[test]
+    fn a_share_of_all_rows_has_nothing_new_to_do() {
+        let mut share = Share { rows: vec![1, 3], ids: vec![7, 8, 9, u32::MAX - 1] };
+        share.widen(5, 2);
+        assert_eq!(share.rows, [0, 1, 2, 3, 4]);
+        let idle = [u32::MAX, u32::MAX - 1];
+        let (first, second) = ([7, 8], [9, u32::MAX - 1]);
+        assert_eq!(share.ids, [idle, first, idle, second, idle].concat());
     }
 
     #[test]

@@ -46,11 +46,16 @@ pub struct ExchangeStats {
 #[derive(Debug, Default)]
 pub struct LinkStats {
     pub calls: AtomicU64,
-    /// Rows of all calls.
+    /// Rows of all calls that it had something to do for.
     pub rows: AtomicU64,
     pub computed_ns: AtomicU64,
     pub bytes_out: AtomicU64,
     pub bytes_in: AtomicU64,
+    /// Calls for which rows were picked out of a batch, and those whose rows were int8.
+    pub gathered: AtomicU64,
+    pub int8: AtomicU64,
+    /// Bytes that all rows of the same batches have in f32, less those that went out.
+    pub spared: AtomicU64,
 }
 
 impl ExchangeStats {

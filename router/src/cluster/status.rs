@@ -114,6 +114,14 @@ pub struct WorkerStatus {
     pub busy: f64,
     pub bytes_out_per_second: f64,
     pub bytes_in_per_second: f64,
+    /// Since it joined: calls for which rows were picked out of a batch, those whose rows were int8, and how many bytes more all rows
+    /// of those batches would have been in f32.
+    #[serde(default)]
+    pub calls_gathered: u64,
+    #[serde(default)]
+    pub calls_int8: u64,
+    #[serde(default)]
+    pub bytes_spared: u64,
 }
 
 /// How far a worker is with what an epoch wants of it.
@@ -212,6 +220,9 @@ impl WorkerStatus {
             busy: rate.busy,
             bytes_out_per_second: rate.bytes_out,
             bytes_in_per_second: rate.bytes_in,
+            calls_gathered: rate.gathered,
+            calls_int8: rate.int8,
+            bytes_spared: rate.spared,
         }
     }
 }
@@ -234,7 +245,7 @@ pub(super) struct Rates {
     before: Option<Sample>,
 }
 
-/// Per second.
+/// Per second, and totals.
 #[derive(Clone, Copy, Default)]
 struct WorkerRate {
     calls: f64,
@@ -242,14 +253,17 @@ struct WorkerRate {
     busy: f64,
     bytes_out: f64,
     bytes_in: f64,
+    gathered: u64,
+    int8: u64,
+    spared: u64,
 }
 
 struct Sample {
     at: Instant,
     /// Layers, then nanoseconds: dispatch, wait, combine, slowest, mean.
     layers: [u64; 6],
-    /// Calls, rows, computed, out, in.
-    workers: HashMap<WorkerId, [u64; 5]>,
+    /// Calls, rows, computed, out, in; gathered, int8, spared.
+    workers: HashMap<WorkerId, [u64; 8]>,
 }
 
 impl Rates {
@@ -273,10 +287,12 @@ impl Rates {
                 mean_ms: each(layers[5]),
                 again: stats.again.load(Ordering::Relaxed),
             };
-            let rate = |(worker, now): (&WorkerId, &[u64; 5])| {
-                let moved = difference(now, before.workers.get(worker).unwrap_or(&[0; 5]));
-                let [calls, rows, computed, bytes_out, bytes_in] = moved.map(|moved| moved / seconds);
-                (*worker, WorkerRate { calls, rows, busy: computed / 1e9, bytes_out, bytes_in })
+            let rate = |(worker, now): (&WorkerId, &[u64; 8])| {
+                let moved = difference(now, before.workers.get(worker).unwrap_or(&[0; 8]));
+                let [calls, rows, computed, bytes_out, bytes_in, ..] = moved.map(|moved| moved / seconds);
+                let [.., gathered, int8, spared] = *now;
+                let busy = computed / 1e9;
+                (*worker, WorkerRate { calls, rows, busy, bytes_out, bytes_in, gathered, int8, spared })
             };
             self.workers = sample.workers.iter().map(rate).collect();
         }
@@ -290,7 +306,8 @@ impl Sample {
         let ExchangeStats { layers, dispatch_ns, wait_ns, combine_ns, slowest_ns, mean_ns, .. } = stats;
         let totals = [layers, dispatch_ns, wait_ns, combine_ns, slowest_ns, mean_ns];
         let worker = |link: &LinkStats| {
-            [&link.calls, &link.rows, &link.computed_ns, &link.bytes_out, &link.bytes_in].map(get)
+            let LinkStats { calls, rows, computed_ns, bytes_out, bytes_in, gathered, int8, spared } = link;
+            [calls, rows, computed_ns, bytes_out, bytes_in, gathered, int8, spared].map(get)
         };
         let workers = stats.links().iter().map(|(id, link)| (*id, worker(link))).collect();
         Sample { at, layers: totals.map(get), workers }

@@ -38,7 +38,7 @@ pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
         let help = "Hits of a layer's hottest expert over the layer's mean, lately, on average over layers.";
         page.gauge("gaterail_expert_hottest", help, &[], heat.hottest);
     }
-    let families: [Family; 10] = [
+    let families: [Family; 11] = [
         ("experts", "gauge", "Experts of the plan of which it holds something.", |at| at.experts as f64),
         ("held_bytes", "gauge", "Bytes of experts that it holds.", |at| at.held_bytes as f64),
         ("memory_bytes", "gauge", "What experts may take.", |at| at.memory_bytes as f64),
@@ -48,6 +48,9 @@ pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
         ("calls_total", "counter", "Calls that it computed since it joined.", |at| at.calls as f64),
         ("rows_per_second", "gauge", "Rows that it computed, lately.", |at| at.rows_per_second),
         ("received_bytes_per_second", "gauge", "Bytes that were sent to it.", |at| at.bytes_out_per_second),
+        ("spared_bytes_total", "counter", "Bytes that all rows would have had in f32 beyond those sent to it.", |at| {
+            at.bytes_spared as f64
+        }),
         ("sent_bytes_per_second", "gauge", "Bytes that it sent.", |at| at.bytes_in_per_second),
     ];
     for (name, kind, help, value) in families {

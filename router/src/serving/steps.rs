@@ -44,6 +44,11 @@ pub struct StepStatus {
     pub rows_per_second: f64,
     /// Milliseconds of a step.
     pub step_ms: f64,
+    /// Bytes of frames for a row, both ways; and how many more it would have been with all rows of every batch in f32.
+    #[serde(default)]
+    pub bytes_per_row: f64,
+    #[serde(default)]
+    pub bytes_spared_per_row: f64,
     /// From 0 to 1; together 1, or 0 where there was no step yet.
     pub shares: StepParts,
     /// Batches of so many rows are computed as two micro-batches that take turns, so that router and workers overlap; and how
@@ -68,6 +73,9 @@ pub struct StepTotals {
     pub calls: u64,
     pub bytes_out: u64,
     pub bytes_in: u64,
+    /// What all rows of every batch would have had in f32, less what went out.
+    #[serde(default)]
+    pub bytes_spared: u64,
 }
 
 /// Reads the clocks of the walk and of the exchange.
@@ -163,6 +171,7 @@ impl StepMeter {
                 totals.calls += count(&link.calls);
                 totals.bytes_out += count(&link.bytes_out);
                 totals.bytes_in += count(&link.bytes_in);
+                totals.bytes_spared += count(&link.spared);
             }
         }
         totals
@@ -173,12 +182,17 @@ impl StepStatus {
     fn between(before: &StepTotals, after: &StepTotals, time: Duration) -> StepStatus {
         let (steps, seconds) = (after.steps - before.steps, time.as_secs_f64());
         let spent = after.parts.minus(&before.parts);
+        let rows = after.rows.saturating_sub(before.rows).max(1) as f64;
+        // A worker that left has taken its totals with it.
+        let a_row = |of: fn(&StepTotals) -> u64| of(after).saturating_sub(of(before)) as f64 / rows;
         StepStatus {
             steps: after.steps,
             steps_per_second: steps as f64 / seconds,
             rows_per_second: (after.rows - before.rows) as f64 / seconds,
             step_ms: (after.step - before.step) * 1e3 / steps.max(1) as f64,
             shares: spent.over(spent.sum()),
+            bytes_per_row: a_row(|at| at.bytes_out + at.bytes_in),
+            bytes_spared_per_row: a_row(|at| at.bytes_spared),
             ..StepStatus::default()
         }
     }

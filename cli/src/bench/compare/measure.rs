@@ -169,6 +169,7 @@ fn difference(now: &StepTotals, before: &StepTotals) -> StepTotals {
         calls: less(now.calls, before.calls),
         bytes_out: less(now.bytes_out, before.bytes_out),
         bytes_in: less(now.bytes_in, before.bytes_in),
+        bytes_spared: less(now.bytes_spared, before.bytes_spared),
     }
 }
 
@@ -183,6 +184,7 @@ pub fn sum<'a>(all: impl Iterator<Item = &'a StepTotals>) -> StepTotals {
         calls: sum.calls + one.calls,
         bytes_out: sum.bytes_out + one.bytes_out,
         bytes_in: sum.bytes_in + one.bytes_in,
+        bytes_spared: sum.bytes_spared + one.bytes_spared,
     })
 }
 

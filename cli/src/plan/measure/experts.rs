@@ -136,7 +136,7 @@ impl Layer<'_> {
         self.stream.upload(&ids, &mut self.ids)?;
         self.sums.reset(self.stream, self.rows);
         let args = ExpertsArgs {
-            x: View::rows(&self.x, self.rows, self.h),
+            x: View::rows(&self.x, self.rows, self.h).into(),
             ids: &self.ids,
             weights: &self.weights,
             top_k: HIT,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use gaterail_cluster::exchange::{
-    Channel, ChannelError, FrameBody, FrameKind, Header, SharedOffer, Waiting, create_shared, open_shared,
+    Channel, ChannelError, FrameBody, FrameKind, Header, RowForm, SharedOffer, Waiting, create_shared, open_shared,
 };
 use gaterail_cluster::predict::Hop;
 use gaterail_kernels::ops::{PartialSums, SumsBytes, add_travelled};
@@ -221,6 +221,7 @@ fn seconds(end: &mut dyn Channel, out: usize, home: usize, calls: usize) -> Resu
 fn header(out: usize, home: usize, work: Duration) -> Header {
     Header {
         kind: FrameKind::Call,
+        form: RowForm::F32,
         router: RouterId(1),
         epoch: Epoch(1),
         call: 0,

@@ -42,6 +42,14 @@ impl Kind {
         }
     }
 
+    /// The groups in which rows meet such weights in int8.
+    pub fn group(self) -> Option<u32> {
+        match self {
+            Kind::Packed(format) => Some(format.group as u32),
+            Kind::Plain(_) => None,
+        }
+    }
+
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
         match self {
             Kind::Packed(format) => format.bytes(rows, cols),

@@ -110,6 +110,7 @@ mod tests {
             plan_max: Duration::ZERO,
             shared_memory: true,
             overlap: crate::serve::workers::settings::Overlap::Auto,
+            road: None,
         }
     }
 

@@ -179,6 +179,7 @@ mod tests {
             units: 32,
             expert_bytes: EXPERT_BYTES as f64,
             gate_bytes: 4096.0,
+            row_group: Some(64),
         };
         let held = |at| LayerExperts { layer: LayerId(at), experts, units: 32, expert_bytes: EXPERT_BYTES };
         let shape = Shape { layers: vec![layer; 2], trunk_bytes: 1e7, head_bytes: 1e7, ..Shape::default() };

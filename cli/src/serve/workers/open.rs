@@ -47,6 +47,7 @@ pub struct Workers {
     router: RouterId,
     plans: Arc<Plans>,
     plan_max: Duration,
+    road: Option<Road>,
     /// `None` where all workers come by themselves.
     pub supervisor: Option<Supervisor>,
     /// What control has to say of workers that go is no news any more.
@@ -126,11 +127,12 @@ impl Opening<'_> {
             Supervisor::start(Crew { join, token, flags, shares, notes, quiet })
         });
         let (supervisor, plan_max) = (supervisor.transpose()?, settings.plan_max);
+        let road = settings.road;
         let join_command = settings.join_command(address);
         if let Some(supervisor) = &supervisor {
             front.spawn(tell_who_is_there(Arc::downgrade(&cluster), supervisor.present()));
         }
-        Ok(Workers { cluster, stats, join_command, router, plans, plan_max, supervisor, stopping })
+        Ok(Workers { cluster, stats, join_command, router, plans, plan_max, road, supervisor, stopping })
     }
 
     /// Whether the experts fit into the shares at all, where nobody else will come.
@@ -164,7 +166,8 @@ impl Workers {
     pub fn experts(&self, math: ExpertMath) -> impl FnOnce() -> RemoteExperts + Send + use<> {
         let limits = RemoteLimits { plan_max: self.plan_max, ..RemoteLimits::default() };
         let (router, plans, stats) = (self.router, self.plans.clone(), self.stats.clone());
-        move || RemoteExperts::new(math, router, plans, stats, limits)
+        let road = self.road;
+        move || RemoteExperts::new(math, router, plans, stats, limits).on_road(road)
     }
 
     /// The server ends: workers leave with its engine, and that is not told. Deaths of this machine's processes still are.

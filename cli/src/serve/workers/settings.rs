@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gaterail_cluster::exchange::Road;
 use gaterail_cluster::membership::Policy;
 use gaterail_cluster::placement::Parallel;
 use gaterail_router::cluster::WORKERS_MAX;
@@ -42,6 +43,8 @@ pub struct WorkerSettings {
     pub plan_max: Duration,
     pub shared_memory: bool,
     pub overlap: Overlap,
+    /// Which rows a worker gets; `None`: what has fewer bytes.
+    pub road: Option<Road>,
 }
 
 /// From how many rows on a batch is two micro-batches that take turns.
@@ -109,6 +112,7 @@ impl WorkerSettings {
                 .unwrap_or(Duration::from_secs(120)),
             shared_memory: !settings.switch("no-shared-memory"),
             overlap: settings.parsed_by("overlap-rows", overlap)?.unwrap_or(Overlap::Off),
+            road: settings.parsed_by("exchange-rows", road)?.flatten(),
         })
     }
 
@@ -159,6 +163,15 @@ fn tls_files(settings: &Settings) -> Result<TlsFiles, CliError> {
         return Err(CliError::Usage(why.to_string()));
     }
     Ok(files)
+}
+
+fn road(text: &str) -> Result<Option<Road>, String> {
+    match text {
+        "auto" => Ok(None),
+        "all" => Ok(Some(Road::All)),
+        "chosen" => Ok(Some(Road::Chosen)),
+        _ => Err("it has to be auto, all or chosen".to_string()),
+    }
 }
 
 fn overlap(text: &str) -> Result<Overlap, String> {

@@ -52,7 +52,7 @@ fn sums_case(random: &mut Random, stream: &Stream, what: &str) {
     for held in [&experts[..2], &experts[2..]] {
         let pieces = ExpertPieces::on(stream.device(), held.to_vec()).expect("memory");
         let args = ExpertsArgs {
-            x: View::rows(&x, rows, h),
+            x: View::rows(&x, rows, h).into(),
             ids: &ids,
             weights: &weights,
             top_k: 2,

@@ -296,7 +296,7 @@ impl Layer {
         let (x, ids) = (put(stream, x)?, put(stream, ids)?);
         let weights = put(stream, &self.weights(tokens))?;
         let args = ExpertsArgs {
-            x: View::rows(&x, tokens, width),
+            x: View::rows(&x, tokens, width).into(),
             ids: &ids,
             weights: &weights,
             top_k,

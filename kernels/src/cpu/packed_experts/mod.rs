@@ -36,7 +36,7 @@ pub(crate) fn add_packed_pieces(
     poison: &mut [u32],
 ) {
     plan.make(args);
-    let width = args.x.layout().width;
+    let width = args.x.width();
     let Plan { jobs, tasks, rows, weights, codes, scales, sums: code_sums, starts, .. } = plan;
     let Some(codes) = codes.as_mut().filter(|_| !jobs.is_empty()) else { return };
     let hidden = Hidden {

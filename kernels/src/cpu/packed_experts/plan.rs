@@ -36,7 +36,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Sorts the rows by expert, and lays out the tasks.
     pub fn make(&mut self, args: &ExpertsArgs<'_>) {
-        let rows = args.x.layout().rows;
+        let rows = args.x.rows();
         let ids = &args.ids.host()[..rows * args.top_k];
         let weights = &args.weights.host()[..rows * args.top_k];
         let experts = 1 + args.pieces.experts().iter().max().map_or(0, |&expert| expert as usize);
