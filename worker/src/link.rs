@@ -71,7 +71,7 @@ pub type Client = ClusterClient<InterceptedService<Http2, Token>>;
 
 /// What a router's door asks for.
 #[derive(Clone)]
-pub struct Token(Option<MetadataValue<Ascii>>);
+pub struct Token(pub(crate) Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -228,7 +228,7 @@ async fn welcomed(
     let model = model.map_err(|error| Ended::Again(error.to_string()))?;
     let packed = packed(&model, &shared.options).await;
     let runtime = tokio::runtime::Handle::current();
-    let weights = FromRouter { runtime, client, session };
+    let weights = FromRouter { runtime, client, session, cancelled: Arc::default() };
     let offer = shared_memory.filter(|_| shared.options.shared_memory);
     let offer = offer.map(|at| SharedOffer { pid: at.pid, fd: at.fd, bytes: at.bytes, nonce: at.nonce });
     let channel = exchange(shared, &weights, (offer, body_bytes_max), packed, &outgoing).await?;
