@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use gaterail_cluster::exchange::{CallRows, FrameBody, FrameKind, HEADER_BYTES, Header};
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
-use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
+use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, Hits, RoutedRows, Routing, StepError};
 use gaterail_proto::{Epoch, LayerId, RouterId, WorkerId};
 
-use super::hits::Hits;
 use super::link::{self, Link, NoReply};
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
@@ -442,7 +441,7 @@ impl ExpertLayer for RemoteExperts {
         stream.download(rows.x, 0, &mut parcel.x).inspect_err(|_| self.began = None)?;
         stream.download(routing.ids, 0, &mut parcel.ids).inspect_err(|_| self.began = None)?;
         stream.download(routing.weights, 0, &mut parcel.weights).inspect_err(|_| self.began = None)?;
-        self.hits.count(layer, &parcel.ids);
+        self.hits.count(layer, rows.rows, &parcel.ids);
         self.send(&mut parcel, stream).inspect_err(|_| self.began = None)?;
         add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);
         Ok(RemoteTicket(parcel))

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use gaterail_model::walk::LaneTimes;
+use gaterail_model::walk::{Hits, LaneTimes, LayerHits};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ExchangeStats;
@@ -73,6 +73,8 @@ pub struct StepTotals {
 /// Reads the clocks of the walk and of the exchange.
 pub struct StepMeter {
     lane: Arc<LaneTimes>,
+    /// Where rows went that this process computes.
+    own: Option<Arc<Hits>>,
     exchange: Option<Arc<ExchangeStats>>,
     window: Mutex<Window>,
 }
@@ -84,10 +86,22 @@ struct Window {
 }
 
 impl StepMeter {
-    /// `exchange` is `None` where this process computes all experts.
-    pub fn new(lane: Arc<LaneTimes>, exchange: Option<Arc<ExchangeStats>>) -> StepMeter {
+    /// With workers.
+    pub fn with_exchange(lane: Arc<LaneTimes>, exchange: Arc<ExchangeStats>) -> StepMeter {
+        StepMeter { exchange: Some(exchange), ..StepMeter::new(lane, None) }
+    }
+
+    /// Where this process computes all experts, and where rows to those go.
+    pub fn new(lane: Arc<LaneTimes>, own: Option<Arc<Hits>>) -> StepMeter {
         let (before, last) = (StepTotals::default(), StepStatus::default());
-        StepMeter { lane, exchange, window: Mutex::new(Window { since: Instant::now(), before, last }) }
+        let window = Mutex::new(Window { since: Instant::now(), before, last });
+        StepMeter { lane, own, exchange: None, window }
+    }
+
+    /// Which experts rows went to since the start; `None` where nobody counts.
+    pub fn hits(&self) -> Option<Vec<LayerHits>> {
+        let away = self.exchange.as_ref().and_then(|exchange| exchange.hits());
+        Some(away.or(self.own.as_ref())?.layers())
     }
 
     /// Closes a window where one is over; to be called more often than once in a window.
@@ -240,7 +254,7 @@ mod tests {
     #[test]
     fn shares_are_those_of_the_last_window_with_steps() {
         let (lane, exchange) = (Arc::new(LaneTimes::default()), Arc::new(ExchangeStats::default()));
-        let meter = StepMeter::new(lane.clone(), Some(exchange.clone()));
+        let meter = StepMeter::with_exchange(lane.clone(), exchange.clone());
         let start = Instant::now();
         assert_eq!(meter.status(), StepStatus::default());
         lane.steps.store(10, Ordering::Relaxed);
