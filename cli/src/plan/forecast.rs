@@ -1,7 +1,9 @@
 //! What every way to spread the experts costs: a pure function of shape, rates and placement.
 
 use gaterail_cluster::placement::{Seat, Wanted, place};
-use gaterail_cluster::predict::{Drawn, Prediction, Rates, Step, Term, Terms, Verdict, Where, compare, predict};
+use gaterail_cluster::predict::{
+    Drawn, Prediction, Rates, Step, Term, Terms, Verdict, Where, compare, predict,
+};
 use gaterail_proto::{ExpertInventory, Placement};
 use serde::Serialize;
 
