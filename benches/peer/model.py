@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a GGUF of OLMoE's shape with random weights, for measurements beside llama.cpp and of `bench --compare`.
 
-    python benches/peer/model.py OUT.gguf [olmoe-1b-7b|mini]
+    python benches/peer/model.py OUT.gguf [olmoe-1b-7b|mini] [LAYERS]
 
 Weights are Q4_0 as `llama-quantize` writes them, but for one thing: a code is drawn from 1 to 15, so that its mean is 8,
 which is zero. Codes from 0 to 15 have a mean of -0.5 steps. That is a rank of its own in every matrix, W = noise - 0.5 s 11^T,
@@ -41,11 +41,12 @@ def merges():
 
 
 class File:
-    def __init__(self, path, shape):
+    def __init__(self, path, shape, layers=None):
         self.rng = np.random.default_rng(0)
         self.to = gguf.GGUFWriter(path, "olmoe", use_temp_file=False)
         (self.layers, self.hidden, self.heads, self.head, self.experts, self.top_k, self.width,
          self.vocab, self.context) = SHAPES[shape]
+        self.layers = layers or self.layers
 
     def matrix(self, name, *shape, size=None):
         """Values of mean zero, of that size or so that a product keeps the size of its row."""
@@ -124,4 +125,5 @@ class File:
 
 
 if __name__ == "__main__":
-    File(sys.argv[1], (sys.argv[2:] or ["olmoe-1b-7b"])[0]).write()
+    path, shape, layers = (*sys.argv[1:], *["", "olmoe-1b-7b", "0"][len(sys.argv) - 1:])
+    File(path, shape, int(layers)).write()
