@@ -49,6 +49,14 @@ pub struct Turn {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reads(pub [f64; 3]);
 
+/// `33.1, 52.0, 51.8`
+impl std::fmt::Display for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [known, before, after] = self.0.map(|rate| rate / 1e9);
+        write!(f, "{known:.1}, {before:.1}, {after:.1}")
+    }
+}
+
 /// Memory whose measurements are further apart than this moved.
 const MOVED: f64 = 1.15;
 

@@ -88,7 +88,7 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
 }
 
 /// How often a mode is measured again in a round because the machine's memory moved.
-const AGAIN_MAX: usize = 2;
+const AGAIN_MAX: usize = 1;
 
 /// What was said before turns, and what was measured.
 #[derive(Default)]
@@ -173,9 +173,10 @@ impl Round<'_> {
                 break;
             }
             if again > 0 {
-                let note =
-                    format!("bench: memory moved under {} turns of {}: again", open.len(), self.contender);
-                terminal::note(&note);
+                let each = open.iter().filter_map(|&at| kept[at].as_ref());
+                let reads: Vec<String> = each.map(|turn| turn.reads.to_string()).collect();
+                let reads = reads.join("; ");
+                terminal::note(&format!("bench: {}: memory moved ({reads} GB/s): again", self.contender));
             }
             for (at, turn) in self.pass(&open, asked, measured)? {
                 if kept[at].as_ref().is_none_or(|kept| turn.reads.apart() < kept.reads.apart()) {

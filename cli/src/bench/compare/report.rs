@@ -8,6 +8,9 @@ use crate::bench::plot::escaped;
 const TITLE: usize = 26;
 const COLUMN: usize = 30;
 
+/// What the machine gave meanwhile.
+const MEMORY: &str = "the machine's memory, GB/s";
+
 /// What a line of the table says of a side, and how many decimals its numbers have.
 type Row = (&'static str, fn(&Side) -> &Figure, usize);
 
@@ -27,14 +30,14 @@ const DECODE: [Row; 8] = {
     rows[1].2 = 2;
     rows
 };
+const LEGEND: &str = "median (least to most) | what was predicted before, and its error; in the line \"told what it touched\" what \
+    would have been predicted had it been known which experts rows would go to";
 /// Under the line that says what was measured and what was predicted before it.
 const KNOWING: &str = "  told what it touched";
 
 pub fn text(found: &Comparison) -> String {
     let mut text = format!(
-        "{}: prompts of {} tokens, answers of {}; {} worker processes, {} rounds\n\
-         median (least to most) | as predicted before, error of that\n\
-         under it: what would have been predicted with the experts that rows went to, error of that\n",
+        "{}: prompts of {} tokens, answers of {}; {} worker processes, {} rounds\n{LEGEND}\n",
         found.model, found.prompt_tokens, found.output_tokens, found.workers, found.rounds
     );
     for &streams in &found.streams {
@@ -55,7 +58,7 @@ pub fn text(found: &Comparison) -> String {
                 text += &line(&title, cells.iter().map(|cell| part_shown(side(cell), part)));
             }
         }
-        text += &line("\nthe machine's memory, GB/s", cells.iter().map(|cell| read_shown(cell)));
+        text += &line(&format!("\n{MEMORY}"), cells.iter().map(|cell| read_shown(cell)));
     }
     text += &line("\nmemory of the fullest, MB", found.first_cells().map(|cell| shown_scaled(&cell.memory)));
     text.push('\n');
@@ -156,7 +159,7 @@ pub fn winner_line(winner: &Winner, rounds: usize) -> String {
 pub fn page(found: &Comparison) -> String {
     let title = format!("{}: ways to spread the experts", found.model);
     let mut body = format!(
-        "<h1>{}</h1>\n<p>Prompts of {} tokens, answers of {}; {} worker processes; {} rounds. {}</p>\n<ul>\n",
+        "<h1>{}</h1>\n<p>Prompts of {} tokens, answers of {}; {} worker processes; {} rounds. {}</p>\n<p>{LEGEND}</p>\n<ul>\n",
         escaped(&title),
         found.prompt_tokens,
         found.output_tokens,
@@ -169,7 +172,7 @@ pub fn page(found: &Comparison) -> String {
         .iter()
         .for_each(|winner| body += &format!("<li>{}</li>\n", escaped(&winner_line(winner, found.rounds))));
     body += &format!("</ul>\n<p>{}</p>\n", escaped(&found.same));
-    body += &picture::steps(&found.cells);
+    body += &wide(&picture::steps(&found.cells));
     for &streams in &found.streams {
         let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
         if cells.is_empty() {
@@ -178,18 +181,30 @@ pub fn page(found: &Comparison) -> String {
         for (name, rows, side) in sides() {
             body += &table(&format!("{name}, {streams} at once"), &cells, &rows, side);
         }
-        body += &picture::requests(&cells, streams);
+        body += &wide(&picture::requests(&cells, streams));
     }
     format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{}</title><style>{STYLE}</style></head>\n\
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{}</title><style>{STYLE}</style></head>\n\
          <body>\n{body}</body></html>\n",
         escaped(&title)
     )
 }
 
-const STYLE: &str = "body{font:14px Helvetica,Arial,sans-serif;color:#222;max-width:1100px;margin:2em auto;padding:0 1em}\
-table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}\
-th:first-child,td:first-child{text-align:left}caption{text-align:left;font-weight:bold;padding:.4em 0}";
+/// Pictures and tables that are wider than the window scroll by themselves. Pictures are drawn for white; on black their text and
+/// lines follow the page.
+const STYLE: &str = ":root{color-scheme:light dark;--text:#222;--back:#fff;--line:#ddd;--last:#000}\
+@media(prefers-color-scheme:dark){:root{--text:#ddd;--back:#15171b;--line:#3a3d44;--last:#c8c8c8}}\
+body{font:14px/1.45 Helvetica,Arial,sans-serif;color:var(--text);background:var(--back);max-width:1100px;margin:2em auto;padding:0 1em}\
+h1{font-size:1.5em;overflow-wrap:anywhere}li{margin:.4em 0}.wide{overflow-x:auto;margin:1.5em 0}\
+table{border-collapse:collapse}th,td{padding:.25em .8em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\
+th:first-child,td:first-child{text-align:left;white-space:pre}caption{text-align:left;font-weight:bold;padding:.4em 0;white-space:nowrap}\
+svg{fill:var(--text)}svg>rect[fill=white]{fill:var(--back)}path[stroke=\"#ddd\"]{stroke:var(--line)}\
+path[stroke=\"#444\"]{stroke:var(--text)}rect[fill=\"#000000\"]{fill:var(--last)}";
+
+fn wide(inner: &str) -> String {
+    format!("<div class=\"wide\">\n{inner}</div>\n")
+}
 
 fn table(caption: &str, cells: &[&Cell], rows: &[Row], side: fn(&Cell) -> &Side) -> String {
     let row = |title: &str, values: Vec<String>, tag: &str| {
@@ -202,5 +217,6 @@ fn table(caption: &str, cells: &[&Cell], rows: &[Row], side: fn(&Cell) -> &Side)
     for (title, figure, decimals) in rows {
         text += &row(title, cells.iter().map(|cell| shown(figure(side(cell)), *decimals)).collect(), "td");
     }
-    text + "</table>\n"
+    text += &row(MEMORY, cells.iter().map(|cell| read_shown(cell)).collect(), "td");
+    wide(&(text + "</table>\n"))
 }
