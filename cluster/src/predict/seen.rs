@@ -64,7 +64,7 @@ mod tests {
             touched += one.iter().filter(|one| **one).count();
         }
         hits.iter_mut().for_each(|hits| *hits /= f64::from(draws * rows));
-        (f64::from(touched) / f64::from(draws), hits)
+        (touched as f64 / f64::from(draws), hits)
     }
 
     #[test]

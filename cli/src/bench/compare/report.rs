@@ -37,8 +37,12 @@ const KNOWING: &str = "  told what it touched";
 
 pub fn text(found: &Comparison) -> String {
     let mut text = format!(
-        "{}: prompts of {} tokens, answers of {}; {} worker processes, {} rounds\n{LEGEND}\n",
-        found.model, found.prompt_tokens, found.output_tokens, found.workers, found.rounds
+        "{}: prompts of {} tokens, answers of {}; {} worker processes, {}\n{LEGEND}\n",
+        found.model,
+        found.prompt_tokens,
+        found.output_tokens,
+        found.workers,
+        rounds(found)
     );
     for &streams in &found.streams {
         let cells: Vec<&Cell> = found.cells.iter().filter(|cell| cell.streams == streams).collect();
@@ -77,7 +81,7 @@ pub fn sides() -> [Picked; 2] {
 fn shown(figure: &Figure, decimals: usize) -> String {
     let Some(measured) = figure.measured else { return "-".to_string() };
     let predicted = match (figure.predicted, figure.error) {
-        (Some(predicted), Some(error)) => format!(" | {predicted:.decimals$} {:+.0} %", error * 100.0),
+        (Some(predicted), Some(error)) => format!(" | {predicted:.decimals$} {}", percent(error)),
         (Some(predicted), None) => format!(" | {predicted:.decimals$}"),
         _ => String::new(),
     };
@@ -86,6 +90,16 @@ fn shown(figure: &Figure, decimals: usize) -> String {
         false => format!(" ({:.decimals$} to {:.decimals$})", measured.least, measured.most),
     };
     format!("{:.decimals$}{spread}{predicted}", measured.median)
+}
+
+fn rounds(found: &Comparison) -> String {
+    if found.rounds == 1 { "1 round".to_string() } else { format!("{} rounds", found.rounds) }
+}
+
+/// `+4 %`; what is rounded to nothing has no sign.
+fn percent(error: f64) -> String {
+    let percent = (error * 100.0).round();
+    if percent == 0.0 { "0 %".to_string() } else { format!("{percent:+.0} %") }
 }
 
 fn shown_scaled(figure: &Figure) -> String {
@@ -159,12 +173,12 @@ pub fn winner_line(winner: &Winner, rounds: usize) -> String {
 pub fn page(found: &Comparison) -> String {
     let title = format!("{}: ways to spread the experts", found.model);
     let mut body = format!(
-        "<h1>{}</h1>\n<p>Prompts of {} tokens, answers of {}; {} worker processes; {} rounds. {}</p>\n<p>{LEGEND}</p>\n<ul>\n",
+        "<h1>{}</h1>\n<p>Prompts of {} tokens, answers of {}; {} worker processes; {}. {}</p>\n<p>{LEGEND}</p>\n<ul>\n",
         escaped(&title),
         found.prompt_tokens,
         found.output_tokens,
         found.workers,
-        found.rounds,
+        rounds(found),
         escaped(&found.device),
     );
     found

@@ -18,7 +18,7 @@ use gaterail_model::walk::{
 use gaterail_proto::LayerId;
 
 use super::blank::{Blank, TOKENS, layer_bytes};
-use super::{COLD_BYTES, usual};
+use super::{COLD_BYTES, TURNS, middle, usual};
 
 /// A longer head is measured with a part of its rows.
 const HEAD_BYTES_MAX: usize = 320 << 20;
@@ -27,8 +27,6 @@ const KINDS_MAX: usize = 4;
 /// So many steps are walked at most, and none is begun after so long; what others take is known from the nearest one.
 const STEPS_MAX: usize = 24;
 const WALKING: Duration = Duration::from_secs(6);
-/// Each is walked so often, the others between: who uses the machine for half a second spoils one of them.
-const TURNS: usize = 3;
 /// A step with more rows, or more KV, is not tried.
 const ROWS_MAX: u32 = 2048;
 const KV_BYTES_MAX: u64 = 1 << 30;
@@ -143,17 +141,13 @@ impl Kind {
                 }
             }
         }
-        Ok(found.iter().map(|turns| middle(turns)).collect())
+        Ok(found.iter().map(|turns| usual_of(turns)).collect())
     }
 }
 
 /// Of several turns of one step.
-fn middle(turns: &[Walked]) -> Walked {
-    let of = |value: fn(&Walked) -> f64| {
-        let mut all: Vec<f64> = turns.iter().map(value).collect();
-        all.sort_by(f64::total_cmp);
-        all[(all.len() - 1) / 2]
-    };
+fn usual_of(turns: &[Walked]) -> Walked {
+    let of = |value: fn(&Walked) -> f64| middle(turns.iter().map(value).collect());
     Walked {
         step: turns[0].step,
         trunk: of(|one| one.trunk),
