@@ -20,7 +20,8 @@ pub struct StepParts {
     pub gate: f64,
     /// Dense layers, shared experts, adding what came home.
     pub dense: f64,
-    /// Handing rows out, and the experts that this process holds beside its workers.
+    /// Handing rows out, and the experts that this process holds beside its workers; without the time in which a worker was
+    /// already computing and did not have to be waited for later.
     pub dispatch: f64,
     /// The experts, as workers compute them on average.
     pub experts: f64,
@@ -152,13 +153,16 @@ impl StepMeter {
             // The walk's other time is the experts'.
             None => StepParts { experts: (step - lane.sum()).max(0.0), ..lane },
             Some(exchange) => {
-                let wait = seconds(&exchange.wait_ns);
-                // A worker begins before it is waited for, so that it may have computed longer than that.
-                let experts = seconds(&exchange.mean_ns).min(wait);
-                let slowest =
-                    (seconds(&exchange.slowest_ns) - seconds(&exchange.mean_ns)).clamp(0.0, wait - experts);
+                let (mean, most) = (seconds(&exchange.mean_ns), seconds(&exchange.slowest_ns));
+                let (sent, waited) = (seconds(&exchange.dispatch_ns), seconds(&exchange.wait_ns));
+                // A worker begins before it is waited for; one that shares the router's core takes it over while rows are handed
+                // out. What it has computed longer than it was waited for is the experts' time, not the handing's.
+                let before = (most - waited).clamp(0.0, sent);
+                let wait = waited + before;
+                let experts = mean.min(wait);
+                let slowest = (most - mean).clamp(0.0, wait - experts);
                 let with = StepParts {
-                    dispatch: seconds(&exchange.dispatch_ns),
+                    dispatch: sent - before,
                     experts,
                     slowest,
                     travel: wait - experts - slowest,
@@ -276,6 +280,25 @@ mod tests {
         // Nothing happens: what was stays to be seen.
         meter.sample(start + 4 * WINDOW);
         assert_eq!(meter.status(), status);
+    }
+
+    #[test]
+    fn what_a_worker_computes_while_rows_are_handed_out_is_the_experts() {
+        let (lane, exchange) = (Arc::new(LaneTimes::default()), Arc::new(ExchangeStats::default()));
+        let meter = StepMeter::with_exchange(lane.clone(), exchange.clone());
+        set(&lane.step_ns, 100);
+        set(&exchange.dispatch_ns, 25);
+        set(&exchange.wait_ns, 40);
+        set(&exchange.mean_ns, 50);
+        set(&exchange.slowest_ns, 60);
+        let parts = meter.totals().parts;
+        let ms = [parts.dispatch, parts.experts, parts.slowest, parts.travel, parts.other];
+        assert_eq!(ms.map(|seconds| (seconds * 1e3).round()), [5.0, 50.0, 10.0, 0.0, 35.0]);
+        // Longer than both together is nothing that can be: then it is all that there was.
+        set(&exchange.slowest_ns, 90);
+        let parts = meter.totals().parts;
+        let ms = [parts.dispatch, parts.experts, parts.slowest, parts.travel, parts.other];
+        assert_eq!(ms.map(|seconds| (seconds * 1e3).round()), [0.0, 50.0, 15.0, 0.0, 35.0]);
     }
 
     #[test]

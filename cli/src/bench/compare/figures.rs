@@ -4,7 +4,7 @@ use gaterail_cluster::predict::{Prediction, Seen, Terms};
 use gaterail_router::serving::StepTotals;
 use serde::Serialize;
 
-use super::measure::{Phase, Turn, sum};
+use super::measure::{Phase, Reads, Turn, sum};
 use crate::plan::forecast::{Forecast, named_ms};
 
 /// Over rounds.
@@ -233,12 +233,21 @@ pub struct Winner {
 pub struct Lead {
     pub loser: String,
     pub rate: Spread,
+    /// What memory gave the winner and the loser, in bytes a second, where that was not nearly the same: then it may be what won.
+    pub unlike: Option<(f64, f64)>,
     pub factor: f64,
     /// The part of a step in which most is saved, and how many milliseconds.
     pub part: &'static str,
     pub saved_ms: f64,
     /// Whether even the worst round of the winner beat the best of the loser.
     pub clear: bool,
+}
+
+/// What memory gave to each of them, if a turn of one and a turn of the other would not have passed for one turn.
+fn unlike(a: &Cell, b: &Cell) -> Option<(f64, f64)> {
+    let read = |cell: &Cell| cell.read_bytes_per_second.map(|spread| spread.median);
+    let (a, b) = (read(a)?, read(b)?);
+    (!Reads([a, b, b]).steady()).then_some((a, b))
 }
 
 /// Among cells with the same number of streams.
@@ -255,6 +264,7 @@ pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> O
         Lead {
             loser: cell.mode.clone(),
             rate: *spread,
+            unlike: unlike(best, cell),
             factor: fastest.median / spread.median,
             part,
             saved_ms,
@@ -273,6 +283,18 @@ pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_gave_more_to_one_is_named() {
+        let given = |rate: f64| {
+            let mut cell = cell("ep".to_string(), 1, Vec::new(), 0);
+            cell.read_bytes_per_second = Spread::of(vec![rate]);
+            cell
+        };
+        assert_eq!(unlike(&given(60e9), &given(53e9)), None);
+        assert_eq!(unlike(&given(60e9), &given(38e9)), Some((60e9, 38e9)));
+        assert_eq!(unlike(&given(38e9), &given(60e9)), Some((38e9, 60e9)));
+    }
 
     #[test]
     fn spreads_and_errors() {

@@ -144,7 +144,18 @@ pub fn winner_line(winner: &Winner, rounds: usize) -> String {
     };
     let lead = |lead: &Lead| {
         let less = (1.0 - lead.rate.median / winner.rate.median) * 100.0;
-        let doubt = if lead.clear { "" } else { ", which is within the spread" };
+        let doubt = match (lead.unlike, lead.clear) {
+            (Some((ours, theirs)), _) => {
+                format!(
+                    " (no fair comparison: memory gave {:.0} GB/s, and to {} {:.0})",
+                    theirs / 1e9,
+                    winner.winner,
+                    ours / 1e9
+                )
+            }
+            (None, true) => String::new(),
+            (None, false) => ", which is within the spread".to_string(),
+        };
         format!(
             "; {} makes {less:.0} % less, {}{doubt}, mostly for {:.2} ms more of each step in {}",
             lead.loser,
