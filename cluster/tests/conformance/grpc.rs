@@ -131,8 +131,9 @@ fn bytes_that_are_no_frame() {
         header.to_vec()
     };
     let cases = [
-        (with(0, b"GRX2"), FrameError::Magic),
+        (with(0, b"GRX1"), FrameError::Magic),
         (with(4, &[9]), FrameError::Kind(9)),
+        (with(5, &[3]), FrameError::Form(3)),
         (with(48, &1001u64.to_le_bytes()), FrameError::TooLarge { bytes: 1001, max: 1000 }),
         (with(48, &u64::MAX.to_le_bytes()), FrameError::TooLarge { bytes: u64::MAX, max: 1000 }),
     ];

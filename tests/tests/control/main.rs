@@ -259,18 +259,18 @@ fn a_digest_knows_the_contents_and_nothing_else() {
 /// Workers that keep packed experts apart, as two hosts do, come back in another order: each gets what it has packed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_lies_packed_is_not_packed_again() {
-    let (router, runner) = router(2).await;
     let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
-    let start = |which: usize| {
+    let start = |router: SocketAddr, which: usize| {
         let cache = PackedCache { bytes_min: 0, ..PackedCache::new(folders[which].path().to_path_buf()) };
-        let options = worker_options(&[router.address], ["one", "two"][which]);
+        let options = worker_options(&[router], ["one", "two"][which]);
         RunningWorker::start(gaterail_worker::WorkerOptions { packed_cache: Some(cache), ..options })
     };
     let files = || folders.each_ref().map(|folder| list(folder.path()).map_or(0, |files| files.len()));
     for order in [[0, 1], [1, 0]] {
+        let (router, _runner) = router(2).await;
         let mut workers = Vec::new();
         for (there, which) in order.into_iter().enumerate() {
-            workers.push(start(which));
+            workers.push(start(router.address, which));
             router.until("joined", |status| status.workers.len() == there + 1).await;
         }
         let status = router.serving(2).await;
@@ -291,10 +291,8 @@ async fn what_lies_packed_is_not_packed_again() {
         for worker in workers {
             worker.kill().await;
         }
-        router.until("empty", |status| status.workers.is_empty()).await;
+        router.stop().await;
     }
-    drop(runner);
-    router.stop().await;
 }
 
 async fn client(address: SocketAddr) -> ClusterClient<tonic::transport::Channel> {
