@@ -8,8 +8,16 @@ use gaterail_cluster::predict::{
 use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, Placement, WorkerId};
 
 fn shape(layers: usize, experts: u32, top_k: u32) -> Shape {
-    let layer =
-        LayerShape { hidden: 100, experts, top_k, width: 200, units: 4, expert_bytes: 1e6, gate_bytes: 1e4, row_group: None };
+    let layer = LayerShape {
+        hidden: 100,
+        experts,
+        top_k,
+        width: 200,
+        units: 4,
+        expert_bytes: 1e6,
+        gate_bytes: 1e4,
+        row_group: None,
+    };
     Shape {
         layers: vec![layer; layers],
         trunk_bytes: 5e6,

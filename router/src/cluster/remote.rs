@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{FrameBody, FrameKind, HEADER_BYTES, Header, Road, RowForm, Traffic, call_bytes};
+use gaterail_cluster::exchange::{
+    FrameBody, FrameKind, HEADER_BYTES, Header, Road, RowForm, Traffic, call_bytes,
+};
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, QuantRows, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};

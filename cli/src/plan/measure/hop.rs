@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use gaterail_cluster::exchange::{
-    Channel, ChannelError, FrameBody, FrameKind, Header, RowForm, SharedOffer, Waiting, create_shared, open_shared,
+    Channel, ChannelError, FrameBody, FrameKind, Header, RowForm, SharedOffer, Waiting, create_shared,
+    open_shared,
 };
 use gaterail_cluster::predict::Hop;
 use gaterail_kernels::ops::{PartialSums, SumsBytes, add_travelled};
