@@ -157,7 +157,7 @@ fn a_stream_that_waits_is_kept_alive() {
 fn fields_do_what_they_say() {
     let server = Server::start(&[]);
     let ask = |more: Value| {
-        let mut body = json!({"prompt": [5, 6], "max_tokens": 4, "ignore_eos": true, "temperature": 0});
+        let mut body = json!({"prompt": "12 + 13 = 25. 27 + 58 =", "max_tokens": 4, "ignore_eos": true, "temperature": 0});
         for (name, value) in more.as_object().expect("fields") {
             body[name] = value.clone();
         }
