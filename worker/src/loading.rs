@@ -129,16 +129,19 @@ impl Job {
                     &self.options,
                     &self.router,
                     &mut |slice, piece| {
-                        let goes_on = progress.piece(&piece);
-                        if goes_on {
-                            model.shards.keep(slice, piece);
+                        if !progress.piece(&piece) {
+                            return false;
                         }
-                        goes_on
+                        progress.refused = model.shards.keep(slice, piece).err();
+                        progress.refused.is_none()
                     },
                 )?;
                 bytes += progress.bytes;
                 if self.cancelled.load(Ordering::Relaxed) {
                     return Ok(None);
+                }
+                if let Some(error) = progress.refused {
+                    return Err(error.to_string());
                 }
                 if progress.full {
                     return Err(format!(
@@ -149,8 +152,11 @@ impl Job {
                 source = loaded.source;
                 keep(loaded.outcome, &self.options);
             }
-            if model.shards.prepare(wanted.router, wanted.epoch, wanted.shard.clone()).is_ok() {
-                return Ok(Some((source, bytes)));
+            match model.shards.prepare(wanted.router, wanted.epoch, wanted.shard.clone()) {
+                Ok(()) => return Ok(Some((source, bytes))),
+                // It was retired meanwhile.
+                Err(NotPrepared::Missing(_)) => {}
+                Err(NotPrepared::Device(error)) => return Err(error.to_string()),
             }
         }
         Err("what was loaded was dropped before all of it was there".to_string())
@@ -165,11 +171,13 @@ struct Progress<'a> {
     pieces_total: usize,
     told: Instant,
     full: bool,
+    /// What the device says.
+    refused: Option<KernelError>,
 }
 
 impl<'a> Progress<'a> {
     fn new(job: &'a Job, pieces_total: usize) -> Progress<'a> {
-        Progress { job, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false }
+        Progress { job, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false, refused: None }
     }
 
     /// Whether loading goes on with this piece.
