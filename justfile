@@ -35,7 +35,7 @@ run-local SHAPE="mini":
 
 # Coverage-guided fuzzing of a reader: header, gguf, index, config, tokenizer, template, generation, packed, request, frame or shared_memory.
 fuzz TARGET SECONDS="60":
-    cd tests && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}}
+    cd tests && mkdir -p fuzz/corpus/{{TARGET}} && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} $(ls -d fuzz/seeds/{{TARGET}} 2>/dev/null) -- -max_total_time={{SECONDS}}
 
 # Makes the fixtures again with transformers (needs the packages of requirements.txt).
 fixtures:

@@ -96,7 +96,7 @@ fn compare(
             rates.push(turn(&mut mode.runner));
         }
     }
-    println!("{}", row(what, "tokens/s", &spread(&alone), "one process"));
+    println!("{}", row(what, "tokens/s", &Spread::new(alone.clone()), "one process"));
     for ((mode, rates), before) in modes.iter().zip(&rates).zip(&before) {
         let mut ratios: Vec<f64> =
             rates.iter().zip(&alone).map(|(rate, alone)| rate / alone * 100.0).collect();
@@ -107,14 +107,8 @@ fn compare(
             ratios[ratios.len() / 2],
             mode.shares().since(before)
         );
-        println!("{}", row("", "tokens/s", &spread(rates), &note));
+        println!("{}", row("", "tokens/s", &Spread::new(rates.clone()), &note));
     }
-}
-
-fn spread(values: &[f64]) -> Spread {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    Spread { median: values[values.len() / 2], smallest: values[0], largest: values[values.len() - 1] }
 }
 
 impl<E: ExpertLayer> Turn for Runner<E> {

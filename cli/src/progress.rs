@@ -20,6 +20,8 @@ pub use count::Count;
 pub use lines::Lines;
 pub use tally::Tally;
 
+use crate::terminal;
+
 /// The rate is an average over this long.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 /// Most samples that the average keeps.
@@ -67,9 +69,10 @@ pub trait Progress {
     fn finish(&mut self, last: &ByteProgress);
 }
 
-/// A bar if the standard error is a terminal, else lines. `verb` opens the lines: `pull`, `load`.
+/// A bar if the standard error is a terminal that a person reads, else lines. `verb` opens the lines: `pull`, `load`.
 pub fn on_stderr(verb: &'static str) -> Box<dyn Progress> {
-    if stderr().is_terminal() { Box::new(Bar::new()) } else { Box::new(Lines::new(verb, stderr())) }
+    let bar = stderr().is_terminal() && !terminal::speaks_json();
+    if bar { Box::new(Bar::new()) } else { Box::new(Lines::new(verb, terminal::Noted)) }
 }
 
 /// Counts bytes for many threads.

@@ -1,6 +1,7 @@
-//! Flags that name certificates, of routers and of workers: in, files; out, what a handshake takes.
+//! Flags that name certificates, of routers and of workers: in, files; out, what a handshake takes, and a word in time before it ends.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gaterail_cluster::tls::{
     Authority, CertFiles, ClientTls, Identity, Members, Purpose, ServerTls, TlsError, Validity, date,
@@ -9,8 +10,9 @@ use gaterail_cluster::tls::{
 use crate::error::CliError;
 use crate::terminal;
 
-/// A certificate that ends sooner is worth a word at every start.
+/// A certificate that ends sooner is worth a word at every start, and once a day.
 const WARN_DAYS: u64 = 30;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Files as the command line names them.
 #[derive(Clone, Debug, Default)]
@@ -27,12 +29,8 @@ pub struct TlsFiles {
 impl TlsFiles {
     /// What a port shows and asks for, where its flags begin with `flag`; `None` where nobody named a file.
     pub fn server(&self, flag: &str, protocol: &[u8]) -> Result<Option<ServerTls>, CliError> {
-        let files = self.certs.as_ref().map(CertFiles::new);
-        let of_folder = |file: fn(&CertFiles) -> PathBuf| files.as_ref().map(file);
-        let cert = self.cert.clone().or_else(|| of_folder(|files| files.cert("router")));
-        let key = self.key.clone().or_else(|| of_folder(|files| files.key("router")));
-        let ca = self.ca.clone().or_else(|| of_folder(CertFiles::ca));
-        let (cert, key) = match (cert, key) {
+        let ca = self.ca.clone().or_else(|| Some(CertFiles::new(self.certs.as_ref()?).ca()));
+        let (cert, key) = match self.pair("router") {
             (Some(cert), Some(key)) => (cert, key),
             (None, None) if ca.is_none() => return Ok(None),
             _ => {
@@ -44,6 +42,20 @@ impl TlsFiles {
         let identity = Identity::read(&cert, &key).map_err(refused)?;
         check(&identity, Purpose::Server)?;
         ServerTls::new(identity, clients.as_ref(), protocol).map(Some).map_err(refused)
+    }
+
+    /// The files of a certificate and its key, of `router` or `worker`.
+    fn pair(&self, who: &str) -> (Option<PathBuf>, Option<PathBuf>) {
+        let of_folder = self.certs.as_ref().map(CertFiles::new);
+        let of_folder = of_folder.map(|files| (files.cert(who), files.key(who))).unzip();
+        (self.cert.clone().or(of_folder.0), self.key.clone().or(of_folder.1))
+    }
+
+    /// The certificate that `router` or `worker` shows, for a word before it ends.
+    pub fn shown(&self, who: &str) -> Option<Shown> {
+        let (cert, key) = self.pair(who);
+        let identity = Identity::read(&cert?, &key?).ok()?;
+        Some(Shown { file: identity.file().to_path_buf(), validity: Validity::of(&identity) })
     }
 
     /// Whose certificates open a port: nobody's without a worker's name.
@@ -88,6 +100,40 @@ impl TlsFiles {
     }
 }
 
+/// A certificate that is shown for as long as the program runs.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    file: PathBuf,
+    validity: Validity,
+}
+
+impl Shown {
+    /// What is to be said of it; nothing while there is time.
+    fn word(&self) -> Option<String> {
+        let (cert, ends, days) = (self.file.display(), date(self.validity.ends), self.validity.days_left());
+        if self.validity.has_ended() {
+            return Some(format!("the certificate in {cert} ended on {ends}: nobody new is let in. {RENEW}"));
+        }
+        (days < WARN_DAYS)
+            .then(|| format!("the certificate in {cert} ends on {ends}, in {days} days. {RENEW}"))
+    }
+}
+
+const RENEW: &str =
+    "`gaterail certs init DIR --renew` makes new ones where its CA is; start this again with them";
+
+/// Says once a day which certificates end soon, as a start does.
+pub async fn watch(shown: Vec<Shown>, note: impl Fn(String)) {
+    watch_every(DAY, &shown, note).await;
+}
+
+async fn watch_every(time: Duration, shown: &[Shown], note: impl Fn(String)) {
+    loop {
+        tokio::time::sleep(time).await;
+        shown.iter().filter_map(Shown::word).for_each(&note);
+    }
+}
+
 pub fn refused(error: TlsError) -> CliError {
     let hint = match &error {
         TlsError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
@@ -104,7 +150,7 @@ fn check(identity: &Identity, purpose: Purpose) -> Result<(), CliError> {
     let (begins, ends) = (date(validity.begins), date(validity.ends));
     if validity.has_ended() {
         return Err(CliError::Refused(format!(
-            "the certificate in {cert} ended on {ends}: make new ones (gaterail certs init DIR --force) and bring ca.pem and worker*.pem to the workers"
+            "the certificate in {cert} ended on {ends}: make new ones where its CA is (gaterail certs init DIR --renew) and bring ca.pem and worker*.pem to the workers"
         )));
     }
     if !validity.has_begun() {
@@ -119,9 +165,37 @@ fn check(identity: &Identity, purpose: Purpose) -> Result<(), CliError> {
         };
         return Err(CliError::Refused(format!("the certificate in {cert} is {whose}")));
     }
-    if validity.days_left() < WARN_DAYS {
-        let days = validity.days_left();
-        terminal::note(&format!("gaterail: the certificate in {cert} ends on {ends}, in {days} days"));
+    let shown = Shown { file: identity.file().to_path_buf(), validity };
+    if let Some(word) = shown.word() {
+        terminal::note(&format!("gaterail: {word}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn what_ends_soon_is_said_again_and_again() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
+        let ends_in = |name: &str, days: i64| Shown {
+            file: name.into(),
+            validity: Validity { begins: 0, ends: now.saturating_add_signed(days * 24 * 3600 + 60) },
+        };
+        let shown = [ends_in("long.pem", 30), ends_in("soon.pem", 29), ends_in("past.pem", -2)];
+        let (said, heard) = channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a clock");
+        let forever = watch_every(Duration::from_millis(1), &shown, |line| said.send(line).expect("heard"));
+        let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(200), forever).await });
+        let lines: Vec<String> = heard.try_iter().collect();
+        assert!(lines.len() >= 4 && lines.len() % 2 == 0, "{lines:?}");
+        for pair in lines.chunks(2) {
+            assert!(pair[0].contains("soon.pem") && pair[0].contains("in 29 days"), "{pair:?}");
+            assert!(pair[1].contains("past.pem") && pair[1].contains("ended on"), "{pair:?}");
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! What every placement promises, over inventories, workers and modes drawn from seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use gaterail_cluster::placement::{Misfit, Mode, Popularity, Seat, Wanted, copies, held, place};
-use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, Placement, WorkerId};
+use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, Placement, ShardSpec, WorkerId};
 
 /// A generator of numbers from a seed (splitmix64).
 struct Draw(u64);
@@ -48,6 +49,7 @@ fn wanted<'a>(inventory: &'a ExpertInventory, seats: &'a [Seat], mode: Mode) -> 
         copies: 1,
         replica_bytes: 0,
         popularity: None,
+        packed: &[],
         current: None,
         beside: false,
         smaller: &[],
@@ -403,6 +405,7 @@ fn a_large_model_is_placed_while_heartbeats_wait() {
         copies: 1,
         replica_bytes: 0,
         popularity: None,
+        packed: &[],
         current: None,
         beside: false,
         smaller: &[],
@@ -426,4 +429,52 @@ fn a_large_model_is_placed_while_heartbeats_wait() {
     let misfit = std::time::Instant::now();
     place(&Wanted { copies: 4, ..again }).expect_err("four copies");
     eprintln!("what does not fit: {:?}", misfit.elapsed());
+}
+
+/// Workers come back in another order, and were measured a little differently: they get what they had.
+#[test]
+fn what_is_packed_stays_on_its_host() {
+    for (mode, experts, units) in
+        [(Mode::Ep, 61, 4), (Mode::Tp, 16, 9), (Mode::Mixed { ep: 2, tp: 2 }, 64, 8)]
+    {
+        let inventory = inventory(7, experts, units, 1000);
+        let first: Vec<Seat> = (1..=4).map(|worker| seat(worker, u64::MAX >> 20, 1e10)).collect();
+        let before = place(&wanted(&inventory, &first, mode)).unwrap();
+        // By what each one was then.
+        let shard = |index: usize| Arc::new(before.shard(index));
+        let packed: Vec<(WorkerId, Arc<ShardSpec>)> =
+            [2usize, 0, 3, 1].into_iter().zip(11..).map(|(was, now)| (WorkerId(now), shard(was))).collect();
+        let later: Vec<Seat> = (11..=14)
+            .map(|worker| seat(worker, u64::MAX >> 20, 1e10 * (1.0 + worker as f64 / 1e4)))
+            .collect();
+        let again = |packed| place(&Wanted { packed, ..wanted(&inventory, &later, mode) }).unwrap();
+        let moved = |after: &Placement| -> usize {
+            let missing = |(index, (_, had)): (usize, &(WorkerId, Arc<ShardSpec>))| {
+                let units = |slices: &[ExpertSlice]| -> BTreeSet<(LayerId, u32, u32)> {
+                    let of = |at: &ExpertSlice| {
+                        let (layer, expert) = (at.layer, at.expert.0);
+                        (at.units.start..at.units.end).map(move |unit| (layer, expert, unit))
+                    };
+                    slices.iter().flat_map(of).collect()
+                };
+                units(&after.shard(index).slices).difference(&units(&had.slices)).count()
+            };
+            packed.iter().enumerate().map(missing).sum()
+        };
+        let (with, without) = (again(&packed), again(&[]));
+        with.check(&inventory).unwrap();
+        let all = (7 * experts * units) as usize;
+        println!(
+            "{mode}: {} of {all} units are packed anew, {} where nobody asks",
+            moved(&with),
+            moved(&without)
+        );
+        assert!(moved(&without) > all / 3, "{mode}: nothing to show");
+        // Who forms a group with whom does not follow what is packed.
+        let most = if matches!(mode, Mode::Mixed { .. }) { moved(&without) } else { all / 50 };
+        assert!(moved(&with) <= most, "{mode}: {} of {all}", moved(&with));
+        // Nobody gets more for it.
+        let most = |placement: &Placement| held(&inventory, placement, None).iter().map(|at| at.bytes).max();
+        assert!(most(&with) <= most(&without).map(|bytes| bytes + 1000), "{mode}");
+    }
 }

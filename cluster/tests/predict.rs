@@ -2,14 +2,22 @@
 
 use gaterail_cluster::placement::{Mode, Popularity, Seat, Wanted, place};
 use gaterail_cluster::predict::{
-    Compute, Cut, Hop, LayerShape, Rates, Shape, Step, Term, Walked, Where, WorkerRate, choose, compare,
-    predict,
+    Compute, Cut, Drawn, Hop, LayerShape, Rates, Shape, Step, Term, Walked, Where, WorkerRate, choose,
+    compare, predict,
 };
 use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, Placement, WorkerId};
 
 fn shape(layers: usize, experts: u32, top_k: u32) -> Shape {
-    let layer =
-        LayerShape { hidden: 100, experts, top_k, width: 200, units: 4, expert_bytes: 1e6, gate_bytes: 1e4, row_group: None };
+    let layer = LayerShape {
+        hidden: 100,
+        experts,
+        top_k,
+        width: 200,
+        units: 4,
+        expert_bytes: 1e6,
+        gate_bytes: 1e4,
+        row_group: None,
+    };
     Shape {
         layers: vec![layer; layers],
         trunk_bytes: 5e6,
@@ -65,6 +73,7 @@ fn wanted<'a>(inventory: &'a ExpertInventory, seats: &'a [Seat], mode: Mode) -> 
         copies: 1,
         replica_bytes: 0,
         popularity: None,
+        packed: &[],
         current: None,
         beside: false,
         smaller: &[],
@@ -83,7 +92,7 @@ fn every_term_where_all_experts_are_hit() {
     let step = Step::decode(1, 500);
     for mode in [Mode::Ep, Mode::Tp] {
         let placement = placed(&shape, 2, mode);
-        let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), step, None);
+        let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), step, Drawn::Even);
         // 1 MB of head; 500 positions of KV.
         near(one.terms.trunk, 5e-3 + 0.5e-3, 1e-9);
         near(one.terms.ends, 1e-3, 1e-9);
@@ -98,10 +107,10 @@ fn every_term_where_all_experts_are_hit() {
         assert_eq!(one.hops, 8.0);
         assert!(one.memory.iter().all(|&(_, bytes)| bytes == 4e6), "{:?}", one.memory);
         // A host whose memory gives 1.5 GB/s to two: 4/3 of the time.
-        let shared = predict(&shape, &rates(2, 1.5e9), Where::On(&placement), step, None);
+        let shared = predict(&shape, &rates(2, 1.5e9), Where::On(&placement), step, Drawn::Even);
         near(shared.terms.experts, 2.0 * 2e-3 * 4.0 / 3.0, 1e-9);
     }
-    let local = predict(&shape, &rates(0, 2e9), Where::Local, step, None);
+    let local = predict(&shape, &rates(0, 2e9), Where::Local, step, Drawn::Even);
     near(local.terms.experts, 2.0 * 4e-3, 1e-9);
     assert_eq!((local.hops, local.terms.dispatch), (0.0, 0.0));
 }
@@ -110,7 +119,7 @@ fn every_term_where_all_experts_are_hit() {
 fn many_rows_are_bound_by_operations() {
     let shape = shape(1, 4, 2);
     let placement = placed(&shape, 2, Mode::Tp);
-    let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), Step::prefill(1000), None);
+    let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), Step::prefill(1000), Drawn::Even);
     // 1000 rows, 2 experts each, half of 6 * 100 * 200 operations on each worker.
     near(one.terms.experts, 1000.0 * 2.0 * 0.5 * 120_000.0 / 1e9, 1e-9);
     // The head is for one row; 1000 rows see 500 positions each, which are more operations than bytes.
@@ -125,13 +134,18 @@ fn the_slowest_worker_of_a_draw() {
     // one worker, 8 are on two workers: the slowest reads 1, 2, and 1 experts, 1.25 on average. Distinct are 1.75 on average.
     let shape = shape(400, 4, 1);
     let placement = placed(&shape, 2, Mode::Ep);
-    let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), Step::decode(2, 0), None);
+    let one = predict(&shape, &rates(2, 2e9), Where::On(&placement), Step::decode(2, 0), Drawn::Even);
     near(one.terms.experts + one.terms.wait, 400.0 * 1.25e-3, 0.01);
     near(one.terms.experts, 400.0 * 1.75e-3 / 2.0, 0.01);
     near(one.imbalance, 1.25 / 0.875, 0.01);
     // Tensor parallel: both have half of 1.75.
-    let cut =
-        predict(&shape, &rates(2, 2e9), Where::On(&placed(&shape, 2, Mode::Tp)), Step::decode(2, 0), None);
+    let cut = predict(
+        &shape,
+        &rates(2, 2e9),
+        Where::On(&placed(&shape, 2, Mode::Tp)),
+        Step::decode(2, 0),
+        Drawn::Even,
+    );
     near(cut.terms.experts, 400.0 * 1.75e-3 / 2.0, 0.01);
     assert!(cut.terms.wait.abs() < 1e-9);
     // One worker has a call in half of the cases of a row of two, none in the other half: 1.5 workers are asked.
@@ -153,8 +167,8 @@ fn hot_experts_are_slower_and_their_replicas_help() {
     let unaware = place(&plain).unwrap();
     let aware = place(&Wanted { popularity: Some(&hits), replica_bytes: 64_000_000, ..plain }).unwrap();
     let (rates, step) = (rates(4, 4e9), Step::decode(4, 0));
-    let slow = predict(&shape, &rates, Where::On(&unaware), step, Some(&hits));
-    let fast = predict(&shape, &rates, Where::On(&aware), step, Some(&hits));
+    let slow = predict(&shape, &rates, Where::On(&unaware), step, Drawn::Popular(&hits));
+    let fast = predict(&shape, &rates, Where::On(&aware), step, Drawn::Popular(&hits));
     assert!(fast.imbalance < 0.9 * slow.imbalance, "{} {}", fast.imbalance, slow.imbalance);
 }
 
@@ -184,17 +198,17 @@ fn what_was_walked_counts_more_than_rates() {
     let mut rates = rates(1, 1e9);
     let step = Step::decode(2, 500);
     rates.walked = vec![Walked { step, trunk: 3.0, gate: 0.5, ends: 0.25, sampling: 0.125 }];
-    let known = predict(&shape, &rates, Where::Local, step, None).terms;
+    let known = predict(&shape, &rates, Where::Local, step, Drawn::Even).terms;
     assert_eq!((known.trunk, known.gate, known.ends, known.sampling), (3.0, 0.5, 0.25, 0.125));
-    let other = predict(&shape, &rates, Where::Local, Step::decode(3, 500), None).terms;
+    let other = predict(&shape, &rates, Where::Local, Step::decode(3, 500), Drawn::Even).terms;
     // What was not walked takes as many times as long as a walked step as the rates say.
     let lane = |step| {
-        predict(&shape, &Rates { walked: Vec::new(), ..rates.clone() }, Where::Local, step, None).terms
+        predict(&shape, &Rates { walked: Vec::new(), ..rates.clone() }, Where::Local, step, Drawn::Even).terms
     };
     let times = lane(Step::decode(3, 500)).trunk / lane(step).trunk;
     assert!((other.trunk - 3.0 * times).abs() < 1e-12 && other.sampling == 0.125 * 1.5, "{other:?}");
     rates.walked.push(Walked { step: Step::prefill(500), trunk: 100.0, ..rates.walked[0] });
-    let near = predict(&shape, &rates, Where::Local, Step::prefill(400), None).terms;
+    let near = predict(&shape, &rates, Where::Local, Step::prefill(400), Drawn::Even).terms;
     assert!(near.trunk > 50.0, "{near:?}");
 }
 
@@ -213,7 +227,7 @@ fn cuts_are_measured_alone_and_beside_each_other() {
     rates.workers.iter_mut().for_each(|worker| worker.cuts = vec![cut(1.0, 1e9, 8e8), cut(0.5, 5e8, 2.5e8)]);
     let experts = |mode| {
         let placement = placed(&shape, 2, mode);
-        predict(&shape, &rates, Where::On(&placement), Step::decode(1, 1), None).terms
+        predict(&shape, &rates, Where::On(&placement), Step::decode(1, 1), Drawn::Even).terms
     };
     // 4 experts of 120,000 operations: two whole ones each, or four halves each, all the time beside the other.
     near(experts(Mode::Ep).experts, 240_000.0 / 8e8, 1e-9);

@@ -3,6 +3,7 @@
 //! What must hold whatever happens is checked at every action; a failure names its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, Wish, WorkerAbout, WorkerState};
@@ -115,8 +116,13 @@ impl World {
             int8_operations_per_second: 1e11,
             pid: self.next_id as u32,
         };
-        let about =
-            WorkerAbout { id, name: format!("worker-{}", self.next_id), machine, host: String::new() };
+        let about = WorkerAbout {
+            id,
+            name: format!("worker-{}", self.next_id),
+            machine,
+            host: String::new(),
+            packed: Arc::default(),
+        };
         self.next_id += 1;
         let process = Process { about, stopped: false, calls: 0, waited_for: false, asked: Vec::new() };
         self.processes.insert(id, process);

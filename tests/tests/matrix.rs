@@ -76,7 +76,9 @@ fn every_pair_of_circumstances_changes_no_bit() {
     // Most fixtures' experts have one unit, or two: who cuts them among more workers cuts nothing.
     let at = models.iter().position(|folder| folder == wide.path()).expect("the wide one");
     rows.extend(
-        (1..WORKERS_MAX).map(|more| vec![at, more % PRECISIONS.len(), more, TP, more, MIXED, more % 2, more % ROADS.len()]),
+        (1..WORKERS_MAX).map(|more| {
+            vec![at, more % PRECISIONS.len(), more, TP, more, MIXED, more % 2, more % ROADS.len()]
+        }),
     );
     // The reference of a model is computed once for each precision.
     rows.sort_by_key(|row| (row[MODEL], row[PRECISION]));
@@ -101,7 +103,8 @@ fn every_pair_of_circumstances_changes_no_bit() {
             2 => &|body_max| clear.pair(body_max),
             _ => &|body_max| secret.pair(body_max),
         };
-        let Found { logits: found, parts, gathered, int8 } = spread(row, folder, (tokens, index as u64), pair);
+        let Found { logits: found, parts, gathered, int8 } =
+            spread(row, folder, (tokens, index as u64), pair);
         assert!(*logits == found, "{}", described(row, folder));
         roads.insert((ROADS[row[ROAD]] == Some(Road::All), gathered));
         assert_eq!(int8, precision == Precision::Int4, "rows in int8: {}", described(row, folder));
@@ -152,19 +155,14 @@ struct Found {
 }
 
 /// The same with the experts spread as the row has it, and then, in the middle of the sequence, in any other way.
-fn spread(
-    row: &Row,
-    folder: &Path,
-    (tokens, seed): (&[u32], u64),
-    pair: MakePair<'_>,
-) -> Found {
+fn spread(row: &Row, folder: &Path, (tokens, seed): (&[u32], u64), pair: MakePair<'_>) -> Found {
     let isas = isas(row[ISAS], row[WORKERS] + 1);
     let checked = |body_max: u64| -> (Box<dyn Channel>, Box<dyn Channel>) {
         let ends = pair(body_max);
         assert_eq!(ends.0.kind().to_string(), EXCHANGES[row[EXCHANGE].min(2)], "the way rows travel");
         ends
     };
-    let (mut runner, mut cluster) = 
+    let (mut runner, mut cluster) =
         Cluster::start_on(ROADS[row[ROAD]], folder, PRECISIONS[row[PRECISION]], &isas, &checked);
     if row[LANES] == 1 {
         runner.overlap_from(2).expect("room for two");
@@ -232,6 +230,7 @@ fn placed(inventory: &ExpertInventory, workers: &[WorkerId], spread: usize) -> P
         copies,
         replica_bytes: 0,
         popularity: None,
+        packed: &[],
         current: None,
         beside: false,
         smaller: &[],

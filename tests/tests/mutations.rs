@@ -1,5 +1,7 @@
 //! The fuzz targets over mutated seeds, on stable Rust and with a fixed seed: a quick net under the real fuzzing.
 
+use std::path::Path;
+
 use gaterail_kernels::ops::{self, ExpertPiece, Packing};
 use gaterail_kernels::wire::write_piece;
 use gaterail_kernels::{Arena, Bytes, GGUF_GROUP, Isa, Matrix, MatrixData, Q4_0_BLOCK, Weight};
@@ -342,7 +344,11 @@ fn frames() {
         int8[at] = number;
     }
     int8.extend([0; 152]);
-    let seeds = [call, int8, fuzzing::frame_of(0).to_vec(), fuzzing::frame_of(1 << 20).to_vec()];
+    let mut seeds = vec![call, int8, fuzzing::frame_of(0).to_vec(), fuzzing::frame_of(1 << 20).to_vec()];
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/frame");
+    let files = std::fs::read_dir(found).expect("what a fuzzer has found").flatten();
+    seeds.extend(files.map(|file| std::fs::read(file.path()).expect("a seed")));
+    assert!(seeds.len() > 10, "{} seeds", seeds.len());
     replay(&seeds, 60_000, fuzzing::frame);
 }
 

@@ -1,5 +1,6 @@
 //! Packed weights that are kept: the same bits with and without, and no file that can do harm.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use gaterail_kernels::{Device, Isa};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{Runner, RunnerOptions};
 use gaterail_model::weights::cache::{CacheOutcome, PackedCache, PendingWrite, clear, list};
-use gaterail_model::weights::{LoadFrom, Precision, inventory, load_slices};
+use gaterail_model::weights::{LoadFrom, Precision, inventory, load_slices, packed_slices};
 use gaterail_proto::ShardSpec;
 use gaterail_tests::broken::Copy;
 use gaterail_tests::cuts::{by_experts, by_units, hash, scrambled};
@@ -158,9 +159,19 @@ fn a_shard_is_found_in_the_files_of_others() {
             (pieces, outcome.expect("slices"))
         };
         let inventory = inventory(&spec, None);
+        let told = |precision| {
+            let cache = Some(&cache);
+            let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache };
+            packed_slices(from).into_iter().collect::<HashSet<_>>()
+        };
+        let mut kept = HashSet::new();
+        assert_eq!(told(precision), kept, "{name}: nothing is packed yet");
         for shard in by_experts(&inventory, 3) {
             write(load(&shard).1.pending.expect("nobody has kept these"));
+            kept.extend(shard.slices);
+            assert_eq!(told(precision), kept, "{name}: what lies packed");
         }
+        assert_eq!(told(Precision::Int8), HashSet::new(), "{name}: in another precision nothing is");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
         for shard in by_experts(&inventory, 2).into_iter().chain(by_units(&inventory, 2)) {
             let (pieces, outcome) = load(&shard);

@@ -103,7 +103,8 @@ impl Compute {
         let computed = computed
             .unwrap_or_else(|_| Err(Refused::Call("the kernels panicked; the worker's log says why".into())));
         let form = *computed.as_ref().unwrap_or(&RowForm::F32);
-        let header = Header { form, body_bytes: 0, computed_ns: started.elapsed().as_nanos() as u64, ..*call };
+        let header =
+            Header { form, body_bytes: 0, computed_ns: started.elapsed().as_nanos() as u64, ..*call };
         let deadline = Instant::now() + REPLY_MAX;
         match computed {
             Ok(_) => {
@@ -136,7 +137,8 @@ impl Compute {
         let pieces = shard.pieces(call.layer);
         let best = pieces.group().and_then(RowForm::int8).unwrap_or_default();
         if call.form != RowForm::F32 && call.form != best {
-            let what = format!("rows as {:?} for layer {}, whose experts take {best:?}", call.form, call.layer.0);
+            let what =
+                format!("rows as {:?} for layer {}, whose experts take {best:?}", call.form, call.layer.0);
             return Err(Refused::Call(what));
         }
         self.take_in(call, rows).map_err(|error| refused(&error))?;

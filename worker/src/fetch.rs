@@ -1,6 +1,10 @@
 //! Weights out of the router: a stream of bytes becomes pieces, each checked to be the one that comes next.
 
 use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_kernels::wire::read_piece;
@@ -9,6 +13,7 @@ use gaterail_proto::grpc::SESSION;
 use gaterail_proto::grpc::v1::ExpertsRequest;
 use gaterail_proto::{ExpertSlice, LayerId, ShardSpec};
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tonic::Request;
 
 use crate::link::Client;
@@ -17,6 +22,8 @@ use crate::source::Each;
 
 /// Bytes before a piece: how many it has.
 const LENGTH_BYTES: usize = 8;
+/// Who waits for the router looks this often whether what comes is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A router that may be asked for weights.
 #[derive(Clone)]
@@ -24,23 +31,39 @@ pub struct FromRouter {
     pub runtime: Handle,
     pub client: Client,
     pub session: String,
+    /// Nobody wants any more what this one fetches.
+    pub cancelled: Arc<AtomicBool>,
 }
 
 impl FromRouter {
-    /// Asks for a shard, and hands what comes to `pieces`. The error is a sentence.
+    /// Asks for a shard, and hands what comes to `pieces`, until all has come or it is cancelled. The error is a sentence.
     pub async fn fetch(&self, shard: &ShardSpec, pieces: &mut Pieces<'_>) -> Result<(), String> {
         let mut request = Request::new(ExpertsRequest { layers: shard.to_message() });
         let session = self.session.parse().map_err(|_| "a session that no router gives".to_string())?;
         request.metadata_mut().insert(SESSION, session);
         let refused = |status: tonic::Status| format!("the router: {}", status.message());
         let mut client = self.client.clone();
-        let mut stream = client.experts(request).await.map_err(refused)?.into_inner();
-        while let Some(bytes) = stream.message().await.map_err(refused)? {
+        let Some(answer) = self.while_wanted(client.experts(request)).await else { return Ok(()) };
+        let mut stream = answer.map_err(refused)?.into_inner();
+        loop {
+            // A router that has much to do may leave a worker waiting between two messages.
+            let Some(message) = self.while_wanted(stream.message()).await else { return Ok(()) };
+            let Some(bytes) = message.map_err(refused)? else { return pieces.finish() };
             if !pieces.take(&bytes.data)? {
                 return Ok(());
             }
         }
-        pieces.finish()
+    }
+
+    /// What `wait` comes to; `None` as soon as nobody wants it any more.
+    async fn while_wanted<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        while !self.cancelled.load(Ordering::Relaxed) {
+            if let Ok(done) = timeout(LOOK_EVERY, &mut wait).await {
+                return Some(done);
+            }
+        }
+        None
     }
 }
 

@@ -29,10 +29,13 @@ use crate::compute::{Compute, Progress};
 use crate::fetch::FromRouter;
 use crate::loading::{Loading, Told, Wanted};
 use crate::models::Model;
+use crate::options::WorkerOptions;
 use crate::served::ServedModel;
 
 /// Messages that wait for the connection.
 const OUTGOING_MAX: usize = 64;
+/// Looking for what lies packed takes no longer.
+const PACKED_MAX: Duration = Duration::from_secs(2);
 /// What loading tells and nobody has heard yet.
 const TOLD_MAX: usize = 16;
 /// No router may ask for heartbeats more often, or rely on rarer ones.
@@ -68,7 +71,7 @@ pub type Client = ClusterClient<InterceptedService<Http2, Token>>;
 
 /// What a router's door asks for.
 #[derive(Clone)]
-pub struct Token(Option<MetadataValue<Ascii>>);
+pub struct Token(pub(crate) Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -223,11 +226,12 @@ async fn welcomed(
     let (shared_models, options) = (shared.models.clone(), shared.options.clone());
     let model = tokio::task::spawn_blocking(move || shared_models.of(router, served, &options)).await;
     let model = model.map_err(|error| Ended::Again(error.to_string()))?;
+    let packed = packed(&model, &shared.options).await;
     let runtime = tokio::runtime::Handle::current();
-    let weights = FromRouter { runtime, client, session };
+    let weights = FromRouter { runtime, client, session, cancelled: Arc::default() };
     let offer = shared_memory.filter(|_| shared.options.shared_memory);
     let offer = offer.map(|at| SharedOffer { pid: at.pid, fd: at.fd, bytes: at.bytes, nonce: at.nonce });
-    let channel = exchange(shared, &weights, offer, body_bytes_max, &outgoing).await?;
+    let channel = exchange(shared, &weights, (offer, body_bytes_max), packed, &outgoing).await?;
     let cut = channel.cut();
     let progress = Arc::new(Progress::default());
     let computing = compute(shared, &model, router, channel, progress.clone())?;
@@ -248,15 +252,26 @@ async fn welcomed(
     })
 }
 
+/// What lies packed here. Whoever cannot find out soon joins without.
+async fn packed(model: &Arc<Model>, options: &WorkerOptions) -> ShardSpec {
+    let (model, options) = (model.clone(), options.clone());
+    let looking = tokio::task::spawn_blocking(move || model.source.packed(&model.served, &options));
+    timeout(PACKED_MAX, looking).await.ok().and_then(Result::ok).unwrap_or_default()
+}
+
 /// The way for rows: the offered memory, or a stream.
 async fn exchange(
     shared: &Shared,
     router: &FromRouter,
-    offer: Option<SharedOffer>,
-    body_bytes_max: u64,
+    (offer, body_bytes_max): (Option<SharedOffer>, u64),
+    packed: ShardSpec,
     outgoing: &Outgoing,
 ) -> Result<Box<dyn Channel>, Ended> {
-    let choose = |shared_memory| FromWorker { what: Some(What::Exchange(ExchangeChosen { shared_memory })) };
+    let packed = packed.to_message();
+    let choose = |shared_memory| {
+        let packed = packed.clone();
+        FromWorker { what: Some(What::Exchange(ExchangeChosen { shared_memory, packed })) }
+    };
     let closed = |_| Ended::Again("its stream ended".to_string());
     if let Some(offer) = offer {
         match open_shared(&offer, body_bytes_max, shared.options.waiting) {

@@ -71,6 +71,7 @@ impl Loading {
         }
         // Before anything else that the router says: what it retires next is not what it wants now.
         model.shards.want(wanted.router, wanted.epoch, &wanted.shard);
+        let router = FromRouter { cancelled: cancelled.clone(), ..router };
         let job = Job { model, wanted, options, router, cancelled: cancelled.clone(), tell };
         let thread = std::thread::Builder::new().name("load-experts".into()).spawn(move || {
             if let Some(before) = before {
@@ -106,6 +107,8 @@ impl Job {
         let told = match self.load() {
             Ok(Some((source, bytes))) => Told::Prepared { epoch, source, bytes },
             Ok(None) => return,
+            // Whatever came of what nobody wants any more.
+            Err(_) if self.cancelled.load(Ordering::Relaxed) => return,
             Err(detail) => {
                 self.model.shards.give_up(self.wanted.router, epoch);
                 Told::Failed { epoch, detail }

@@ -9,8 +9,8 @@ use gaterail_model::ModelSource;
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::ExpertMath;
-use gaterail_model::weights::cache::CacheOutcome;
-use gaterail_model::weights::{LoadFrom, check_tensors, load_slices};
+use gaterail_model::weights::cache::{self, CacheOutcome, PackedCache};
+use gaterail_model::weights::{LoadFrom, check_tensors, load_slices, packed_slices};
 use gaterail_proto::{ExpertSlice, ShardSpec};
 
 use crate::fetch::{FromRouter, Pieces};
@@ -47,6 +47,25 @@ impl Source {
     /// Whether weights come from a checkpoint of this machine, whose digest is the router's.
     pub fn reads_checkpoint(&self, served: &ServedModel, options: &WorkerOptions) -> bool {
         self.checkpoint.get_or_init(|| open(served, options)).is_some()
+    }
+
+    /// What lies packed on this machine; nothing where weights come from the router. May read a checkpoint.
+    pub fn packed(&self, served: &ServedModel, options: &WorkerOptions) -> ShardSpec {
+        let cache = options.packed_cache.as_ref().filter(|cache| has_files(cache));
+        let opened = cache
+            .and_then(|cache| Some((cache, self.checkpoint.get_or_init(|| open(served, options)).as_ref()?)));
+        let device = Device::cpu(CpuOptions { pin: false, threads: 1, ..CpuOptions::default() });
+        let (Some((cache, opened)), Ok(device)) = (opened, device) else { return ShardSpec::default() };
+        let mut slices = packed_slices(LoadFrom {
+            spec: &opened.spec,
+            checkpoint: &opened.checkpoint,
+            device: &device,
+            precision: served.precision,
+            cache: Some(cache),
+        });
+        // The layers behind the last sparse one do not travel.
+        slices.retain(|slice| served.math.layer(slice.layer).is_some());
+        ShardSpec { slices }
     }
 
     /// Loads slices of the model's inventory, one by one. Takes as long as it takes; the error is a sentence.
@@ -89,6 +108,11 @@ impl Source {
         let mut pieces = Pieces::new(served, (slices, bytes_max), device, &mut arena, each);
         router.runtime.block_on(router.fetch(&shard, &mut pieces))
     }
+}
+
+/// Whether a checkpoint is worth looking at.
+fn has_files(cache: &PackedCache) -> bool {
+    cache::list(&cache.folder).is_ok_and(|files| !files.is_empty())
 }
 
 /// The router's checkpoint on this machine. Why a copy is not used is for the operator; there is another way.

@@ -1,9 +1,11 @@
 //! Sends a load and gathers what became of it. A closed loop is so many threads that take the next request each; an open
-//! one is a thread for each request, started when the request is due, whether or not the others have ended.
+//! one has a thread for each request that is under way. It is handed out when it is due, whether or not the others have ended:
+//! to a thread that has ended its last one, or else to a new one.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -108,11 +110,12 @@ impl Run {
     }
 
     fn send_when_due(self: Arc<Run>, records: &Sender<Record>) {
+        let due_now = Turns::default();
         for (index, asked) in self.load.requests.iter().enumerate() {
             let due = Duration::from_secs_f64(asked.due.unwrap_or_default());
             thread::sleep(due.saturating_sub(self.begun.elapsed()));
             if self.is_over() {
-                return;
+                break;
             }
             let under_way = self.under_way.fetch_add(1, Relaxed);
             if under_way >= UNDER_WAY_MAX {
@@ -121,11 +124,12 @@ impl Run {
                 continue;
             }
             let (run, records) = (self.clone(), records.clone());
-            start(move || {
+            due_now.hand_out(index, move |index| {
                 let _ = records.send(run.one(index));
                 run.under_way.fetch_sub(1, Relaxed);
             });
         }
+        due_now.end();
     }
 
     fn is_over(&self) -> bool {
@@ -153,5 +157,58 @@ impl Run {
         let prompt_tokens = self.load.requests[index].prompt.tokens;
         let result = Err(Failure::NotSent(under_way));
         Record { index, start: now, late: 0.0, prompt_tokens, result, end: now }
+    }
+}
+
+/// Threads that each take a request when it is due. One whose request has ended waits for another: at a thousand refusals a
+/// second, making threads would cost this machine as much as the refusals.
+#[derive(Clone, Default)]
+struct Turns(Arc<(Mutex<Waiting>, Condvar)>);
+
+#[derive(Default)]
+struct Waiting {
+    /// Requests that are due, and that no thread has yet.
+    due: VecDeque<usize>,
+    /// Threads that wait for one.
+    threads: usize,
+    over: bool,
+}
+
+impl Turns {
+    /// Never waits for a thread that is busy.
+    fn hand_out(&self, index: usize, work: impl Fn(usize) + Send + 'static) {
+        let (waiting, came) = &*self.0;
+        let mut now = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        now.due.push_back(index);
+        if now.threads >= now.due.len() {
+            came.notify_one();
+            return;
+        }
+        drop(now);
+        let turns = Turns(self.0.clone());
+        start(move || {
+            while let Some(index) = turns.next() {
+                work(index);
+            }
+        });
+    }
+
+    /// The next request that is due; `None` when there will be none.
+    fn next(&self) -> Option<usize> {
+        let (waiting, came) = &*self.0;
+        let mut now = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        now.threads += 1;
+        let mut now = came
+            .wait_while(now, |now| now.due.is_empty() && !now.over)
+            .unwrap_or_else(PoisonError::into_inner);
+        now.threads -= 1;
+        now.due.pop_front()
+    }
+
+    /// No more requests: threads end with what they have.
+    fn end(&self) {
+        let (waiting, came) = &*self.0;
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).over = true;
+        came.notify_all();
     }
 }

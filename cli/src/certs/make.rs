@@ -29,34 +29,68 @@ pub struct Pair {
     pub key: String,
 }
 
-/// All of them, from now on; the router has these names.
-pub fn all(names: &[String], days: u32) -> Result<Made, CliError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let holds = (now.saturating_sub(BEFORE), now + DAY * days);
-    make(names, holds).map_err(|error| CliError::Refused(format!("making certificates: {error}")))
+/// The keys of all three.
+pub struct Keys {
+    ca: KeyPair,
+    router: KeyPair,
+    worker: KeyPair,
 }
 
-fn make(names: &[String], holds: (Duration, Duration)) -> Result<Made, rcgen::Error> {
-    let ca_key = KeyPair::generate()?;
+impl Keys {
+    fn new() -> Result<Keys, rcgen::Error> {
+        Ok(Keys { ca: KeyPair::generate()?, router: KeyPair::generate()?, worker: KeyPair::generate()? })
+    }
+
+    /// Of three texts in PEM: of the CA, the router and the workers.
+    pub fn from_pem([ca, router, worker]: [&str; 3]) -> Result<Keys, CliError> {
+        let key = |text| {
+            KeyPair::from_pem(text).map_err(|error| {
+                CliError::Refused(format!("a key that is not of gaterail certs init cannot be used: {error}"))
+            })
+        };
+        Ok(Keys { ca: key(ca)?, router: key(router)?, worker: key(worker)? })
+    }
+}
+
+/// All of them anew, from now on; the router has these names.
+pub fn all(names: &[String], days: u32) -> Result<Made, CliError> {
+    Keys::new().and_then(|keys| make(&keys, names, from_now(days))).map_err(failed)
+}
+
+/// New certificates for the same keys. The CA is the same to who believes its last one: it has that name and that key.
+pub fn again(keys: &Keys, names: &[String], days: u32) -> Result<Made, CliError> {
+    make(keys, names, from_now(days)).map_err(failed)
+}
+
+fn from_now(days: u32) -> (Duration, Duration) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.saturating_sub(BEFORE), now + DAY * days)
+}
+
+fn failed(error: rcgen::Error) -> CliError {
+    CliError::Refused(format!("making certificates: {error}"))
+}
+
+fn make(keys: &Keys, names: &[String], holds: (Duration, Duration)) -> Result<Made, rcgen::Error> {
     // Two CAs of one name could be taken for each other, to nobody's good.
     let id: String =
-        ca_key.public_key_raw().iter().skip(1).take(4).map(|byte| format!("{byte:02x}")).collect();
+        keys.ca.public_key_raw().iter().skip(1).take(4).map(|byte| format!("{byte:02x}")).collect();
     let mut ca = params(&format!("Gaterail CA {id}"), &[], holds)?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ca_cert = ca.self_signed(&ca_key)?.pem();
-    let issuer = Issuer::from_params(&ca, &ca_key);
-    let signed = |name: &str, names: &[String], purpose| -> Result<Pair, rcgen::Error> {
-        let key = KeyPair::generate()?;
+    let ca_cert = ca.self_signed(&keys.ca)?.pem();
+    let issuer = Issuer::from_params(&ca, &keys.ca);
+    let signed = |key: &KeyPair, name: &str, names: &[String], purpose| -> Result<Pair, rcgen::Error> {
         let mut params = params(name, names, holds)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![purpose];
         params.use_authority_key_identifier_extension = true;
-        Ok(Pair { cert: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
+        Ok(Pair { cert: params.signed_by(key, &issuer)?.pem(), key: key.serialize_pem() })
     };
-    let router = signed("Gaterail router", names, ExtendedKeyUsagePurpose::ServerAuth)?;
-    let worker = signed("Gaterail worker", &[WORKER_NAME.to_string()], ExtendedKeyUsagePurpose::ClientAuth)?;
-    let ca = Pair { cert: ca_cert, key: ca_key.serialize_pem() };
+    let router = signed(&keys.router, "Gaterail router", names, ExtendedKeyUsagePurpose::ServerAuth)?;
+    let worker_names = [WORKER_NAME.to_string()];
+    let worker = signed(&keys.worker, "Gaterail worker", &worker_names, ExtendedKeyUsagePurpose::ClientAuth)?;
+    let ca = Pair { cert: ca_cert, key: keys.ca.serialize_pem() };
     Ok(Made { ca, router, worker, ends: holds.1.as_secs() })
 }
 

@@ -3,10 +3,12 @@
 //! | file | |
 //! |---|---|
 //! | [`make`] | a CA, and what it signs |
+//! | [`renew`] | new certificates for the keys that are there |
 //! | [`write`] | files that nobody else reads, and that are not overwritten by accident |
 //! | [`show`] | what is in a folder, and until when |
 
 mod make;
+mod renew;
 mod show;
 mod write;
 
@@ -46,6 +48,9 @@ enum Action {
         /// Make all anew where there are some: nobody who has the old ones gets in any more
         #[arg(long)]
         force: bool,
+        /// Make new certificates of the CA that is there, for the keys and the router's names that are there (and --host): who has the old ones is let in until they end
+        #[arg(long, conflicts_with = "force")]
+        renew: bool,
     },
     /// Show whose certificates are in a folder, for which names, and until when
     Show {
@@ -56,7 +61,10 @@ enum Action {
 
 pub fn run(args: &CertsArgs) -> Result<(), CliError> {
     match &args.action {
-        Action::Init { dir, host, days, force } => init(&folder(dir.as_ref())?, host, *days, *force),
+        Action::Init { dir, host, days, renew: true, .. } => {
+            terminal::print(&renew::renew(&folder(dir.as_ref())?, host, *days)?)
+        }
+        Action::Init { dir, host, days, force, .. } => init(&folder(dir.as_ref())?, host, *days, *force),
         Action::Show { dir } => terminal::print(&show::text(&folder(dir.as_ref())?)?),
     }
 }

@@ -23,7 +23,7 @@ pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> 
     let there = parts.iter().find(|(file, ..)| file.symlink_metadata().is_ok());
     if let Some((file, ..)) = there.filter(|_| !force) {
         return Err(CliError::Refused(format!(
-            "{} is there already, and nothing was changed. With --force all are made anew: the router has to be started again, and the workers need the new ca.pem, worker.pem and worker-key.pem",
+            "{} is there already, and nothing was changed. With --renew there are new certificates for the same CA and the same keys. With --force all are made anew: the router has to be started again, and the workers need the new ca.pem, worker.pem and worker-key.pem",
             file.display()
         )));
     }
@@ -35,6 +35,14 @@ pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> 
         .map_err(CliError::io(format!("making {}", folder.display())))?;
     for (file, text, mode) in &parts {
         write(file, text, *mode)?;
+    }
+    Ok(())
+}
+
+/// New certificates beside the keys that are there. Each of them goes with the old ones of the others, wherever this ends.
+pub fn certificates(files: &CertFiles, made: &Made) -> Result<(), CliError> {
+    for (who, pair) in [("ca", &made.ca), ("router", &made.router), ("worker", &made.worker)] {
+        write(&files.cert(who), &pair.cert, CERT)?;
     }
     Ok(())
 }

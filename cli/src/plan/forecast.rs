@@ -1,7 +1,9 @@
 //! What every way to spread the experts costs: a pure function of shape, rates and placement.
 
 use gaterail_cluster::placement::{Seat, Wanted, place};
-use gaterail_cluster::predict::{Prediction, Rates, Step, Term, Terms, Verdict, Where, compare, predict};
+use gaterail_cluster::predict::{
+    Drawn, Prediction, Rates, Step, Term, Terms, Verdict, Where, compare, predict,
+};
 use gaterail_proto::{ExpertInventory, Placement};
 use serde::Serialize;
 
@@ -30,6 +32,19 @@ pub struct Known<'a> {
     pub smaller: &'a [(String, ExpertInventory)],
     /// Why all in one process does not fit.
     pub local_misfit: Option<String>,
+    pub draws: Draws<'a>,
+}
+
+/// Which experts rows are taken to go to.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws<'a> {
+    pub prefill: Drawn<'a>,
+    pub decode: Drawn<'a>,
+}
+
+impl Draws<'_> {
+    /// To all alike.
+    pub const EVEN: Draws<'static> = Draws { prefill: Drawn::Even, decode: Drawn::Even };
 }
 
 /// A contender's figures.
@@ -66,6 +81,7 @@ fn forecast(known: &Known<'_>, contender: Contender, question: &Question) -> For
                 copies: question.copies,
                 replica_bytes: 0,
                 popularity: None,
+                packed: &[],
                 current: None,
                 beside: false,
                 smaller: known.smaller,
@@ -89,15 +105,16 @@ fn forecast(known: &Known<'_>, contender: Contender, question: &Question) -> For
 
 fn fitting(known: &Known<'_>, mode: String, placement: Option<&Placement>, question: &Question) -> Forecast {
     let at = placement.map_or(Where::Local, Where::On);
-    let step = |step| predict(known.shape, &known.rates, at, step, None);
-    let decode: Vec<Prediction> =
-        question.streams.iter().map(|&streams| step(Step::decode(streams, question.context))).collect();
-    let first = |&streams: &u32| question.first_tokens(streams, |rows| step(rows).terms.total());
+    let step = |step, drawn| predict(known.shape, &known.rates, at, step, drawn);
+    let Draws { prefill, decode: drawn } = known.draws;
+    let decode = |&streams: &u32| step(Step::decode(streams, question.context), drawn);
+    let decode: Vec<Prediction> = question.streams.iter().map(decode).collect();
+    let first = |&streams: &u32| question.first_tokens(streams, |rows| step(rows, prefill).terms.total());
     let memory = decode.first().map(|one| one.memory.iter().map(|(_, bytes)| *bytes).collect());
     Forecast {
         mode,
         misfit: None,
-        prefill: Some(step(Step::prefill(question.prompt.min(question.step_rows)))),
+        prefill: Some(step(Step::prefill(question.prompt.min(question.step_rows)), prefill)),
         first_token_seconds: question.streams.iter().map(first).collect(),
         decode,
         memory: memory.unwrap_or_default(),

@@ -25,6 +25,8 @@ const WAITS_OF_EXPERTS: f64 = 3.0;
 const FAR: Hop = Hop { seconds: 150e-6, bytes_per_second: 1.25e9, home_bytes_per_second: 1.25e9 };
 /// What the process needs beside weights, KV and experts: as `gaterail serve` plans it.
 const ROUTER_RESERVE: u64 = 512 << 20;
+/// More than caches hold.
+const READ_BYTES: usize = 256 << 20;
 
 /// Measured here.
 #[derive(Clone, Debug, Serialize)]
@@ -62,7 +64,7 @@ impl Measured {
         // Before the device binds this thread to one of them.
         let cores = Cores::allowed();
         let device = machine::cpu(threads)?;
-        let read = raw::read_bandwidth(&device, 256 << 20, Duration::from_millis(300))?;
+        let read = read(&device)?;
         let int8 = raw::int8_peak(&device, Duration::from_millis(50));
         let wait = raw::fork_seconds(&device);
         show("the trunk");
@@ -218,6 +220,19 @@ impl Measured {
     pub fn router_bytes(&self, subject: &Subject, positions: u64) -> u64 {
         subject.trunk_bytes + positions * subject.kv_bytes_per_position + ROUTER_RESERVE
     }
+}
+
+/// What this machine's memory gives now: it need not be what it gave a minute ago.
+pub fn read_now(threads: Option<usize>) -> Result<f64, CliError> {
+    let now = || read(&machine::cpu(threads)?);
+    // On a thread of its own, which the device binds to a core.
+    std::thread::scope(|scope| {
+        scope.spawn(now).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn read(device: &Device) -> Result<f64, CliError> {
+    Ok(raw::read_bandwidth(device, READ_BYTES, Duration::from_millis(300))?)
 }
 
 /// Of several that did the same at the same time.

@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use args::Crew;
 pub use args::{Contender, Contenders, PlanArgs};
-use forecast::{Forecast, Known, Question, Winner, forecasts, winners};
-use machine::Measured;
+use forecast::{Draws, Forecast, Known, Question, Winner, forecasts, winners};
+pub use machine::{Measured, read_now};
 pub use measure::hop::{EchoArgs, echo};
 use subject::Subject;
 
@@ -94,40 +94,73 @@ pub fn run(args: &PlanArgs) -> Result<(), CliError> {
 
 /// Measures this machine and predicts.
 pub fn plan(asked: Asked<'_>) -> Result<Plan, CliError> {
-    let Asked { model, weights, kv, threads, crew, contenders, question } = asked;
-    let subject = Subject::open(model, weights, kv)?;
-    let say = |what: &str| terminal::note(&format!("plan: measuring {what}"));
-    let workers =
-        if let Crew::Here(count) = crew { (*count, contenders.parts(*count)) } else { (1, vec![1]) };
-    // On a thread of its own, which the device binds to a core.
-    let steps = question.steps();
-    let measured = std::thread::scope(|scope| {
-        let now = || Measured::now(&subject, threads, (workers.0, &workers.1), &steps, say);
-        scope.spawn(now).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
-    let most = question.streams.iter().copied().max().unwrap_or(1);
-    let positions = u64::from(most) * u64::from(question.context.max(question.prompt));
-    let known = Known {
-        shape: &subject.shape,
-        inventory: &subject.inventory,
-        rates: measured.rates(crew),
-        seats: measured.seats(crew, &subject, positions),
-        smaller: &subject.smaller,
-        local_misfit: local_misfit(&subject, &measured, positions),
-    };
-    let forecasts = forecasts(&known, &contenders.0, &question);
-    let winners = winners(&forecasts, &question);
-    let model = ModelAbout {
-        name: subject.name,
-        architecture: subject.architecture,
-        experts: subject.experts.to_string(),
-        trunk: subject.trunk.to_string(),
-        experts_bytes: subject.experts_bytes,
-        trunk_bytes: subject.trunk_bytes,
-        kv_bytes_per_position: subject.kv_bytes_per_position,
-        estimated: subject.estimated,
-    };
-    Ok(Plan { model, measured, question, workers: crew.count(), forecasts, winners })
+    Ok(Study::new(asked)?.plan())
+}
+
+/// A machine that was measured for a model: what can be predicted without measuring again.
+pub struct Study<'a> {
+    subject: Subject,
+    measured: Measured,
+    crew: &'a Crew,
+    contenders: &'a Contenders,
+    question: Question,
+}
+
+impl<'a> Study<'a> {
+    pub fn new(asked: Asked<'a>) -> Result<Study<'a>, CliError> {
+        let Asked { model, weights, kv, threads, crew, contenders, question } = asked;
+        let subject = Subject::open(model, weights, kv)?;
+        let say = |what: &str| terminal::note(&format!("plan: measuring {what}"));
+        let workers =
+            if let Crew::Here(count) = crew { (*count, contenders.parts(*count)) } else { (1, vec![1]) };
+        // On a thread of its own, which the device binds to a core.
+        let steps = question.steps();
+        let measured = std::thread::scope(|scope| {
+            let now = || Measured::now(&subject, threads, (workers.0, &workers.1), &steps, say);
+            scope.spawn(now).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        Ok(Study { subject, measured, crew, contenders, question })
+    }
+
+    pub fn measured(&self) -> &Measured {
+        &self.measured
+    }
+
+    /// By number of streams that are at work together, for every contender.
+    pub fn forecasts(&self, draws: Draws<'_>) -> Vec<Forecast> {
+        let Study { subject, measured, question, .. } = self;
+        let most = question.streams.iter().copied().max().unwrap_or(1);
+        let positions = u64::from(most) * u64::from(question.context.max(question.prompt));
+        let known = Known {
+            shape: &subject.shape,
+            inventory: &subject.inventory,
+            rates: measured.rates(self.crew),
+            seats: measured.seats(self.crew, subject, positions),
+            smaller: &subject.smaller,
+            local_misfit: local_misfit(subject, measured, positions),
+            draws,
+        };
+        forecasts(&known, &self.contenders.0, question)
+    }
+
+    /// What can be said before anything was seen.
+    pub fn plan(&self) -> Plan {
+        let Study { subject, measured, question, .. } = self;
+        let forecasts = self.forecasts(Draws::EVEN);
+        let winners = winners(&forecasts, question);
+        let model = ModelAbout {
+            name: subject.name.clone(),
+            architecture: subject.architecture.clone(),
+            experts: subject.experts.to_string(),
+            trunk: subject.trunk.to_string(),
+            experts_bytes: subject.experts_bytes,
+            trunk_bytes: subject.trunk_bytes,
+            kv_bytes_per_position: subject.kv_bytes_per_position,
+            estimated: subject.estimated,
+        };
+        let (measured, question) = (measured.clone(), question.clone());
+        Plan { model, measured, question, workers: self.crew.count(), forecasts, winners }
+    }
 }
 
 fn local_misfit(subject: &Subject, measured: &Measured, positions: u64) -> Option<String> {

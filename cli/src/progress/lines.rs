@@ -22,7 +22,7 @@ impl<W: Write> Lines<W> {
 
     /// A closed stderr is no reason to stop the work.
     fn line(&mut self, text: &str) {
-        let _ = writeln!(self.out, "{}: {text}", self.verb);
+        let _ = self.out.write_all(format!("{}: {text}\n", self.verb).as_bytes());
     }
 }
 

@@ -12,7 +12,7 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::config::GenerationDefaults;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::text::Tokenizer;
-use gaterail_model::walk::{ExpertMath, LaneTimes, Runner, RunnerOptions};
+use gaterail_model::walk::{ExpertMath, Hits, LaneTimes, Runner, RunnerOptions};
 use gaterail_model::weights::{Precision, account};
 use gaterail_router::auth::{Gate, KeyFile};
 use gaterail_router::cluster::{ClusterStatus, RemoteExperts, ServedExperts};
@@ -211,16 +211,16 @@ fn start(
     let limits = EngineLimits { context_max: Some(plan.context), ..config.engine.clone() };
     let Some(team) = team else {
         // On the engine's own thread: the device binds the thread that opens it to a core.
-        let build = move |times: &TimesOf| -> Result<EngineParts, CliError> {
+        let build = move |clocks: &ClocksOf| -> Result<EngineParts, CliError> {
             let device = device.open(threads)?;
-            let (runner, outcome) = generate::load(spec, &checkpoint, &device, &options, cache.as_ref())?;
+            let (mut runner, outcome) = generate::load(spec, &checkpoint, &device, &options, cache.as_ref())?;
             // Written beside the running server; one that ends before leaves no file.
             let _ = packed_cache::keep(outcome);
-            let _ = times.set(runner.times());
+            let _ = clocks.set((runner.times(), Some(runner.experts().hits().clone())));
             Ok(EngineParts { runner, tokenizer, stop_ids })
         };
-        let (engine, thread, times) = start_engine(build, limits)?;
-        let rig = Rig { steps: StepMeter::new(times, None), cluster: None };
+        let (engine, thread, (times, hits)) = start_engine(build, limits)?;
+        let rig = Rig { steps: StepMeter::new(times, hits), cluster: None };
         return Ok(Running { engine, thread, rig, workers: None });
     };
     let holders = team.spawn + usize::from(config.workers.local);
@@ -240,7 +240,7 @@ fn start(
     let workers = opening.open(socket, front)?;
     let experts = workers.experts(math);
     let settings = config.workers.clone();
-    let build = move |times: &TimesOf| -> Result<EngineParts<Runner<RemoteExperts>>, CliError> {
+    let build = move |clocks: &ClocksOf| -> Result<EngineParts<Runner<RemoteExperts>>, CliError> {
         let device = device.open(threads)?;
         let loading: &mut dyn FnMut(u64) = &mut |_| {};
         let (mut runner, outcome) =
@@ -250,27 +250,29 @@ fn start(
             runner.overlap_from(rows).map_err(|error| CliError::Refused(error.to_string()))?;
         }
         let _ = packed_cache::keep(outcome);
-        let _ = times.set(runner.times());
+        let _ = clocks.set((runner.times(), None));
         Ok(EngineParts { runner, tokenizer, stop_ids })
     };
-    let (engine, thread, times) = start_engine(build, limits)?;
+    let (engine, thread, (times, _)) = start_engine(build, limits)?;
     let status = wait::until_placed(&workers, &team)?;
-    let steps = StepMeter::new(times, Some(workers.stats.clone()));
+    let steps = StepMeter::with_exchange(times, workers.stats.clone());
     let rig = Rig { steps, cluster: Some(workers.cluster.clone()) };
     Ok(Running { engine, thread, rig, workers: Some((workers, status)) })
 }
 
-/// Where a runner's clocks are left when it has been made, on a thread of its own.
-type TimesOf = OnceLock<Arc<LaneTimes>>;
+/// A runner's clocks, and what counts the hits of its own experts.
+type Clocks = (Arc<LaneTimes>, Option<Arc<Hits>>);
+/// Where they are left when it has been made, on a thread of its own.
+type ClocksOf = OnceLock<Clocks>;
 
 fn start_engine<M: Model + 'static>(
-    build: impl FnOnce(&TimesOf) -> Result<EngineParts<M>, CliError> + Send + 'static,
+    build: impl FnOnce(&ClocksOf) -> Result<EngineParts<M>, CliError> + Send + 'static,
     limits: EngineLimits,
-) -> Result<(Engine, JoinHandle<()>, Arc<LaneTimes>), CliError> {
-    let times = Arc::new(TimesOf::new());
-    let there = times.clone();
+) -> Result<(Engine, JoinHandle<()>, Clocks), CliError> {
+    let clocks = Arc::new(ClocksOf::new());
+    let there = clocks.clone();
     let (engine, thread) = Engine::start(move || build(&there), limits)?;
-    Ok((engine, thread, times.get().cloned().unwrap_or_default()))
+    Ok((engine, thread, clocks.get().cloned().unwrap_or_default()))
 }
 
 fn precision_text(precision: Precision) -> &'static str {

@@ -70,6 +70,9 @@ impl FromArgMatches for ServeArgs {
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     crate::worker::parent::end_with()?;
     let settings = read(args)?;
+    if settings.text("log") == Some("json") {
+        terminal::speak_json();
+    }
     let config = ServeConfig::new(&settings)?;
     if settings.switch("print-config") {
         return terminal::print(&settings.show(&table::SECRET));

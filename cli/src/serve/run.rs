@@ -20,6 +20,7 @@ use super::workers::Workers;
 use super::workers::port::Bound;
 use crate::error::CliError;
 use crate::terminal;
+use crate::tls::{self, Shown};
 
 /// What a client is told that comes in clear where TLS is spoken.
 const SECRET_ONLY: &str = "this port speaks TLS: call it with https://";
@@ -94,6 +95,8 @@ pub struct Loading {
     listening: Vec<Listening>,
     /// Where workers join, until it is served.
     pub cluster_socket: Option<Bound>,
+    /// Certificates that clients and workers see.
+    shown: Vec<Shown>,
 }
 
 impl Loading {
@@ -125,7 +128,9 @@ impl Loading {
             Ok((http, grpc, listening))
         });
         let (http, grpc, listening) = started.map_err(CliError::io("listening"))?;
-        Ok(Loading { runtime, http, grpc, listening, cluster_socket: ports.cluster_socket })
+        let shown = [&config.tls, &config.workers.tls].into_iter().filter_map(|files| files.shown("router"));
+        let shown = shown.collect();
+        Ok(Loading { runtime, http, grpc, listening, cluster_socket: ports.cluster_socket, shown })
     }
 
     /// Workers may join from now on.
@@ -154,7 +159,7 @@ impl Loading {
 
     /// The model is there.
     pub fn serve(self, loaded: Loaded) -> Serving {
-        let Loading { runtime, http, grpc, listening, .. } = self;
+        let Loading { runtime, http, grpc, listening, shown, .. } = self;
         let server = loaded.server;
         let inside = runtime.enter();
         http.open(http::routes(server.clone()));
@@ -162,6 +167,10 @@ impl Loading {
             opening.open(grpc::routes(server.clone(), health));
         }
         runtime.spawn(watch_keys(server.clone()));
+        // Who reads standard error may be slow, and the event loop does not wait for it.
+        let say =
+            |line| drop(tokio::task::spawn_blocking(move || terminal::note(&format!("gaterail: {line}"))));
+        runtime.spawn(tls::watch(shown, say));
         runtime.spawn(watch_steps(Arc::downgrade(&server)));
         drop(inside);
         let workers = loaded.workers.map(|(workers, _)| workers);

@@ -336,7 +336,7 @@ pub static TABLE: [Setting; 63] = [
         name: "log",
         value: "FORMAT",
         default: "text",
-        help: "One line for every request on standard error: text, json or off",
+        help: "One line for every request on standard error: text, off, or json, where everything else that is said there is an object of JSON on a line, too",
         ..ONE
     },
     Setting { name: "no-metric-aliases", help: "Leave vLLM's names out of /metrics", ..SWITCH },

@@ -111,8 +111,10 @@ fn steps(step: &StepStatus) -> String {
         text += &format!("  {:<26}{:>5.1} %\n", words(name), share * 100.0);
     }
     if step.bytes_per_row > 0.0 {
-        let [moved, spared] = [step.bytes_per_row, step.bytes_spared_per_row].map(|bytes| bytes_text(bytes as u64));
-        text += &format!("\n{moved} a row between router and workers; all rows in f32 would be {spared} more\n");
+        let [moved, spared] =
+            [step.bytes_per_row, step.bytes_spared_per_row].map(|bytes| bytes_text(bytes as u64));
+        text +=
+            &format!("\n{moved} a row between router and workers; all rows in f32 would be {spared} more\n");
     }
     if let Some(rows) = step.overlap_from {
         text += &format!(

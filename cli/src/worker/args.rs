@@ -115,17 +115,20 @@ impl Join {
 }
 
 impl WorkerArgs {
-    /// How all routers are reached.
-    pub fn tls(&self) -> Result<Option<ClientTls>, CliError> {
+    pub fn tls_files(&self) -> TlsFiles {
         let path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
-        let files = TlsFiles {
+        TlsFiles {
             certs: path(&self.certs),
             cert: path(&self.tls_cert),
             key: path(&self.tls_key),
             ca: path(&self.tls_ca),
             worker_name: None,
-        };
-        let tls = files.client()?;
+        }
+    }
+
+    /// How all routers are reached.
+    pub fn tls(&self) -> Result<Option<ClientTls>, CliError> {
+        let tls = self.tls_files().client()?;
         match self.join.iter().find(|join| join.secret.is_some_and(|secret| secret != tls.is_some())) {
             None => Ok(tls),
             Some(Join { address, .. }) if tls.is_some() => Err(CliError::Usage(format!(

@@ -22,7 +22,7 @@ pub use args::{WorkerArgs, read_token};
 
 use crate::error::CliError;
 use crate::progress::bytes_text;
-use crate::{device, machine, terminal};
+use crate::{device, machine, terminal, tls};
 
 /// The cores belong to the experts.
 const EVENT_THREADS: usize = 1;
@@ -66,6 +66,8 @@ pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
     let result = runtime.block_on(async {
         let listen = |kind| signal(kind).map_err(CliError::io("waiting for signals"));
         let (end, interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let (shown, notes_of_tls) = (args.tls_files().shown("worker"), notes.clone());
+        tokio::spawn(tls::watch(shown.into_iter().collect(), move |line| note(&notes_of_tls, &line)));
         let ended = Worker::run(options, until_signal(end, interrupt, notes.clone())).await;
         ended.map_err(|error| CliError::Refused(error.to_string()))
     });

@@ -32,7 +32,9 @@ fn all_modes_give_the_same_texts_and_their_figures() {
     assert_eq!(code, Some(0), "{out}\n{err}");
     // Two numbers of streams, two rounds, two modes beside the first: (1 + 3) * 2 * 2.
     assert!(out.contains("all 3 modes gave the same texts, byte for byte: 16 answers"), "{out}");
-    for says in ["prefill, 1 stream", "decode, 3 streams", "TPOT, ms", "wait for slowest", "wins"] {
+    for says in
+        ["prefill, 1 stream", "decode, 3 streams", "TPOT, ms", "told what it touched", "is fastest", "GB/s"]
+    {
         assert!(out.contains(says), "{says}: {out}");
     }
     let found: Value = serde_json::from_str(&std::fs::read_to_string(&json).expect("saved")).expect("JSON");
@@ -45,11 +47,19 @@ fn all_modes_give_the_same_texts_and_their_figures() {
     assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 3, "{page}");
 }
 
+/// Of the demo model.
+const EXPERTS: f64 = 8.0;
+const TOP_K: f64 = 2.0;
+
 fn figures_make_sense(cell: &Value) {
     let figure = |side: &str, name: &str| cell[side][name]["measured"]["median"].as_f64();
     let (mode, streams) = (cell["mode"].as_str().unwrap(), cell["streams"].as_u64().unwrap() as f64);
     for side in ["prefill", "decode"] {
         assert!(figure(side, "latency_ms").is_some_and(|ms| ms > 0.0), "{cell:#}");
+        // K experts of every row, and no more than there are; whoever computes them is told the same.
+        let touched = figure(side, "touched").expect("somebody counts");
+        assert!((TOP_K..=EXPERTS).contains(&touched), "{cell:#}");
+        assert!(cell[side]["knowing_ms"]["predicted"].as_f64().is_some_and(|ms| ms > 0.0), "{cell:#}");
         assert!(figure(side, "tokens_per_second").is_some_and(|rate| rate > 0.0), "{cell:#}");
     }
     // Five further tokens of every stream in each of two rounds are so many rows, however steps took them together.
@@ -59,6 +69,10 @@ fn figures_make_sense(cell: &Value) {
     let steps = cell["decode"]["steps"].as_u64().unwrap() as f64;
     let grouping = 2.0 * (streams - 1.0);
     assert!((10.0 - grouping..=10.0 * streams + grouping).contains(&steps), "{steps} steps: {cell:#}");
+    if streams == 1.0 {
+        assert_eq!(figure("decode", "touched"), Some(TOP_K), "{cell:#}");
+    }
+    assert!(cell["read_bytes_per_second"]["median"].as_f64().is_some_and(|rate| rate > 0.0), "{cell:#}");
     let expected = &cell["decode"]["hops_per_token"]["predicted"];
     match mode {
         "local" => {

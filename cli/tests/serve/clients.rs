@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::server::Server;
+use crate::server::{Server, skipped};
 
 fn python() -> String {
     std::env::var("GATERAIL_TEST_PYTHON").unwrap_or_else(|_| "python3".to_string())
@@ -17,15 +17,14 @@ fn has_modules(modules: &str) -> bool {
     match output {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
-            println!(
-                "SKIPPED: {} cannot import {modules}: {}",
-                python(),
-                String::from_utf8_lossy(&output.stderr)
-            );
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            let why = error.lines().last().unwrap_or_default();
+            let python = python();
+            skipped(&format!("{python} cannot import {modules}: {why} (tests/clients/requirements.txt)"));
             false
         }
         Err(error) => {
-            println!("SKIPPED: {} does not run: {error} (GATERAIL_TEST_PYTHON names another)", python());
+            skipped(&format!("{} does not run: {error} (GATERAIL_TEST_PYTHON names another)", python()));
             false
         }
     }
@@ -86,7 +85,7 @@ fn prometheus_understands() {
     server.post("/v1/completions", &serde_json::json!({"prompt": "once", "max_tokens": 3}));
     server.get("/nothing/here");
     let Some(own) = check(&server.get("/metrics?aliases=off").text()) else {
-        println!("SKIPPED: promtool is not installed");
+        skipped("promtool is not installed");
         return;
     };
     assert_eq!(own, "");

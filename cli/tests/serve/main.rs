@@ -3,10 +3,12 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod grpc;
 mod keys;
 mod lifecycle;
 mod loading;
 mod overload;
+mod secret;
 mod server;
 mod slow;
 mod stream;

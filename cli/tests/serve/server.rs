@@ -20,6 +20,9 @@ pub struct Server {
     /// Lines of standard error.
     lines: Receiver<String>,
     pub log: Vec<String>,
+    /// All that was said until it was ready.
+    #[allow(dead_code)] // Not every test that has this file asks.
+    pub start: String,
 }
 
 /// An answer as it came.
@@ -52,9 +55,39 @@ impl Server {
                 }
             }
         });
-        let mut server =
-            Server { child, address: ([127, 0, 0, 1], 0).into(), grpc: None, folder, lines, log: Vec::new() };
+        let (address, log, start) = (([127, 0, 0, 1], 0).into(), Vec::new(), String::new());
+        let mut server = Server { child, address, grpc: None, folder, lines, log, start };
         server.read_banner();
+        server
+    }
+
+    /// One whose first line somebody reads, as `head -1` does, and then goes away: both its outputs are closed.
+    #[allow(dead_code)] // Not every test that has this file asks.
+    pub fn start_unread(flags: &[&str]) -> Server {
+        let folder = tempfile::tempdir().expect("a folder");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
+        let address = free.expect("a free port");
+        let mut child =
+            gaterail(&folder, &["serve", "demo", "--listen", &address.to_string(), "--threads", "1"])
+                .args(flags)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the binary runs");
+        drop(child.stdout.take());
+        let mut first = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        stderr.read_line(&mut first).expect("a line");
+        drop(stderr);
+        let (lines, log) = (channel().1, Vec::new());
+        let server = Server { child, address, grpc: None, folder, lines, log, start: first };
+        server.wait_until_ready();
+        let until = Instant::now() + PATIENCE;
+        while server.get("/readyz").status != 200 {
+            assert!(Instant::now() < until, "not ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         server
     }
 
@@ -63,20 +96,29 @@ impl Server {
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             seen += &line;
             seen.push('\n');
-            let mut words = line.split_whitespace();
-            match (words.next(), words.next()) {
-                (Some("HTTP"), Some(url)) => {
-                    let address = url.split_once("://").expect("a URL").1.trim_end_matches("/v1");
-                    self.address = address.parse().expect("an address");
-                }
-                (Some("gRPC"), Some(address)) => self.grpc = Some(address.parse().expect("an address")),
-                (Some("curl"), _) => {
-                    return self.wait_until_ready();
-                }
-                _ => {}
+            if spoken(&line).lines().any(|line| self.read_banner_line(line)) {
+                self.start = seen;
+                return self.wait_until_ready();
             }
         }
         panic!("the server did not start:\n{seen}");
+    }
+
+    /// Whether it is the last one.
+    fn read_banner_line(&mut self, line: &str) -> bool {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("HTTP"), Some(url)) => {
+                let address = url.split_once("://").expect("a URL").1.trim_end_matches("/v1");
+                self.address = address.parse().expect("an address");
+            }
+            (Some("gRPC"), Some(address)) => {
+                self.grpc = Some(address.trim_start_matches("https://").parse().expect("an address"));
+            }
+            (Some("curl"), _) => return true,
+            _ => {}
+        }
+        false
     }
 
     /// The port answers as soon as it is bound; the layers behind it a moment later.
@@ -155,6 +197,22 @@ impl Server {
         }
     }
 
+    /// Waits until so many requests run, where a key is needed to see it.
+    #[allow(dead_code)] // Not every test that has this file asks.
+    pub fn wait_for_requests(&self, key: &str, running: f64) {
+        let key = format!("Bearer {key}");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let page = self.request("GET", "/metrics", &[("authorization", &key)], b"").text();
+            let now = metric(&page, "gaterail_sequences_running").expect("a gauge");
+            if now == running {
+                return;
+            }
+            assert!(Instant::now() < until, "{now} run");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits until `holds` says yes to `/metrics`' value of `name`.
     pub fn wait_for_metric(&self, name: &str, holds: impl Fn(f64) -> bool) {
         let until = Instant::now() + PATIENCE;
@@ -167,6 +225,19 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// What a line says: with `--log json` it is a part of an object.
+fn spoken(line: &str) -> String {
+    let object: Option<Value> = serde_json::from_str(line).ok();
+    let message = object.and_then(|object| Some(object.get("message")?.as_str()?.to_owned()));
+    message.unwrap_or_else(|| line.to_owned())
+}
+
+/// What a test could not look at, and why: on standard error itself, for what a test prints is shown only if it fails.
+#[allow(dead_code)] // Not every test that has this file asks.
+pub fn skipped(why: &str) {
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes());
 }
 
 /// The first sample of a name.

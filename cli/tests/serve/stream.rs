@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::Server;
+use crate::server::{Server, request_bytes};
 
 fn events(server: &Server, path: &str, body: Value) -> Vec<Value> {
     let answer = server.post(path, &body);
@@ -124,4 +124,78 @@ fn requests_have_names() {
     let answer = server.request("GET", "/version", &[("x-request-id", &"x".repeat(200))], b"");
     assert!(answer.header("x-request-id").unwrap().starts_with("req-"));
     assert!(server.log.iter().all(|line| !line.contains("secret")), "a prompt in the log");
+}
+
+/// Who waits for a place hears that the connection lives, as proxies want it.
+#[test]
+fn a_stream_that_waits_is_kept_alive() {
+    use std::io::{Read, Write};
+    let server = Server::start(&["--max-batch", "1", "--no-prefix-cache"]);
+    let long = json!({"prompt": [5, 6], "max_tokens": 4000, "ignore_eos": true, "stream": true}).to_string();
+    // One after the other, for longer than it takes; who does not read gives up its place.
+    for _ in 0..60 {
+        let mut stream = server.connect();
+        stream.write_all(&request_bytes("POST", "/v1/completions", &[], long.as_bytes())).expect("sent");
+        std::thread::spawn(move || stream.read_to_end(&mut Vec::new()));
+    }
+    let mut waiting = server.connect();
+    waiting.write_all(&request_bytes("POST", "/v1/completions", &[], long.as_bytes())).expect("sent");
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 512]);
+    while !bytes.windows(6).any(|window| window == b"data: ") {
+        let read = waiting.read(&mut chunk).expect("more of it");
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&chunk[..read]);
+        if bytes.windows(8).any(|window| window == b": ping\n\n") {
+            return;
+        }
+    }
+    panic!("no comment before its first event: {}", String::from_utf8_lossy(&bytes));
+}
+
+/// Fields that change an answer, each by what it changes.
+#[test]
+fn fields_do_what_they_say() {
+    let server = Server::start(&[]);
+    let ask = |more: Value| {
+        let mut body = json!({"prompt": [5, 6], "max_tokens": 4, "ignore_eos": true, "temperature": 0});
+        for (name, value) in more.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        let answer = server.post("/v1/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    };
+    let tokens = |answer: &Value| answer["choices"][0]["logprobs"]["tokens"].clone();
+    let forced = ask(json!({"logit_bias": {"7": 100}, "logprobs": 0, "return_tokens_as_token_ids": true}));
+    assert_eq!(tokens(&forced), json!(["token_id:7", "token_id:7", "token_id:7", "token_id:7"]));
+    let words = ask(json!({"logit_bias": {"7": 100}, "logprobs": 0}));
+    assert!(tokens(&words)[0].as_str().is_some_and(|token| !token.starts_with("token_id:")), "{words}");
+    // The likeliest tokens are those of the model's own distribution, whatever is drawn.
+    let top = ask(json!({"logprobs": 3}));
+    let first = top["choices"][0]["logprobs"]["top_logprobs"][0].as_object().expect("a map").clone();
+    assert!(first.len() == 3 || first.len() == 4, "{top}");
+    assert!(first.contains_key(tokens(&top)[0].as_str().expect("a token")), "{top}");
+    let plain = ask(json!({}))["choices"][0]["text"].as_str().expect("text").to_owned();
+    let stopped = ask(json!({"stop": [plain[plain.len() - 1..].to_owned()]}));
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop", "{stopped}");
+    assert!(plain.starts_with(stopped["choices"][0]["text"].as_str().expect("text")));
+    let drawn = |seed: u64| ask(json!({"temperature": 2, "seed": seed, "n": 3, "max_tokens": 24}));
+    let (one, again, other) = (drawn(7), drawn(7), drawn(8));
+    let texts = |answer: &Value| -> Vec<Value> {
+        answer["choices"].as_array().expect("a list").iter().map(|choice| choice["text"].clone()).collect()
+    };
+    assert_eq!((texts(&one).len(), texts(&one)), (3, texts(&again)));
+    assert!(texts(&one) != texts(&other) && texts(&one)[0] != texts(&one)[1], "{one} {other}");
+    assert_eq!(one["usage"]["completion_tokens"], 72);
+    let chat = |more: u64| {
+        let body = json!({"messages": [{"role": "user", "content": "What is 27 + 58?"}], "temperature": 0, "min_tokens": more});
+        server.post("/v1/chat/completions", &body).json()["usage"]["completion_tokens"].as_u64()
+    };
+    assert!(chat(0) < Some(12) && chat(12) >= Some(12), "{:?} {:?}", chat(0), chat(12));
+    let penalised = ask(json!({"max_tokens": 40, "frequency_penalty": 2, "presence_penalty": 2}));
+    assert_ne!(penalised["choices"][0]["text"], ask(json!({"max_tokens": 40}))["choices"][0]["text"]);
+    for (field, value) in [("top_k", json!(1)), ("top_p", json!(1e-6)), ("min_p", json!(1.0))] {
+        let only_one = ask(json!({"temperature": 1, "seed": 3, field: value}));
+        assert_eq!(only_one["choices"][0]["text"], json!(plain), "{field}");
+    }
 }

@@ -100,3 +100,24 @@ fn secrets_are_on_no_command_line() {
     let answer = server.post("/v1/completions", &json!({"prompt": [5, 6], "max_tokens": 3}));
     assert_eq!(answer.status, 200);
 }
+
+/// `gaterail serve 2>&1 | head -1`: it serves on, and so do its workers and whoever takes a dead one's place.
+#[test]
+fn nobody_has_to_read_what_it_says() {
+    for log in ["text", "json"] {
+        let mut server = Server::start_unread(&["--workers", "2", "--log", log]);
+        assert!(!server.start.is_empty());
+        let ask = || {
+            let body = json!({"prompt": [5, 6], "max_tokens": 3, "ignore_eos": true});
+            let answer = server.post("/v1/completions", &body);
+            assert_eq!((answer.status, &answer.json()["usage"]["completion_tokens"]), (200, &json!(3)));
+        };
+        let victim = pids(&wait_for_workers(&server, 2))[0];
+        (0..20).for_each(|_| ask());
+        signal(victim, Signal::KILL);
+        wait_for_others(&server, 2, &[victim]);
+        (0..20).for_each(|_| ask());
+        server.signal("TERM");
+        assert!(server.wait().success(), "--log {log}");
+    }
+}

@@ -9,6 +9,7 @@ mod cluster;
 mod death;
 mod door;
 mod lifecycle;
+mod log;
 mod rebalance;
 mod same;
 mod tls;

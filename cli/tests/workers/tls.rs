@@ -10,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::cluster::{WorkerProcess, wait_for_workers};
-use crate::server::{PATIENCE, Server, gaterail};
+use crate::server::{PATIENCE, Server, gaterail, skipped};
 
 const FILES: [(&str, u32); 6] = [
     ("ca.pem", 0o644),
@@ -46,7 +46,7 @@ fn free_port() -> String {
 fn is_here(program: &str) -> bool {
     let here = Command::new(program).arg("--help").output().is_ok();
     if !here {
-        eprintln!("{program} is not here, and was not asked");
+        skipped(&format!("{program} is not installed, and was not asked"));
     }
     here
 }
@@ -80,7 +80,9 @@ fn certificates_are_made_once_and_keys_are_the_owners() {
     let first = read();
     let again = run(&folder, &["certs", "init", path]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(text(&again.stderr).contains("is there already, and nothing was changed. With --force"));
+    let why = text(&again.stderr);
+    assert!(why.contains("is there already, and nothing was changed. With --renew"), "{why}");
+    assert!(why.contains("With --force all are made anew"), "{why}");
     assert!(read() == first);
     let shown = text(&run(&folder, &["certs", "show", path]).stdout);
     for part in ["days: the CA", "the router, as localhost, 127.0.0.1, ::1", "router.example", "workers"] {
@@ -97,6 +99,63 @@ fn certificates_are_made_once_and_keys_are_the_owners() {
     assert_eq!(wrong.status.code(), Some(2));
     let none = run(&folder, &["certs", "show", "/no/such"]);
     assert!(text(&none.stderr).contains("gaterail certs init DIR"), "{}", text(&none.stderr));
+}
+
+/// A folder whose certificates end soon gets new ones for its keys: workers with the old ones and with the new ones join.
+#[test]
+fn certificates_are_renewed_for_the_same_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = certs(&folder, "certs", &["--days", "20", "--host", "router.example"]);
+    let path = |file: &str| Path::new(&dir).join(file);
+    let read = |file: &str| std::fs::read_to_string(path(file)).expect(file);
+    let before = FILES.map(|(file, _)| read(file));
+    let old = folder.path().join("old");
+    std::fs::create_dir(&old).unwrap();
+    for file in ["ca.pem", "worker.pem", "worker-key.pem"] {
+        std::fs::copy(path(file), old.join(file)).unwrap();
+    }
+    // What ends soon is said at a start.
+    let port = free_port();
+    let router = ["--cluster-certs", &dir, "--workers", "1", "--wait-for-workers", "1"];
+    let server = Server::start(&[&["--cluster-listen", &port][..], &router].concat());
+    assert!(server.start.contains("ends on") && server.start.contains("--renew"), "{}", server.start);
+    drop(server);
+    let renewed = run(&folder, &["certs", "init", &dir, "--renew", "--host", "10.7.7.7"]);
+    let (said, error) = (text(&renewed.stdout), text(&renewed.stderr));
+    assert!(renewed.status.success(), "{error}");
+    for part in ["(825 days)", "router.example, 10.7.7.7", "the last one ends on", "start the router again"] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    for ((file, mode), before) in FILES.iter().zip(&before) {
+        assert_eq!(read(file) == *before, file.ends_with("key.pem"), "{file}");
+        let now = std::fs::metadata(path(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(now & !mode, 0, "{file}");
+    }
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
+    let shown = text(&run(&folder, &["certs", "show", &dir]).stdout);
+    assert!(shown.contains("router.example") && shown.contains("825 days: workers"), "{shown}");
+    let port = free_port();
+    let mut server = Server::start(&[&["--cluster-listen", &port][..], &router].concat());
+    assert!(!server.start.contains("--renew"), "{}", server.start);
+    for (name, certs) in [("old", old.to_str().unwrap()), ("new", &dir)] {
+        let join = ["--join", &port, "--certs", certs, "--name", name];
+        let mut worker = WorkerProcess::start(&folder, &join, &[]);
+        worker.line_with(&["joined"]);
+        wait_for_workers(&server, 2);
+        drop(worker);
+        server.line_with(&[name, "is gone"]);
+    }
+    // Nothing of another CA's key, and nothing where there is nothing.
+    let other = certs(&folder, "other", &[]);
+    std::fs::copy(Path::new(&other).join("ca-key.pem"), path("ca-key.pem")).unwrap();
+    let kept = read("router.pem");
+    let foreign = run(&folder, &["certs", "init", &dir, "--renew"]);
+    assert!(!foreign.status.success() && text(&foreign.stderr).contains("nothing was changed"));
+    assert!(read("router.pem") == kept);
+    let both = run(&folder, &["certs", "init", &dir, "--renew", "--force"]);
+    assert_eq!(both.status.code(), Some(2));
+    let none = run(&folder, &["certs", "init", folder.path().join("none").to_str().unwrap(), "--renew"]);
+    assert!(!none.status.success(), "{}", text(&none.stdout));
 }
 
 #[test]

@@ -91,7 +91,9 @@ impl<'a> CallRows<'a> {
         Ok(CallRows {
             x: match header.form {
                 RowForm::F32 => CallX::F32(numbers(x)?),
-                RowForm::Int8 { .. } => CallX::Int8 { codes: bytemuck::cast_slice(x), scales: numbers(scales)? },
+                RowForm::Int8 { .. } => {
+                    CallX::Int8 { codes: bytemuck::cast_slice(x), scales: numbers(scales)? }
+                }
             },
             ids: numbers(ids)?,
             weights: numbers(weights)?,

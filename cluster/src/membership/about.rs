@@ -1,8 +1,9 @@
 //! What is known of a worker, and what is wanted of all of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use gaterail_proto::WorkerId;
+use gaterail_proto::{ShardSpec, WorkerId};
 use serde::Serialize;
 
 use crate::placement::{Mode, Seat};
@@ -29,6 +30,9 @@ pub struct WorkerAbout {
     pub machine: Machine,
     /// Those of one host may share memory, and have the same rates if their devices are the same; empty: with nobody.
     pub host: String,
+    /// What of the model lies packed on its host.
+    #[serde(skip)]
+    pub packed: Arc<ShardSpec>,
 }
 
 impl From<&WorkerAbout> for Seat {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use gaterail_proto::{ExpertInventory, ExpertSlice, Placement, WorkerId};
+use gaterail_proto::{ExpertInventory, ExpertSlice, Placement, ShardSpec, WorkerId};
 
 use crate::placement::{Misfit, Mode, Popularity, Seat, Wanted, place, run_bytes};
 
@@ -16,6 +16,7 @@ pub struct Case {
     pub(super) copies: u32,
     pub(super) replica_bytes: u64,
     pub(super) popularity: Option<Popularity>,
+    pub(super) packed: Vec<(WorkerId, Arc<ShardSpec>)>,
     pub(super) current: Option<Arc<Placement>>,
     pub(super) beside: bool,
 }
@@ -34,6 +35,7 @@ impl Case {
             copies: self.copies.max(1),
             replica_bytes: self.replica_bytes,
             popularity: self.popularity.as_ref(),
+            packed: &self.packed,
             current: self.current.as_deref(),
             beside: self.beside,
             smaller: &[],

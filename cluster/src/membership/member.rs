@@ -1,6 +1,9 @@
 //! A worker that is there.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
+
+use gaterail_proto::{ExpertId, LayerId};
 
 use super::{Progress, WorkerAbout};
 
@@ -10,6 +13,8 @@ const EXCUSED_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct Member {
     pub about: WorkerAbout,
+    /// Experts of which something lies packed on its host.
+    pub packed: u64,
     /// Its place in the order of joining.
     pub joined: u64,
     pub heard: Instant,
@@ -30,8 +35,11 @@ pub(super) struct Member {
 
 impl Member {
     pub fn new(about: WorkerAbout, joined: u64, now: Instant) -> Member {
+        let slices = about.packed.slices.iter();
+        let experts: HashSet<(LayerId, ExpertId)> = slices.map(|at| (at.layer, at.expert)).collect();
         Member {
             about,
+            packed: experts.len() as u64,
             joined,
             heard: now,
             excused: None,

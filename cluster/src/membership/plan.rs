@@ -54,6 +54,7 @@ impl Roster {
             copies: self.policy.copies.max(1),
             replica_bytes: self.policy.replica_bytes,
             popularity: self.popularity.as_ref(),
+            packed: &self.packed,
             current: self.active.as_ref().map(|active| &*active.placement),
             beside: false,
             smaller: &[],
@@ -70,6 +71,7 @@ impl Roster {
             copies: copies.max(1),
             replica_bytes,
             popularity: self.popularity.clone(),
+            packed: self.packed.clone(),
             current: self.active.as_ref().map(|active| active.placement.clone()),
             beside,
         }

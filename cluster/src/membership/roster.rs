@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gaterail_proto::{Epoch, ExpertInventory, Placement, WorkerId};
+use gaterail_proto::{Epoch, ExpertInventory, Placement, ShardSpec, WorkerId};
 
 use super::member::Member;
 use super::penalty::{Penalties, Who};
@@ -20,6 +20,8 @@ pub struct Roster {
     pub(super) fallback: Spread,
     pub(super) inventory: ExpertInventory,
     pub(super) members: BTreeMap<WorkerId, Member>,
+    /// What lies packed on the hosts of members, and of some who are gone.
+    pub(super) packed: Vec<(WorkerId, Arc<ShardSpec>)>,
     pub(super) popularity: Option<Popularity>,
     /// The last that was given out.
     pub(super) epoch: Epoch,
@@ -91,6 +93,7 @@ impl Roster {
             fallback,
             inventory,
             members: BTreeMap::new(),
+            packed: Vec::new(),
             popularity: None,
             epoch: Epoch(0),
             active: None,
@@ -219,6 +222,10 @@ impl Roster {
         // Whoever comes again and again after it has failed does not hurry anybody.
         if !self.penalties.leaves_out(&Who::of(&about)) {
             self.retry = None;
+        }
+        self.packed.retain(|(there, _)| self.members.contains_key(there));
+        if !about.packed.slices.is_empty() {
+            self.packed.push((worker, about.packed.clone()));
         }
         self.members.insert(worker, Member::new(about, self.joins, now));
         self.first_joined.get_or_insert(now);

@@ -54,6 +54,8 @@ pub struct WorkerView {
     pub bytes: u64,
     /// Of the active epoch: its share of the work, from 0 to 1.
     pub share: f64,
+    /// Experts of which something lies packed on its host.
+    pub packed: u64,
     /// As the worker says.
     pub held_bytes: u64,
     pub calls: u64,
@@ -138,6 +140,7 @@ impl Roster {
             experts: part.experts,
             bytes: part.bytes,
             share: part.share,
+            packed: member.packed,
             held_bytes: member.held_bytes,
             calls: member.calls,
             loading: member.loading,

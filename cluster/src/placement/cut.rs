@@ -30,6 +30,8 @@ struct Cutter<'a> {
     /// By seat: bytes of its group's copies that have been cut, times its share.
     due: Vec<f64>,
     given: Vec<f64>,
+    /// How often a seat was weighed for a unit: what placing costs, and what a test holds it to.
+    weighed: u64,
 }
 
 /// One copy on its way.
@@ -41,6 +43,8 @@ struct Copy<'a> {
     widths: Vec<u32>,
     /// What stays of what is held now.
     parts: Vec<Part>,
+    /// What lies packed on somebody's host.
+    packed: &'a [Part],
 }
 
 impl<'a> Cutter<'a> {
@@ -73,7 +77,7 @@ impl<'a> Cutter<'a> {
             }
         }
         let none = vec![0.0; seats.len()];
-        Cutter { job, shares, room, due: none.clone(), given: none }
+        Cutter { job, shares, room, due: none.clone(), given: none, weighed: 0 }
     }
 
     fn copy(&mut self, expert: usize, group: usize) -> Result<Vec<Part>, Misfit> {
@@ -82,6 +86,7 @@ impl<'a> Cutter<'a> {
             self.due[seat] += self.shares[seat] * f64::from(copy.units) * copy.unit_bytes;
             self.given[seat] += f64::from(width) * copy.unit_bytes;
         }
+        self.give_shares(&mut copy);
         for _ in copy.widths.iter().sum::<u32>()..copy.units {
             let at = self.next(&copy).ok_or_else(|| {
                 let what =
@@ -104,6 +109,25 @@ impl<'a> Cutter<'a> {
         Ok(copy.runs())
     }
 
+    /// Whole units of everybody's share, if there are so many left: they come before all others, in whatever order they are given.
+    fn give_shares(&mut self, copy: &mut Copy<'_>) {
+        let whole = |at: usize| (self.fair(copy, at) + EPS) as u32;
+        let lacks: Vec<u32> =
+            copy.widths.iter().enumerate().map(|(at, width)| whole(at).saturating_sub(*width)).collect();
+        let left = copy.units.saturating_sub(copy.widths.iter().sum());
+        if lacks.iter().sum::<u32>() > left {
+            return;
+        }
+        for (at, lacks) in lacks.into_iter().enumerate() {
+            for _ in 0..lacks {
+                if self.room[copy.seats[at]] + EPS < copy.unit_bytes {
+                    break;
+                }
+                self.give(copy, at);
+            }
+        }
+    }
+
     fn give(&mut self, copy: &mut Copy<'_>, at: usize) {
         let seat = copy.seats[at];
         copy.widths[at] += 1;
@@ -111,8 +135,10 @@ impl<'a> Cutter<'a> {
         self.room[seat] -= copy.unit_bytes;
     }
 
-    /// Who gets the next unit: who is below its share of this copy, then who is behind with those before.
-    fn next(&self, copy: &Copy<'_>) -> Option<usize> {
+    /// Who gets the next unit: who is below its share of this copy, then who has more of it packed and has not had too much of those
+    /// before, then who is behind with those.
+    fn next(&mut self, copy: &Copy<'_>) -> Option<usize> {
+        self.weighed += copy.seats.len() as u64;
         let open = (0..copy.seats.len()).filter(|&at| self.room[copy.seats[at]] + EPS >= copy.unit_bytes);
         let rank = |&at: &usize| {
             let (width, fair) = (f64::from(copy.widths[at]), self.fair(copy, at));
@@ -121,14 +147,18 @@ impl<'a> Cutter<'a> {
                 width if width < fair - EPS => 1.0,
                 _ => 0.0,
             };
-            (stage, self.behind(copy, at))
+            let behind = self.behind(copy, at);
+            (stage, copy.has_more(at) && behind > -UNITS_OFF_MAX, behind)
         };
-        let mut best: Option<(usize, (f64, f64))> = None;
+        let mut best: Option<(usize, (f64, bool, f64))> = None;
         for at in open {
-            let (stage, behind) = rank(&at);
-            // The first of equals.
-            if best.is_none_or(|(_, (most, far))| stage > most || (stage == most && behind > far + EPS)) {
-                best = Some((at, (stage, behind)));
+            let (stage, packed, behind) = rank(&at);
+            let is_better = |(_, (most, there, far)): (usize, (f64, bool, f64))| {
+                // The first of equals.
+                (stage, packed) > (most, there) || ((stage, packed) == (most, there) && behind > far + EPS)
+            };
+            if best.is_none_or(is_better) {
+                best = Some((at, (stage, packed, behind)));
             }
         }
         best.map(|(at, _)| at)
@@ -182,11 +212,27 @@ impl<'a> Copy<'a> {
         let parts = disjoint(held, at.units);
         let width = |&seat: &usize| parts.iter().filter(|part| part.seat == seat).map(Part::len).sum();
         let widths = seats.iter().map(width).collect();
-        Copy { units: at.units, unit_bytes: at.bytes / f64::from(at.units.max(1)), seats, widths, parts }
+        let packed = job.packed.get(expert).map_or(&[][..], |parts| parts);
+        Copy {
+            units: at.units,
+            unit_bytes: at.bytes / f64::from(at.units.max(1)),
+            seats,
+            widths,
+            parts,
+            packed,
+        }
     }
 
-    /// Runs of these widths: what is held is cut from its end, and what nobody holds is handed out in order.
+    /// Whether a seat's host has more units packed than it gets so far.
+    fn has_more(&self, at: usize) -> bool {
+        let packed = self.packed.iter().filter(|part| part.seat == self.seats[at]);
+        packed.map(Part::len).sum::<u32>() > self.widths[at]
+    }
+
+    /// Runs of these widths: what is held is cut from its end, and what nobody holds is handed out in order, but for those who have
+    /// packed what comes next.
     fn runs(mut self) -> Vec<Part> {
+        let packed = self.packed;
         let mut wanting: Vec<(usize, u32)> = Vec::new();
         for (&seat, &width) in self.seats.iter().zip(&self.widths) {
             let held: u32 = self.parts.iter().filter(|part| part.seat == seat).map(Part::len).sum();
@@ -199,16 +245,27 @@ impl<'a> Copy<'a> {
             wanting.push((seat, width.saturating_sub(held)));
         }
         self.parts.retain(|part| part.len() > 0);
-        let mut wanting = wanting.into_iter().filter(|&(_, width)| width > 0);
-        let mut next = wanting.next();
+        wanting.retain(|&(_, width)| width > 0);
+        // Who has begun goes on.
+        let mut begun: Option<usize> = None;
         for UnitRange { mut start, end } in gaps(&self.parts, self.units) {
             while start < end {
-                let (seat, width) = next.as_mut().expect("the widths are the units");
+                let has = |&(seat, width): &(usize, u32)| {
+                    let run = UnitRange { start, end: end.min(start + width) };
+                    packed
+                        .iter()
+                        .any(|at| at.seat == seat && at.units.start <= start && at.units.end >= run.end)
+                };
+                let ready = || wanting.iter().position(has);
+                let at = begun.or_else(ready).unwrap_or(0);
+                // The widths are the units: somebody wants them.
+                let (seat, width) = &mut wanting[at];
                 let upto = end.min(start + *width);
                 self.parts.push(Part { seat: *seat, units: UnitRange { start, end: upto } });
                 *width -= upto - start;
-                if *width == 0 {
-                    next = wanting.next();
+                begun = (*width > 0).then_some(at);
+                if begun.is_none() {
+                    wanting.remove(at);
                 }
                 start = upto;
             }
@@ -247,4 +304,49 @@ fn gaps(parts: &[Part], units: u32) -> Vec<UnitRange> {
         gaps.push(UnitRange { start: next, end: units });
     }
     gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use gaterail_proto::{ExpertInventory, LayerExperts, LayerId, WorkerId};
+
+    use super::super::{Mode, Seat, Wanted, spread::spread};
+    use super::*;
+
+    /// Seats that are weighed, for each copy of an expert.
+    fn weighed(mode: Mode, units: u32, seats: u64) -> f64 {
+        let layer =
+            |layer| LayerExperts { layer: LayerId(layer), experts: 256, units, expert_bytes: 24_000_000 };
+        let inventory = ExpertInventory { layers: (0..58).map(layer).collect() };
+        let seat = |id| Seat { worker: WorkerId(id), memory_bytes: 1 << 40, read_bytes_per_second: 2e12 };
+        let seats: Vec<Seat> = (0..seats).map(seat).collect();
+        let wanted = Wanted {
+            inventory: &inventory,
+            seats: &seats,
+            mode,
+            copies: 1,
+            replica_bytes: 0,
+            popularity: None,
+            packed: &[],
+            current: None,
+            beside: false,
+            smaller: &[],
+        };
+        let job = Job::new(&wanted, None, true);
+        let at = spread(&job).expect("room").at;
+        let mut cutter = Cutter::new(&job, &at);
+        for (expert, groups) in at.iter().enumerate() {
+            groups.iter().for_each(|&group| drop(cutter.copy(expert, group).expect("room")));
+        }
+        cutter.weighed as f64 / at.len() as f64
+    }
+
+    /// A unit that is somebody's share is given without asking all; only what does not divide is weighed.
+    #[test]
+    fn few_are_weighed() {
+        assert_eq!(weighed(Mode::Ep, 16, 7), 0.0);
+        assert_eq!(weighed(Mode::Tp, 16, 8), 0.0);
+        assert_eq!(weighed(Mode::Tp, 16, 7), 2.0 * 7.0);
+        assert_eq!(weighed(Mode::Mixed { ep: 2, tp: 3 }, 16, 6), 3.0);
+    }
 }

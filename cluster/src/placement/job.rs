@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use gaterail_proto::{Placement, UnitRange, WorkerId};
+use gaterail_proto::{LayerId, Placement, UnitRange, WorkerId};
 
 use super::groups::{Group, Now, groups, speeds};
 use super::{Misfit, Wanted};
@@ -51,6 +51,8 @@ pub(super) struct Job<'a> {
     pub groups: Vec<Group>,
     /// By expert and copy: what is held now on seats that are still there. Copies of which nothing is left are left out.
     pub now: Vec<Vec<Vec<Part>>>,
+    /// By expert: what lies packed on a seat's host; empty where nobody has anything.
+    pub packed: Vec<Vec<Part>>,
     /// Whether what is held now and not wanted any more still takes its room.
     pub beside: bool,
     pub balance: Balance,
@@ -94,7 +96,14 @@ impl<'a> Job<'a> {
         }
         let made_after = Now { copies: &now, together: &together, balance: balance != Balance::None };
         let groups = groups(wanted.seats, &speeds, wanted.mode, copies, made_after);
-        Job { wanted, copies, experts, layers, speeds, groups, now, beside, balance, new }
+        let packed = packed(wanted, &layers, &seat_of);
+        Job { wanted, copies, experts, layers, speeds, groups, now, packed, beside, balance, new }
+    }
+
+    /// Units of an expert that lie packed where a group is.
+    pub fn packed_in(&self, expert: usize, group: usize) -> u32 {
+        let parts = self.packed.get(expert).into_iter().flatten();
+        parts.filter(|part| self.groups[group].seats.contains(&part.seat)).map(Part::len).sum()
     }
 
     /// Bytes that a copy of an expert takes of a group's room: beside what is held now, or anew.
@@ -150,6 +159,30 @@ impl<'a> Job<'a> {
     pub fn misfit(&self, what: String, missing: f64) -> Misfit {
         Misfit { what, missing_bytes: missing.ceil() as u64, ways: Vec::new() }
     }
+}
+
+/// Nothing for slices that the inventory does not have.
+fn packed(
+    wanted: &Wanted<'_>,
+    layers: &[std::ops::Range<usize>],
+    seat_of: &HashMap<WorkerId, usize>,
+) -> Vec<Vec<Part>> {
+    if wanted.packed.iter().all(|(worker, _)| !seat_of.contains_key(worker)) {
+        return Vec::new();
+    }
+    let first_of: HashMap<LayerId, &std::ops::Range<usize>> =
+        wanted.inventory.layers.iter().map(|at| at.layer).zip(layers).collect();
+    let mut packed = vec![Vec::new(); layers.last().map_or(0, |last| last.end)];
+    for (worker, shard) in wanted.packed {
+        let Some(&seat) = seat_of.get(worker) else { continue };
+        for slice in &shard.slices {
+            let experts = first_of.get(&slice.layer).map_or(0..0, |experts| (*experts).clone());
+            if let Some(expert) = experts.clone().nth(slice.expert.0 as usize) {
+                packed[expert].push(Part { seat, units: slice.units });
+            }
+        }
+    }
+    packed
 }
 
 fn held_now(current: &Placement, seat_of: &HashMap<WorkerId, usize>) -> Vec<Vec<Vec<Part>>> {

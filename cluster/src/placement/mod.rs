@@ -23,7 +23,9 @@ pub use mode::{Mode, ModeError, Parallel};
 pub(crate) use place::fit;
 pub use place::place;
 
-use gaterail_proto::{ExpertInventory, Placement, WorkerId};
+use std::sync::Arc;
+
+use gaterail_proto::{ExpertInventory, Placement, ShardSpec, WorkerId};
 
 /// A worker, as far as placement cares.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +52,8 @@ pub struct Wanted<'a> {
     /// For further copies of the experts that are hit most, over all workers together.
     pub replica_bytes: u64,
     pub popularity: Option<&'a Popularity>,
+    /// What lies packed on a worker's host: of places that are equal else, it goes there.
+    pub packed: &'a [(WorkerId, Arc<ShardSpec>)],
     /// Who holds what now: as little as possible moves.
     pub current: Option<&'a Placement>,
     /// Whether what is new must fit beside all that is held now. If not, it does where that is possible.

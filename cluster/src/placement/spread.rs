@@ -1,5 +1,7 @@
 //! Experts to groups: each group gets its share of every layer, since a layer takes as long as its slowest worker.
 
+use std::collections::HashMap;
+
 use super::Misfit;
 use super::groups::proportional;
 use super::job::{Balance, Job, Part};
@@ -52,6 +54,8 @@ struct Spreader<'a> {
     planned: Vec<f64>,
     /// What each group's share of those would be.
     due: Vec<f64>,
+    /// Where experts were before they were moved in this round.
+    before: HashMap<usize, Vec<usize>>,
 }
 
 impl<'a> Spreader<'a> {
@@ -92,6 +96,7 @@ impl<'a> Spreader<'a> {
             hits: vec![vec![0.0; groups]; job.layers.len()],
             planned: vec![0.0; groups],
             due: vec![0.0; groups],
+            before: HashMap::new(),
         })
     }
 
@@ -142,7 +147,11 @@ impl<'a> Spreader<'a> {
             .collect();
         let below = |&group: &usize| (self.count[layer][group] as f64) < self.quota(layer, group) - EPS;
         let fair: Vec<usize> = open.iter().copied().filter(below).collect();
-        let among = if fair.is_empty() { open } else { fair };
+        let mut among = if fair.is_empty() { open } else { fair };
+        // Where nobody knows what is hit, one expert of a layer is as good as another.
+        if self.job.wanted.popularity.is_none() {
+            self.prefer_packed(expert, &mut among);
+        }
         let hits = self.job.hits(expert);
         let time = |group: usize| match self.job.wanted.popularity {
             Some(_) => (self.hits[layer][group] + hits) / self.shares[group],
@@ -150,9 +159,20 @@ impl<'a> Spreader<'a> {
         };
         let best = among.iter().map(|&group| time(group)).fold(f64::INFINITY, f64::min);
         let lacking = |group: usize| self.due[group] - self.planned[group];
-        let equal = among.into_iter().filter(|&group| time(group) <= best * TIE);
+        let mut equal: Vec<usize> = among.into_iter().filter(|&group| time(group) <= best * TIE).collect();
+        self.prefer_packed(expert, &mut equal);
         // The first of equals, not the last.
-        equal.reduce(|a, b| if lacking(b) > lacking(a) + EPS { b } else { a })
+        equal.into_iter().reduce(|a, b| if lacking(b) > lacking(a) + EPS { b } else { a })
+    }
+
+    /// Of several groups those where most of an expert lies packed.
+    fn prefer_packed(&self, expert: usize, groups: &mut Vec<usize>) {
+        if self.job.packed.is_empty() {
+            return;
+        }
+        let packed = |group: usize| self.job.packed_in(expert, group);
+        let most = groups.iter().map(|&group| packed(group)).max().unwrap_or(0);
+        groups.retain(|&group| packed(group) == most);
     }
 
     /// Moves another expert out of a group's way, where groups with room have this one already.
@@ -178,10 +198,10 @@ impl<'a> Spreader<'a> {
     /// Until nothing moves: what one move frees may be room for another.
     fn even_out(&mut self) {
         for _ in 0..ROUNDS_MAX {
-            let before = self.at.clone();
+            self.before.clear();
             (0..self.job.layers.len()).for_each(|layer| self.even_layer(layer));
             self.even_total();
-            if self.at == before {
+            if self.before.iter().all(|(expert, before)| self.at[*expert] == *before) {
                 return;
             }
         }
@@ -302,6 +322,7 @@ impl<'a> Spreader<'a> {
     fn shift(&mut self, expert: usize, from: usize, to: usize) {
         self.room[from] += self.job.cost(expert, from);
         let layer = self.job.experts[expert].layer;
+        self.before.entry(expert).or_insert_with(|| self.at[expert].clone());
         self.count[layer][from] -= 1;
         self.hits[layer][from] -= self.job.hits(expert);
         self.at[expert].retain(|&group| group != from);

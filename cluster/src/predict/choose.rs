@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::rates::Rates;
+use super::routing::Drawn;
 use super::shape::{Shape, Step};
 use super::step::{Prediction, Term, Where, predict};
 use crate::placement::{Mode, Wanted, fit};
@@ -41,11 +42,12 @@ pub fn choose(
     let divides = |ep: &usize| workers.is_multiple_of(*ep);
     let mixed = (2..workers).filter(divides).map(|ep| Mode::Mixed { ep, tp: workers / ep });
     let mut found: Vec<(f64, Mode, Vec<Prediction>)> = Vec::new();
+    let drawn = Drawn::popular(wanted.popularity);
     for mode in [Mode::Ep, Mode::Tp].into_iter().chain(mixed) {
         let Ok(placement) = fit(&Wanted { mode, current: None, ..*wanted }) else { continue };
         let predictions: Vec<Prediction> = steps
             .iter()
-            .map(|(step, _)| predict(shape, rates, Where::On(&placement), *step, wanted.popularity))
+            .map(|(step, _)| predict(shape, rates, Where::On(&placement), *step, drawn))
             .collect();
         // Seconds a row: decode and prefill weigh as they are asked to.
         let cost = predictions.iter().zip(steps).map(|(one, (_, weight))| weight / one.rows_per_second());

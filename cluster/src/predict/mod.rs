@@ -6,11 +6,13 @@
 mod choose;
 mod rates;
 mod routing;
+mod seen;
 mod shape;
 mod step;
 
 pub use choose::{Verdict, choose, compare};
 pub use rates::{Compute, Cut, FEW_ROWS, Hop, Rates, Walked, WorkerRate, shared_finish};
-pub use routing::{Routing, expected_distinct};
+pub use routing::{Drawn, Routing, expected_distinct};
+pub use seen::{Seen, SeenLayer};
 pub use shape::{LayerShape, Shape, Step};
 pub use step::{Prediction, Term, Terms, Where, predict};

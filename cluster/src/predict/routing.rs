@@ -1,5 +1,49 @@
 //! Which experts rows go to: drawn from a seed, each row K of E.
 
+use super::seen::{Seen, SeenLayer};
+use crate::placement::Popularity;
+
+/// By what experts are drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum Drawn<'a> {
+    /// All are as likely.
+    Even,
+    /// As often as they were hit; each row by itself.
+    Popular(&'a Popularity),
+    /// As steps were seen to be: as often, and rows as alike.
+    Seen(&'a Seen),
+}
+
+/// The same for one layer.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerDraw<'a> {
+    Even,
+    Popular(&'a [f64]),
+    /// Beside it how often a row goes where one before it went.
+    Seen(&'a SeenLayer, f64),
+}
+
+impl<'a> Drawn<'a> {
+    pub fn popular(popularity: Option<&'a Popularity>) -> Drawn<'a> {
+        popularity.map_or(Drawn::Even, Drawn::Popular)
+    }
+
+    /// Of the sparse layer of that number, whose first expert has that number among all.
+    pub fn layer(&self, layer: usize, first: usize, experts: u32) -> LayerDraw<'a> {
+        let experts = experts as usize;
+        match self {
+            Drawn::Even => LayerDraw::Even,
+            Drawn::Popular(hits) => {
+                hits.0.get(first..first + experts).map_or(LayerDraw::Even, LayerDraw::Popular)
+            }
+            Drawn::Seen(seen) => match seen.layers.get(layer).filter(|seen| seen.hit.len() == experts) {
+                Some(seen) => LayerDraw::Seen(seen, seen.alike()),
+                None => LayerDraw::Even,
+            },
+        }
+    }
+}
+
 /// A generator of routings (splitmix64).
 pub struct Routing {
     state: u64,
@@ -15,6 +59,48 @@ pub fn expected_distinct(experts: u32, top_k: u32, rows: u32) -> f64 {
 impl Routing {
     pub fn new(seed: u64) -> Routing {
         Routing { state: seed, keys: Vec::new() }
+    }
+
+    /// The experts of each row of a step.
+    pub fn rows(&mut self, experts: u32, top_k: u32, draw: &LayerDraw<'_>, rows: u32) -> Vec<Vec<u32>> {
+        let mut chosen: Vec<Vec<u32>> = Vec::with_capacity(rows as usize);
+        for at in 0..rows as usize {
+            let mut row = Vec::new();
+            match draw {
+                LayerDraw::Even => self.row(experts, top_k, None, &mut row),
+                LayerDraw::Popular(hits) => self.row(experts, top_k, Some(hits), &mut row),
+                // Those that went with another are as good to go with as that one.
+                LayerDraw::Seen(_, alike) if at > 0 && self.unit() < *alike => {
+                    row.clone_from(&chosen[(self.unit() * at as f64) as usize]);
+                }
+                LayerDraw::Seen(seen, _) => self.seen(&seen.hit, top_k, &mut row),
+            }
+            chosen.push(row);
+        }
+        chosen
+    }
+
+    /// One row's, each with just that probability: steps of one along all of them in a random order.
+    fn seen(&mut self, hit: &[f64], top_k: u32, row: &mut Vec<u32>) {
+        let mut order: Vec<u32> = (0..hit.len() as u32).collect();
+        for at in (1..order.len()).rev() {
+            let other = (self.unit() * (at + 1) as f64) as usize;
+            order.swap(at, other);
+        }
+        let sum: f64 = hit.iter().sum();
+        let (mut reached, mut next) = (0.0, self.unit());
+        for &expert in &order {
+            reached += hit[expert as usize] * f64::from(top_k) / sum.max(f64::MIN_POSITIVE);
+            if reached > next && row.len() < top_k as usize {
+                row.push(expert);
+                next += 1.0;
+            }
+        }
+        // What rounding left out.
+        let mut rest = order.into_iter().rev();
+        while row.len() < (top_k as usize).min(hit.len()) {
+            row.extend(rest.next().filter(|expert| !row.contains(expert)));
+        }
     }
 
     /// The experts of one row, in no order: K different ones of `experts`, as often as their hits say, or all alike.

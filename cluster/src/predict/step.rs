@@ -4,10 +4,9 @@ use gaterail_proto::{Placement, WorkerId};
 use serde::Serialize;
 
 use super::rates::{Compute, Rates, Walked, WorkerRate, shared_finish};
-use super::routing::Routing;
+use super::routing::{Drawn, LayerDraw, Routing};
 use super::shape::{LayerShape, Shape, Step};
 use crate::exchange::{ExchangeKind, HEADER_BYTES, Road, RowForm, Traffic, call_bytes};
-use crate::placement::Popularity;
 
 /// Where the experts are.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +63,8 @@ pub struct Prediction {
     pub imbalance: f64,
     /// Bytes of experts that each worker holds.
     pub memory: Vec<(WorkerId, f64)>,
+    /// Different experts of a layer that the step's rows meet.
+    pub touched: f64,
 }
 
 impl Terms {
@@ -99,27 +100,24 @@ const ROWS_DRAWN: u32 = 8192;
 const SEED: u64 = 0x6761_7465_7261_696c;
 
 /// What a step costs. `placement` is one of this model's and of workers that `rates` has; others panic.
-pub fn predict(
-    shape: &Shape,
-    rates: &Rates,
-    at: Where<'_>,
-    step: Step,
-    hits: Option<&Popularity>,
-) -> Prediction {
+pub fn predict(shape: &Shape, rates: &Rates, at: Where<'_>, step: Step, drawn: Drawn<'_>) -> Prediction {
     let rows = f64::from(step.rows);
     let mut terms = match nearest(&rates.walked, step) {
         Some(walked) => beside(shape, rates, walked, step),
         None => lane(shape, rates, step),
     };
-    let mut travel = Travel::default();
+    let (mut travel, mut touched) = (Travel::default(), 0.0);
     let mut memory = Vec::new();
     let mut routing = Routing::new(SEED);
     match at {
-        Where::Local => terms.experts = local(shape, rates, step, hits, &mut routing),
+        Where::Local => (terms.experts, touched) = local(shape, rates, step, drawn, &mut routing),
         Where::On(placement) => {
             let cluster = Cluster::new(shape, rates, placement);
-            for (layer, held) in cluster.layers.iter().enumerate() {
-                let sample = cluster.layer(&shape.layers[layer], held, step.rows, hits, &mut routing);
+            for (at, held) in cluster.layers.iter().enumerate() {
+                let layer = &shape.layers[at];
+                let draw = drawn.layer(at, held.0, layer.experts);
+                let sample = cluster.layer(layer, held, step.rows, draw, &mut routing);
+                touched += sample.touched;
                 terms.dispatch += sample.dispatch;
                 terms.experts += sample.experts;
                 terms.wait += sample.wait;
@@ -137,6 +135,7 @@ pub fn predict(
         hops: travel.frames,
         imbalance: if terms.experts > 0.0 { (terms.experts + terms.wait) / terms.experts } else { 1.0 },
         memory,
+        touched: touched / shape.layers.len().max(1) as f64,
     }
 }
 
@@ -190,31 +189,29 @@ fn draws(rows: u32) -> u32 {
     (ROWS_DRAWN / rows.max(1)).clamp(DRAWS_MIN, DRAWS_MAX)
 }
 
-/// Hits of the experts of the layer whose first expert has this number.
-fn layer_hits(hits: Option<&Popularity>, first: usize, experts: u32) -> Option<&[f64]> {
-    hits.and_then(|hits| hits.0.get(first..first + experts as usize))
-}
-
-fn local(shape: &Shape, rates: &Rates, step: Step, hits: Option<&Popularity>, routing: &mut Routing) -> f64 {
-    let (mut seconds, mut first) = (0.0, 0);
-    for layer in &shape.layers {
-        let hits = layer_hits(hits, first, layer.experts);
+/// Seconds of all experts, and how many different ones they are.
+fn local(shape: &Shape, rates: &Rates, step: Step, drawn: Drawn<'_>, routing: &mut Routing) -> (f64, f64) {
+    let (mut seconds, mut touched, mut first) = (0.0, 0.0, 0);
+    for (at, layer) in shape.layers.iter().enumerate() {
+        let draw = drawn.layer(at, first, layer.experts);
         first += layer.experts as usize;
         let (count, own) = (draws(step.rows), &rates.own);
         let (mut distinct, mut computed) = (0, 0.0);
         for _ in 0..count {
-            let hit = Hit::draw(layer, step.rows, hits, routing);
+            let hit = Hit::draw(layer, step.rows, &draw, routing);
             for &rows in hit.rows.iter().filter(|&&rows| rows > 0) {
                 let rows = f64::from(rows);
                 distinct += 1;
                 computed += own.seconds(layer.expert_operations() * rows, rows);
             }
         }
-        let bytes = f64::from(distinct) / f64::from(count) * layer.expert_bytes;
+        let distinct = f64::from(distinct) / f64::from(count);
+        touched += distinct;
+        let bytes = distinct * layer.expert_bytes;
         let busy = (bytes / own.read_bytes_per_second).max(computed / f64::from(count));
         seconds += busy + own.call_seconds;
     }
-    seconds
+    (seconds, touched)
 }
 
 /// One drawn step of a layer.
@@ -226,15 +223,11 @@ struct Hit {
 }
 
 impl Hit {
-    fn draw(layer: &LayerShape, rows: u32, hits: Option<&[f64]>, routing: &mut Routing) -> Hit {
-        let mut hit = Hit { chosen: Vec::new(), rows: vec![0; layer.experts as usize] };
-        for _ in 0..rows {
-            let mut row = Vec::new();
-            routing.row(layer.experts, layer.top_k, hits, &mut row);
-            row.iter().for_each(|&expert| hit.rows[expert as usize] += 1);
-            hit.chosen.push(row);
-        }
-        hit
+    fn draw(layer: &LayerShape, rows: u32, draw: &LayerDraw<'_>, routing: &mut Routing) -> Hit {
+        let chosen = routing.rows(layer.experts, layer.top_k, draw, rows);
+        let mut rows = vec![0; layer.experts as usize];
+        chosen.iter().flatten().for_each(|&expert| rows[expert as usize] += 1);
+        Hit { chosen, rows }
     }
 }
 
@@ -262,6 +255,7 @@ struct Sample {
     wait: f64,
     combine: f64,
     travel: Travel,
+    touched: f64,
 }
 
 impl<'a> Cluster<'a> {
@@ -306,16 +300,16 @@ impl<'a> Cluster<'a> {
     fn layer(
         &self,
         layer: &LayerShape,
-        (first, experts): &(usize, Vec<Copies>),
+        (_, experts): &(usize, Vec<Copies>),
         rows: u32,
-        hits: Option<&Popularity>,
+        draw: LayerDraw<'_>,
         routing: &mut Routing,
     ) -> Sample {
-        let hits = layer_hits(hits, *first, layer.experts);
         let count = draws(rows);
         let mut sum = Sample::default();
         for _ in 0..count {
-            let hit = Hit::draw(layer, rows, hits, routing);
+            let hit = Hit::draw(layer, rows, &draw, routing);
+            sum.touched += hit.rows.iter().filter(|&&rows| rows > 0).count() as f64;
             let one = self.drawn(layer, experts, &hit);
             sum.dispatch += one.dispatch;
             sum.experts += one.experts;
@@ -330,6 +324,7 @@ impl<'a> Cluster<'a> {
             experts: sum.experts * mean,
             wait: sum.wait * mean,
             combine: sum.combine * mean,
+            touched: sum.touched * mean,
             travel: Travel { bytes: sum.travel.bytes * mean, frames: sum.travel.frames * mean },
         }
     }

@@ -80,15 +80,35 @@ pub struct Authority {
 
 impl Authority {
     pub fn read(file: &Path) -> Result<Authority, TlsError> {
+        Authority::of(certificates(file)?, file)
+    }
+
+    /// One that is in no file yet; `file` is where it will be.
+    pub fn from_pem(pem: &[u8], file: &Path) -> Result<Authority, TlsError> {
+        Authority::of(parsed(pem, file)?, file)
+    }
+
+    /// Whether what one of them signed is believed by who believes the other: name and key are the same.
+    pub fn is_the_same_as(&self, other: &Authority) -> bool {
+        let signs = |ca: &Authority| {
+            ca.roots
+                .roots
+                .iter()
+                .map(|root| (root.subject.clone(), root.subject_public_key_info.clone()))
+                .collect::<Vec<_>>()
+        };
+        signs(self) == signs(other)
+    }
+
+    fn of(certificates: Vec<CertificateDer<'static>>, file: &Path) -> Result<Authority, TlsError> {
         let mut roots = RootCertStore::empty();
-        let certificates = certificates(file)?;
         for certificate in &certificates {
             roots.add(certificate.clone()).map_err(|error| TlsError::File {
                 file: file.to_path_buf(),
                 why: format!("holds a certificate that cannot be believed: {error}"),
             })?;
         }
-        // `certificates` returns one at least.
+        // There is one at least.
         let first = certificates[0].clone();
         Ok(Authority { roots: Arc::new(roots), first, file: file.to_path_buf() })
     }
@@ -96,9 +116,12 @@ impl Authority {
 
 /// One at least.
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    parsed(&read(file)?, file)
+}
+
+fn parsed(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |why: String| TlsError::File { file: file.to_path_buf(), why };
-    let pem = read(file)?;
-    let read = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = read.map_err(|error| wrong(format!("is no PEM: {error}")))?;
     match certificates.is_empty() {
         true => Err(wrong("holds no certificate in PEM".to_string())),

@@ -65,7 +65,16 @@ impl Validity {
 impl Identity {
     /// The names that a server's certificate has; the error says why `ca` would not be believed in it.
     pub fn names(&self, ca: &Authority) -> Result<Vec<String>, CertificateError> {
-        match judged(&self.chain, &ca.roots, now()) {
+        self.names_at(ca, now())
+    }
+
+    /// The same while it held, if it does not any more.
+    pub fn names_of_old(&self, ca: &Authority) -> Result<Vec<String>, CertificateError> {
+        self.names_at(ca, Validity::of(self).begins)
+    }
+
+    fn names_at(&self, ca: &Authority, seconds: u64) -> Result<Vec<String>, CertificateError> {
+        match judged(&self.chain, &ca.roots, seconds) {
             Some(CertificateError::NotValidForNameContext { presented, .. }) => {
                 Ok(presented.iter().map(|name| plain(name)).collect())
             }

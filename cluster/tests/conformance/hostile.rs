@@ -36,11 +36,12 @@ fn place_of_frame(memory: &File, call: u64) -> u64 {
 
 #[test]
 fn headers_that_are_none() {
-    let cases: [(u64, &[u8], FrameError); 5] = [
-        (0, b"GRX2", FrameError::Magic),
+    let cases: [(u64, &[u8], FrameError); 6] = [
+        (0, b"GRX1", FrameError::Magic),
         (6, &[1], FrameError::Magic),
         (4, &[0], FrameError::Kind(0)),
         (4, &[5], FrameError::Kind(5)),
+        (5, &[3], FrameError::Form(3)),
         (48, &(MAX + 1).to_le_bytes(), FrameError::TooLarge { bytes: MAX + 1, max: MAX }),
     ];
     for (at, bytes, expected) in cases {

@@ -295,7 +295,6 @@ impl ExpertsScratch {
         };
         Ok(ExpertsScratch { x: QuantRows::new(device, 0, 0)?, plan: Default::default(), cuda })
     }
-
 }
 
 /// The rows of `x` in int8: themselves, or made in `room`.

@@ -18,8 +18,8 @@ pub use attention::{ATTENTION_CHUNK, AttentionArgs, KvView, Mask, attention, att
 pub use elementwise::{Activation, activation, add, add_gated, clamp, copy_rows, gather_rows, scale_rows};
 pub use embed::embed;
 pub use experts::{
-    ExpertPiece, ExpertPieces, ExpertRows, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN, WeightOn,
-    experts, partial_sums, unit_length,
+    ExpertPiece, ExpertPieces, ExpertRows, ExpertsArgs, ExpertsScratch, FRACTION_BITS, PartialSums, UNIT_MIN,
+    WeightOn, experts, partial_sums, unit_length,
 };
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
 pub use kv::{KvBuffer, KvForm, KvWrite, PAGE_POSITIONS, kv_write};

@@ -10,7 +10,11 @@
 //! tied ones.
 
 use super::params::SamplingParams;
-use super::scan::{BLOCK, Maxima, Ranked, Weights};
+use super::scan::{BLOCK, Before, Maxima, Ranked, Weights};
+
+/// A block's sum of fewer weights is never larger, for their order is fixed and rounding is monotone. Only the block in
+/// which the last token lies is summed in two parts: six roundings of f32.
+pub const MARGIN: f64 = 1e-5;
 
 /// Draws a token from the adjusted `logits` [V]; `noise` gives the position's random numbers in (0, 1), one after the other.
 pub fn draw(logits: &[f32], maxima: &Maxima, params: &SamplingParams, noise: impl Fn(u32) -> f64) -> u32 {
@@ -40,7 +44,7 @@ struct Pool<'a> {
 impl Pool<'_> {
     fn draw(&self, top_p: f32, noise: impl Fn(u32) -> f64) -> u32 {
         let first = self.maxima.argmax(self.logits);
-        let mut sums = self.weights.sums_before(self.logits, self.maxima, None);
+        let mut sums = self.weights.sums(self.logits, self.maxima);
         let mut mass: f64 = sums.iter().sum();
         let nucleus = mass * f64::from(top_p);
         let mut end = None;
@@ -50,7 +54,12 @@ impl Pool<'_> {
             if top_p >= 1.0 || drawn.id() == first {
                 return drawn.id();
             }
-            sums = self.weights.sums_before(self.logits, self.maxima, Some(drawn));
+            // What is left out is known long before all is summed. The margin is more than rounding can move a sum.
+            let before = Before { end: drawn, sums: &sums, enough: mass - nucleus + mass * MARGIN };
+            let Some(fewer) = self.weights.sums_before(self.logits, self.maxima, before) else {
+                return drawn.id();
+            };
+            sums = fewer;
             mass = sums.iter().sum();
             if mass < nucleus {
                 return drawn.id();

@@ -65,7 +65,7 @@ struct RawLogprobs {
 impl RawLogprobs {
     fn of(logits: &[f32], maxima: &Maxima, count: u8) -> RawLogprobs {
         let weights = Weights::new(maxima.max, 1.0, f32::NEG_INFINITY);
-        let sum: f64 = weights.sums_before(logits, maxima, None).iter().sum();
+        let sum: f64 = weights.sums(logits, maxima).iter().sum();
         let mut raw = RawLogprobs { log_sum: f64::from(maxima.max) + sum.ln(), top: Vec::new() };
         let mut largest = maxima.largest(logits, count.into());
         largest.sort_unstable();

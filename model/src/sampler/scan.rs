@@ -2,6 +2,7 @@
 //!
 //! All are written so that the compiler can use vector registers of any width (`widest`), and give the same bits
 //! whichever it uses: maxima are those of integers, and sums are halved from the ends of a block, element by element.
+//! They are plain loops: what `collect` or `fold` is compiled to knows nothing of those registers, and takes twice as long.
 
 use gaterail_kernels::widest::{Work, widest};
 
@@ -39,14 +40,10 @@ impl Maxima {
         if ids.len() * 2 > self.blocks.len() {
             return Maxima::of(logits);
         }
-        for id in ids {
-            let block = id as usize / BLOCK;
-            let (max, bad) =
-                widest(BlockMaxima(&logits[block * BLOCK..logits.len().min((block + 1) * BLOCK)]));
-            if bad {
-                return Err(SamplerError::BadLogits);
-            }
-            self.blocks[block] = max[0];
+        let mut stale = vec![false; self.blocks.len()];
+        ids.for_each(|id| stale[id as usize / BLOCK] = true);
+        if widest(StaleMaxima { logits, stale: &stale, maxima: &mut self.blocks }) {
+            return Err(SamplerError::BadLogits);
         }
         Maxima::with(self.blocks)
     }
@@ -139,20 +136,64 @@ impl Work for BlockMaxima<'_> {
 
     #[inline(always)]
     fn run(self) -> (Vec<f32>, bool) {
-        let (mut largest, mut smallest) = (i32::MIN, i32::MAX);
+        let mut bounds = Bounds::NONE;
         let mut blocks = Vec::with_capacity(self.0.len().div_ceil(BLOCK));
         for block in self.0.chunks(BLOCK) {
-            let (mut high, mut low) = (i32::MIN, i32::MAX);
-            for logit in block {
-                let ordered = ordered(*logit);
-                high = high.max(ordered);
-                low = low.min(ordered);
-            }
-            (largest, smallest) = (largest.max(high), smallest.min(low));
-            blocks.push(from_ordered(high));
+            blocks.push(bounds.of_block(block));
         }
-        // NaN lies beyond the infinities, on the side of its sign.
-        (blocks, largest >= ordered(f32::INFINITY) || smallest < ordered(f32::NEG_INFINITY))
+        (blocks, bounds.are_unusable())
+    }
+}
+
+/// The maxima of the blocks that changed, and whether any of their logits is unusable.
+struct StaleMaxima<'a> {
+    logits: &'a [f32],
+    stale: &'a [bool],
+    maxima: &'a mut [f32],
+}
+
+impl Work for StaleMaxima<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut bounds = Bounds::NONE;
+        for ((block, stale), max) in self.logits.chunks(BLOCK).zip(self.stale).zip(self.maxima) {
+            if *stale {
+                *max = bounds.of_block(block);
+            }
+        }
+        bounds.are_unusable()
+    }
+}
+
+/// Between what all logits lie that were looked at, as integers.
+struct Bounds {
+    largest: i32,
+    smallest: i32,
+}
+
+impl Bounds {
+    const NONE: Bounds = Bounds { largest: i32::MIN, smallest: i32::MAX };
+
+    /// The maximum of a block.
+    #[inline(always)]
+    fn of_block(&mut self, block: &[f32]) -> f32 {
+        let (mut high, mut low) = (i32::MIN, i32::MAX);
+        for logit in block {
+            let ordered = ordered(*logit);
+            high = high.max(ordered);
+            low = low.min(ordered);
+        }
+        self.largest = self.largest.max(high);
+        self.smallest = self.smallest.min(low);
+        from_ordered(high)
+    }
+
+    /// NaN lies beyond the infinities, on the side of its sign.
+    #[inline(always)]
+    fn are_unusable(&self) -> bool {
+        self.largest >= ordered(f32::INFINITY) || self.smallest < ordered(f32::NEG_INFINITY)
     }
 }
 
@@ -196,53 +237,88 @@ impl Weights {
         exp2((logit - self.max) * self.scale)
     }
 
-    /// The sums of the weights of all blocks, of the tokens that rank before `end`, or of all.
-    pub fn sums_before(&self, logits: &[f32], maxima: &Maxima, end: Option<Ranked>) -> Vec<f64> {
-        widest(SumsBefore { weights: *self, logits, maxima: &maxima.blocks, end })
+    /// The sums of the weights of all blocks.
+    pub fn sums(&self, logits: &[f32], maxima: &Maxima) -> Vec<f64> {
+        widest(Sums { weights: *self, logits, maxima: &maxima.blocks })
+    }
+
+    /// The sums of the weights of all blocks, of the tokens that rank before one; `None` where those are fewer than asked.
+    pub fn sums_before(&self, logits: &[f32], maxima: &Maxima, before: Before<'_>) -> Option<Vec<f64>> {
+        widest(SumsBefore { weights: *self, logits, maxima: &maxima.blocks, before })
     }
 }
 
-/// The sums of the weights of all blocks, of the tokens that rank before `end`.
-struct SumsBefore<'a> {
+/// The sums of the weights of all blocks.
+struct Sums<'a> {
     weights: Weights,
     logits: &'a [f32],
     maxima: &'a [f32],
-    end: Option<Ranked>,
 }
 
-impl SumsBefore<'_> {
-    /// Of equal logits the lower ids rank before: until which id, and from which logit up to it and behind it.
-    #[inline(always)]
-    fn border(&self) -> (usize, f32, f32) {
-        let floor = self.weights.floor;
-        match self.end {
-            None => (0, floor, floor),
-            Some(end) => (end.id() as usize, floor.max(end.logit()), floor.max(end.logit().next_up())),
-        }
-    }
-}
-
-impl Work for SumsBefore<'_> {
+impl Work for Sums<'_> {
     type Output = Vec<f64>;
 
     #[inline(always)]
     fn run(self) -> Vec<f64> {
-        let (border, until, behind) = self.border();
+        let (weights, floor) = (self.weights, self.weights.floor);
         let mut sums = Vec::with_capacity(self.maxima.len());
-        for (at, (block, max)) in self.logits.chunks(BLOCK).zip(self.maxima).enumerate() {
-            let before = border.saturating_sub(at * BLOCK);
-            sums.push(if *max < until {
-                0.0
-            } else if before >= block.len() {
-                block_sum(block, self.weights, until)
-            } else if before == 0 {
-                block_sum(block, self.weights, behind)
-            } else {
-                let (first, second) = block.split_at(before);
-                block_sum(first, self.weights, until) + block_sum(second, self.weights, behind)
-            });
+        for (block, max) in self.logits.chunks(BLOCK).zip(self.maxima) {
+            sums.push(if *max < floor { 0.0 } else { block_sum(block, weights, floor) });
         }
         sums
+    }
+}
+
+/// Which tokens are summed, and when to stop.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// Those that rank before this one.
+    pub end: Ranked,
+    /// The sums of the blocks with more tokens in them.
+    pub sums: &'a [f64],
+    /// It is enough to know that those left out weigh more than this.
+    pub enough: f64,
+}
+
+/// The sums of the weights of all blocks, of the tokens that rank before `before.end`.
+struct SumsBefore<'a> {
+    weights: Weights,
+    logits: &'a [f32],
+    maxima: &'a [f32],
+    before: Before<'a>,
+}
+
+impl Work for SumsBefore<'_> {
+    type Output = Option<Vec<f64>>;
+
+    #[inline(always)]
+    fn run(self) -> Option<Vec<f64>> {
+        let (weights, end) = (self.weights, self.before.end);
+        // Of equal logits the lower ids rank before: from which logit up to the border, and from which behind it.
+        let (border, until, behind) =
+            (end.id() as usize, weights.floor.max(end.logit()), weights.floor.max(end.logit().next_up()));
+        let mut left_out = 0.0;
+        let mut sums = Vec::with_capacity(self.maxima.len());
+        let blocks = self.logits.chunks(BLOCK).zip(self.maxima).zip(self.before.sums);
+        for (at, ((block, max), all)) in blocks.enumerate() {
+            let before = border.saturating_sub(at * BLOCK);
+            let sum = if *max < until {
+                0.0
+            } else if before >= block.len() {
+                block_sum(block, weights, until)
+            } else if before == 0 {
+                block_sum(block, weights, behind)
+            } else {
+                let (first, second) = block.split_at(before);
+                block_sum(first, weights, until) + block_sum(second, weights, behind)
+            };
+            left_out += all - sum;
+            if left_out > self.before.enough {
+                return None;
+            }
+            sums.push(sum);
+        }
+        Some(sums)
     }
 }
 

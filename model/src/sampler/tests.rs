@@ -1,6 +1,8 @@
 //! The sampler against a plain one in f64 that sorts everything, and the statistics of its draws.
 
+use super::draw::MARGIN;
 use super::noise::{philox4x32, uniform};
+use super::scan::{Before, Maxima, Ranked, Weights};
 use super::*;
 
 /// Random logits with the spread of a language model's: a few far above, most in a wide heap, some tied.
@@ -167,4 +169,39 @@ fn ties_go_to_the_lowest_ids_and_bad_logits_are_errors() {
     assert_eq!(sample(&mut [], &masked, &step(0)), Err(SamplerError::Empty));
     let cold = SamplingParams { temperature: 2e-5, top_p: 0.9, min_p: 0.1, ..SamplingParams::default() };
     assert_eq!(sample(&mut [-3e38, 1e4, 9e3], &cold, &step(3)).unwrap().token, 1);
+}
+
+/// Whether a token lies in the nucleus is decided as by the whole pass, wherever the pass stops.
+#[test]
+fn a_pass_that_stops_decides_as_a_whole_one() {
+    let (mut stopped, mut whole) = (0, 0);
+    for case in 0..400u32 {
+        let logits = logits(
+            [65, 300, 5000, 20_000][case as usize % 4],
+            case,
+            [0.5, 1.0, 4.0, 12.0][case as usize / 4 % 4],
+        );
+        let maxima = Maxima::of(&logits).unwrap();
+        let weights = Weights::new(maxima.max, [0.3, 1.0, 2.5][case as usize % 3], f32::NEG_INFINITY);
+        let sums = weights.sums(&logits, &maxima);
+        let mass: f64 = sums.iter().sum();
+        for draw in 0..20 {
+            let id = (uniform(u64::from(case), 1, draw) * logits.len() as f64) as u32;
+            let end = Ranked::new(logits[id as usize], id);
+            let fewer = |enough| weights.sums_before(&logits, &maxima, Before { end, sums: &sums, enough });
+            let full = fewer(f64::INFINITY).expect("never enough");
+            assert!(full.iter().zip(&sums).all(|(fewer, all)| *fewer <= all * (1.0 + 1e-6)));
+            let before: f64 = full.iter().sum();
+            // The hardest nucleus is the one that ends with this token.
+            for nucleus in [mass * 0.9, mass * 0.5, before, before * (1.0 - 1e-12), before * (1.0 + 1e-12)] {
+                match fewer(mass - nucleus + mass * MARGIN) {
+                    None => assert!(before < nucleus, "case {case} draw {draw}"),
+                    Some(fewer) => assert_eq!(fewer, full),
+                }
+                let decided = fewer(mass - nucleus + mass * MARGIN).is_none();
+                (stopped, whole) = (stopped + u32::from(decided), whole + u32::from(!decided));
+            }
+        }
+    }
+    assert!(stopped > 2000 && whole > 5000, "{stopped} stopped, {whole} did not");
 }

@@ -1,7 +1,9 @@
 //! Experts that one place holds, and what it must know of the model to compute them: a few numbers per layer, no tensor names
 //! and no configuration. Both ends of an exchange use it.
 
-use gaterail_kernels::ops::{self, Activation, ExpertRows, ExpertsArgs, ExpertsScratch, PartialSums, WeightOn};
+use gaterail_kernels::ops::{
+    self, Activation, ExpertRows, ExpertsArgs, ExpertsScratch, PartialSums, WeightOn,
+};
 use gaterail_kernels::{Buffer, KernelError, Stream};
 use gaterail_proto::LayerId;
 

@@ -1,12 +1,14 @@
 //! Experts in this process: any number of shards that together hold every expert.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, partial_sums};
-use gaterail_kernels::{Buffer, Stream, View, ViewMut};
+use gaterail_kernels::{Buffer, Device, Stream, View, ViewMut};
 use gaterail_proto::LayerId;
 
 use super::held::{ExpertMath, RoutedRows};
+use super::hits::Hits;
 use super::seam::{ActRows, ExpertLayer, Routing, StepError};
 use crate::spec::ModelSpec;
 use crate::weights::ExpertShard;
@@ -19,6 +21,9 @@ pub struct LocalExperts {
     spare: Vec<PartialSums>,
     /// Made with the first batch.
     scratch: Option<ExpertsScratch>,
+    hits: Arc<Hits>,
+    /// Ids on their way to be counted.
+    ids: Vec<u32>,
 }
 
 /// Sums of rows that are computed and not yet fetched.
@@ -30,7 +35,29 @@ pub struct LocalTicket {
 
 impl LocalExperts {
     pub fn new(spec: &ModelSpec, shards: Vec<ExpertShard>) -> LocalExperts {
-        LocalExperts { math: ExpertMath::of(spec), shards, spare: Vec::new(), scratch: None }
+        let math = ExpertMath::of(spec);
+        let hits = Arc::new(Hits::new(&math));
+        LocalExperts { math, shards, spare: Vec::new(), scratch: None, hits, ids: Vec::new() }
+    }
+
+    /// Where rows went. Nothing is counted where looking would make the host wait for a GPU.
+    pub fn hits(&self) -> &Arc<Hits> {
+        &self.hits
+    }
+
+    fn count(
+        &mut self,
+        layer: LayerId,
+        rows: usize,
+        routing: &Routing<'_>,
+        stream: &Stream,
+    ) -> Result<(), StepError> {
+        if let Device::Cpu(_) = stream.device() {
+            self.ids.resize(rows * routing.top_k, 0);
+            stream.download(routing.ids, 0, &mut self.ids)?;
+            self.hits.count(layer, rows, &self.ids);
+        }
+        Ok(())
     }
 
     /// Zero sums for `rows` rows, recycled where possible.
@@ -73,6 +100,7 @@ impl ExpertLayer for LocalExperts {
         routing: &Routing<'_>,
         stream: &Stream,
     ) -> Result<LocalTicket, StepError> {
+        self.count(layer, rows.rows, routing, stream)?;
         let mut total = self.sums(rows.rows, stream)?;
         match self.shards.len() {
             1 => self.compute(0, layer, rows, routing, stream, &mut total)?,

@@ -235,7 +235,7 @@ fn load_matrices(
     usage: Use,
     loader: &mut Loader<'_>,
 ) -> [Weight; 3] {
-    let places = places(spec, (layer, expert), &run, loader);
+    let places = places(spec, (layer, expert), &run, &|slot| loader.name(slot));
     // Where gate and up are one tensor, one of them alone is of no use.
     let [gate, up, down] = places.each_ref().map(|(slot, place)| loader.recall(*slot, place, usage));
     if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
@@ -250,11 +250,11 @@ fn load_matrices(
 }
 
 /// Where gate, up and down of the run lie.
-fn places(
+pub(super) fn places<'n>(
     spec: &ModelSpec,
     (layer, expert): (usize, usize),
     run: &Range<usize>,
-    loader: &Loader<'_>,
+    name_of: &dyn Fn(Slot) -> &'n str,
 ) -> [(Slot, Place); 3] {
     let at = |part| Slot::Layer(layer, part);
     let (slots, within): ([Slot; 3], [String; 3]) = match spec.names.experts {
@@ -275,7 +275,7 @@ fn places(
     let parts = [(first, n, 0, hidden), (first, n, 0, hidden), (0, hidden, first, n)];
     [0, 1, 2].map(|i| {
         let (first_row, rows, first_col, cols) = parts[i];
-        let name = format!("{}{}", loader.name(slots[i]), within[i]);
+        let name = format!("{}{}", name_of(slots[i]), within[i]);
         (slots[i], Place { name, first_row, rows, first_col, cols })
     })
 }

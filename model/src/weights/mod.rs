@@ -7,6 +7,7 @@ mod experts;
 mod int4;
 mod load;
 mod mixed;
+mod packed;
 mod precision;
 mod recall;
 mod trunk;
@@ -18,6 +19,7 @@ pub use experts::{
 };
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use mixed::mixed_layers;
+pub use packed::packed_slices;
 pub use precision::{Precision, Use};
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,

@@ -1,11 +1,10 @@
-//! How often rows went to each expert: counted on the engine's thread, looked at by control.
+//! What was hit lately: the engine's thread counts, control looks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::placement::Popularity;
-use gaterail_model::walk::ExpertMath;
-use gaterail_proto::{ExpertInventory, LayerId};
+use gaterail_model::walk::Hits;
+use gaterail_proto::ExpertInventory;
 use serde::{Deserialize, Serialize};
 
 /// Control looks this often.
@@ -16,37 +15,6 @@ const HALF_LIFE: Duration = Duration::from_secs(60);
 const HITS_MIN: f64 = 16.0;
 /// Experts that are named.
 const HOTTEST_MAX: usize = 4;
-
-/// Hits since the start. One thread counts: it needs no lock, and no atomic addition either.
-#[derive(Debug)]
-pub struct Hits {
-    /// By layer: where its experts begin; as many numbers as there are layers, and one.
-    starts: Vec<usize>,
-    /// In the order of the inventory's slices.
-    counts: Box<[AtomicU64]>,
-}
-
-impl Hits {
-    pub fn new(math: &ExpertMath) -> Hits {
-        let mut starts = vec![0];
-        for layer in &math.layers {
-            let experts = layer.as_ref().map_or(0, |layer| layer.experts);
-            starts.push(starts[starts.len() - 1] + experts);
-        }
-        let counts = (0..starts[starts.len() - 1]).map(|_| AtomicU64::new(0)).collect();
-        Hits { starts, counts }
-    }
-
-    /// Rows of a layer go to these experts.
-    pub fn count(&self, layer: LayerId, ids: &[u32]) {
-        let layer = layer.0 as usize;
-        let Some(&[start, end]) = self.starts.get(layer..layer + 2) else { return };
-        let counts = &self.counts[start..end];
-        for hits in ids.iter().filter_map(|&id| counts.get(id as usize)) {
-            hits.store(hits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// What was hit lately.
 pub(super) struct Heat {
@@ -85,7 +53,7 @@ impl Heat {
             return false;
         }
         self.at = now;
-        let totals: Vec<u64> = hits.counts.iter().map(|hits| hits.load(Ordering::Relaxed)).collect();
+        let totals = hits.totals();
         self.before.resize(totals.len(), 0);
         self.lately.resize(totals.len(), 0.0);
         if totals == self.before {
@@ -135,8 +103,8 @@ impl Heat {
 #[cfg(test)]
 mod tests {
     use gaterail_kernels::ops::{Activation, WeightOn};
-    use gaterail_model::walk::LayerMath;
-    use gaterail_proto::LayerExperts;
+    use gaterail_model::walk::{ExpertMath, LayerMath};
+    use gaterail_proto::{LayerExperts, LayerId};
 
     use super::*;
 
@@ -161,14 +129,14 @@ mod tests {
     fn hits_are_counted_where_they_belong_and_fade() {
         let (hits, start) = (Hits::new(&math()), Instant::now());
         let mut heat = Heat::new(start);
-        hits.count(LayerId(3), &[0, 1, 2, 3, 9]);
+        hits.count(LayerId(3), 1, &[0, 1, 2, 3, 9]);
         // Layers without experts, and those that are not there.
-        hits.count(LayerId(0), &[0]);
-        hits.count(LayerId(7), &[0]);
+        hits.count(LayerId(0), 1, &[0]);
+        hits.count(LayerId(7), 1, &[0]);
         assert!(!heat.look(&hits, start + LOOK_EVERY), "too few to say anything");
         assert_eq!(heat.popularity().0, [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]);
         assert_eq!(heat.status(&inventory()), None);
-        (0..40).for_each(|_| hits.count(LayerId(1), &[1, 2, 1, 1]));
+        (0..40).for_each(|_| hits.count(LayerId(1), 1, &[1, 2, 1, 1]));
         assert!(!heat.look(&hits, start + LOOK_EVERY * 3 / 2), "too early");
         assert!(heat.look(&hits, start + 2 * LOOK_EVERY));
         let status = heat.status(&inventory()).expect("enough");
@@ -180,7 +148,7 @@ mod tests {
         assert!(!heat.look(&hits, start + 100 * HALF_LIFE));
         assert_eq!(heat.popularity().0[1], before);
         for second in 0..HALF_LIFE.as_secs() as u32 {
-            hits.count(LayerId(3), &[0]);
+            hits.count(LayerId(3), 1, &[0]);
             heat.look(&hits, start + 101 * HALF_LIFE + second * LOOK_EVERY);
         }
         let after = heat.popularity().0[1] / before;

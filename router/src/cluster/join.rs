@@ -8,7 +8,7 @@ use gaterail_kernels::PACKED_LAYOUT;
 use gaterail_proto::grpc::v1::from_router::What as ToWorker;
 use gaterail_proto::grpc::v1::from_worker::What;
 use gaterail_proto::grpc::v1::{FromRouter, FromWorker, Register, SharedMemory, Welcome};
-use gaterail_proto::{Epoch, WorkerId};
+use gaterail_proto::{Epoch, ShardSpec, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
@@ -84,7 +84,7 @@ fn check(register: Register, limits: &ClusterLimits) -> Result<WorkerAbout, Stat
         int8_operations_per_second: machine.int8_operations_per_second,
         pid: machine.pid,
     };
-    Ok(WorkerAbout { id: WorkerId(worker), name, machine, host })
+    Ok(WorkerAbout { id: WorkerId(worker), name, machine, host, packed: Arc::default() })
 }
 
 /// The front of a text that somebody else wrote, for an error.
@@ -138,15 +138,19 @@ impl Membership {
     async fn channel(&mut self, shared: Option<SharedEnd>) -> Result<Box<dyn Channel>, Status> {
         let mut exchange = self.open.session.await_exchange();
         loop {
+            // What it said first is heard first: it says there what lies packed.
             let message = tokio::select! {
+                biased;
+                message = self.stream.message() => message?,
                 channel = &mut exchange => {
                     return channel.map_err(|_| Status::aborted("the exchange was given up"));
                 }
-                message = self.stream.message() => message?,
             };
             let Some(message) = message else { return Err(Status::aborted("the worker is gone")) };
             let Some(What::Exchange(chosen)) = message.what else { continue };
             self.chosen = true;
+            let packed = ShardSpec::from_message(&chosen.packed, &self.cluster.served.inventory);
+            self.about.packed = Arc::new(packed.map_err(Status::invalid_argument)?);
             match (chosen.shared_memory, shared) {
                 (true, Some(end)) => return Ok(Box::new(end)),
                 (true, None) => return Err(Status::invalid_argument("no memory was offered")),

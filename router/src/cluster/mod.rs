@@ -27,7 +27,7 @@ mod status;
 
 pub use change::ChangeStatus;
 pub use control::{Cluster, RebalanceError, Rebalancing, Tell};
-pub use hits::{HeatStatus, Hits, HotExpert};
+pub use hits::{HeatStatus, HotExpert};
 pub use options::{ClusterLimits, ClusterOptions, Door, DoorError};
 pub use own::OwnExperts;
 pub use plans::{Fault, OwnShard, Plan, Plans};

@@ -68,7 +68,8 @@ impl Own {
     ) -> Own {
         let id = WorkerId(router.0);
         let host = gaterail_cluster::host().unwrap_or_default();
-        let about = WorkerAbout { id, name: "router".into(), machine: own.machine, host };
+        let about =
+            WorkerAbout { id, name: "router".into(), machine: own.machine, host, packed: Arc::default() };
         let (pieces, epochs) = (Arc::default(), BTreeMap::new());
         Own { about, served, cache: own.cache, pieces, epochs, loading: None, inputs }
     }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::exchange::{FrameBody, FrameKind, HEADER_BYTES, Header, Road, RowForm, Traffic, call_bytes};
+use gaterail_cluster::exchange::{
+    FrameBody, FrameKind, HEADER_BYTES, Header, Road, RowForm, Traffic, call_bytes,
+};
 use gaterail_kernels::ops::{ExpertsScratch, PartialSums, QuantRows, add_travelled, partial_sums};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
-use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, RoutedRows, Routing, StepError};
+use gaterail_model::walk::{ActRows, ExpertLayer, ExpertMath, Hits, RoutedRows, Routing, StepError};
 use gaterail_proto::{Epoch, LayerId, RouterId, WorkerId};
 
-use super::hits::Hits;
 use super::link::{self, Link, NoReply};
 use super::plans::{Fault, Plan, Plans};
 use super::routes::{Routes, Scratch, Share};
@@ -442,7 +443,7 @@ impl ExpertLayer for RemoteExperts {
         let mut parcel = self.parcel(rows.rows, stream).inspect_err(|_| self.began = None)?;
         parcel.layer = layer;
         parcel.kept.fetch(rows, routing, stream).inspect_err(|_| self.began = None)?;
-        self.hits.count(layer, &parcel.kept.ids);
+        self.hits.count(layer, rows.rows, &parcel.kept.ids);
         let x = View::rows(rows.x, rows.rows, rows.width);
         self.send(&mut parcel, Some(x), stream).inspect_err(|_| self.began = None)?;
         add(&self.stats.dispatch_ns, started.elapsed().as_nanos() as u64);

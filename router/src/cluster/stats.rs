@@ -5,10 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use gaterail_model::walk::ExpertMath;
+use gaterail_model::walk::{ExpertMath, Hits};
 use gaterail_proto::WorkerId;
-
-use super::hits::Hits;
 
 /// Totals since the start.
 #[derive(Debug, Default)]
@@ -77,8 +75,9 @@ impl ExchangeStats {
         self.hits.get_or_init(|| Arc::new(Hits::new(math))).clone()
     }
 
-    pub(super) fn hits(&self) -> Option<&Hits> {
-        self.hits.get().map(|hits| &**hits)
+    /// `None` before there is an engine.
+    pub fn hits(&self) -> Option<&Arc<Hits>> {
+        self.hits.get()
     }
 
     pub(super) fn stepped(&self, time: Duration) {

@@ -99,6 +99,9 @@ pub struct WorkerStatus {
     pub share: f64,
     pub share_lately: f64,
     pub held_bytes: u64,
+    /// Experts of which something lies packed on its host: it would have them soon.
+    #[serde(default)]
+    pub packed_experts: u64,
     pub loading: Option<LoadingStatus>,
     /// How often it could not load what it should since it last could, and for how much longer it is left out of plans.
     #[serde(default)]
@@ -181,6 +184,7 @@ impl WorkerStatus {
             experts,
             bytes,
             share,
+            packed,
             held_bytes,
             calls,
             loading,
@@ -206,6 +210,7 @@ impl WorkerStatus {
             share,
             share_lately: if computed > 0.0 { rate.busy / computed } else { 0.0 },
             held_bytes,
+            packed_experts: packed,
             loading: loading.map(|at| LoadingStatus {
                 epoch: at.epoch.0,
                 bytes: at.bytes,

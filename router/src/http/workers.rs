@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::response::Response;
 use gaterail_cluster::membership::{Refused, Wish};
 use gaterail_cluster::placement::Mode;
+use gaterail_model::walk::LayerHits;
 use serde::{Deserialize, Serialize};
 
 use super::answer::json_response;
@@ -32,9 +33,13 @@ pub struct ClusterPage {
     pub last_step_ms: f64,
     pub running_sequences: usize,
     pub waiting_sequences: usize,
+    /// Which experts rows went to since the start; with `?experts` only, where somebody counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Vec<LayerHits>>,
 }
 
-pub async fn show(State(server): State<Arc<Server>>) -> Response {
+pub async fn show(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
+    let experts = query.is_some_and(|query| query.split('&').any(|word| word == "experts"));
     let load = server.served.engine.load();
     let cluster = server.cluster_status();
     let page = ClusterPage {
@@ -46,6 +51,7 @@ pub async fn show(State(server): State<Arc<Server>>) -> Response {
         last_step_ms: load.last_step.as_secs_f64() * 1e3,
         running_sequences: load.running,
         waiting_sequences: load.waiting,
+        experts: if experts { server.rig.steps.hits() } else { None },
     };
     // Plain values, which all have a place in JSON.
     json_response(&serde_json::to_value(page).unwrap_or_default())

@@ -48,9 +48,12 @@ pub fn workers(page: &mut Page, cluster: &ClusterStatus) {
         ("calls_total", "counter", "Calls that it computed since it joined.", |at| at.calls as f64),
         ("rows_per_second", "gauge", "Rows that it computed, lately.", |at| at.rows_per_second),
         ("received_bytes_per_second", "gauge", "Bytes that were sent to it.", |at| at.bytes_out_per_second),
-        ("spared_bytes_total", "counter", "Bytes that all rows would have had in f32 beyond those sent to it.", |at| {
-            at.bytes_spared as f64
-        }),
+        (
+            "spared_bytes_total",
+            "counter",
+            "Bytes that all rows would have had in f32 beyond those sent to it.",
+            |at| at.bytes_spared as f64,
+        ),
         ("sent_bytes_per_second", "gauge", "Bytes that it sent.", |at| at.bytes_in_per_second),
     ];
     for (name, kind, help, value) in families {

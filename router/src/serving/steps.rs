@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use gaterail_model::walk::LaneTimes;
+use gaterail_model::walk::{Hits, LaneTimes, LayerHits};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ExchangeStats;
@@ -20,7 +20,8 @@ pub struct StepParts {
     pub gate: f64,
     /// Dense layers, shared experts, adding what came home.
     pub dense: f64,
-    /// Handing rows out, and the experts that this process holds beside its workers.
+    /// Handing rows out, and the experts that this process holds beside its workers; without the time in which a worker was
+    /// already computing and did not have to be waited for later.
     pub dispatch: f64,
     /// The experts, as workers compute them on average.
     pub experts: f64,
@@ -81,6 +82,8 @@ pub struct StepTotals {
 /// Reads the clocks of the walk and of the exchange.
 pub struct StepMeter {
     lane: Arc<LaneTimes>,
+    /// Where rows went that this process computes.
+    own: Option<Arc<Hits>>,
     exchange: Option<Arc<ExchangeStats>>,
     window: Mutex<Window>,
 }
@@ -92,10 +95,22 @@ struct Window {
 }
 
 impl StepMeter {
-    /// `exchange` is `None` where this process computes all experts.
-    pub fn new(lane: Arc<LaneTimes>, exchange: Option<Arc<ExchangeStats>>) -> StepMeter {
+    /// With workers.
+    pub fn with_exchange(lane: Arc<LaneTimes>, exchange: Arc<ExchangeStats>) -> StepMeter {
+        StepMeter { exchange: Some(exchange), ..StepMeter::new(lane, None) }
+    }
+
+    /// Where this process computes all experts, and where rows to those go.
+    pub fn new(lane: Arc<LaneTimes>, own: Option<Arc<Hits>>) -> StepMeter {
         let (before, last) = (StepTotals::default(), StepStatus::default());
-        StepMeter { lane, exchange, window: Mutex::new(Window { since: Instant::now(), before, last }) }
+        let window = Mutex::new(Window { since: Instant::now(), before, last });
+        StepMeter { lane, own, exchange: None, window }
+    }
+
+    /// Which experts rows went to since the start; `None` where nobody counts.
+    pub fn hits(&self) -> Option<Vec<LayerHits>> {
+        let away = self.exchange.as_ref().and_then(|exchange| exchange.hits());
+        Some(away.or(self.own.as_ref())?.layers())
     }
 
     /// Closes a window where one is over; to be called more often than once in a window.
@@ -146,13 +161,16 @@ impl StepMeter {
             // The walk's other time is the experts'.
             None => StepParts { experts: (step - lane.sum()).max(0.0), ..lane },
             Some(exchange) => {
-                let wait = seconds(&exchange.wait_ns);
-                // A worker begins before it is waited for, so that it may have computed longer than that.
-                let experts = seconds(&exchange.mean_ns).min(wait);
-                let slowest =
-                    (seconds(&exchange.slowest_ns) - seconds(&exchange.mean_ns)).clamp(0.0, wait - experts);
+                let (mean, most) = (seconds(&exchange.mean_ns), seconds(&exchange.slowest_ns));
+                let (sent, waited) = (seconds(&exchange.dispatch_ns), seconds(&exchange.wait_ns));
+                // A worker begins before it is waited for; one that shares the router's core takes it over while rows are handed
+                // out. What it has computed longer than it was waited for is the experts' time, not the handing's.
+                let before = (most - waited).clamp(0.0, sent);
+                let wait = waited + before;
+                let experts = mean.min(wait);
+                let slowest = (most - mean).clamp(0.0, wait - experts);
                 let with = StepParts {
-                    dispatch: seconds(&exchange.dispatch_ns),
+                    dispatch: sent - before,
                     experts,
                     slowest,
                     travel: wait - experts - slowest,
@@ -254,7 +272,7 @@ mod tests {
     #[test]
     fn shares_are_those_of_the_last_window_with_steps() {
         let (lane, exchange) = (Arc::new(LaneTimes::default()), Arc::new(ExchangeStats::default()));
-        let meter = StepMeter::new(lane.clone(), Some(exchange.clone()));
+        let meter = StepMeter::with_exchange(lane.clone(), exchange.clone());
         let start = Instant::now();
         assert_eq!(meter.status(), StepStatus::default());
         lane.steps.store(10, Ordering::Relaxed);
@@ -276,6 +294,25 @@ mod tests {
         // Nothing happens: what was stays to be seen.
         meter.sample(start + 4 * WINDOW);
         assert_eq!(meter.status(), status);
+    }
+
+    #[test]
+    fn what_a_worker_computes_while_rows_are_handed_out_is_the_experts() {
+        let (lane, exchange) = (Arc::new(LaneTimes::default()), Arc::new(ExchangeStats::default()));
+        let meter = StepMeter::with_exchange(lane.clone(), exchange.clone());
+        set(&lane.step_ns, 100);
+        set(&exchange.dispatch_ns, 25);
+        set(&exchange.wait_ns, 40);
+        set(&exchange.mean_ns, 50);
+        set(&exchange.slowest_ns, 60);
+        let parts = meter.totals().parts;
+        let ms = [parts.dispatch, parts.experts, parts.slowest, parts.travel, parts.other];
+        assert_eq!(ms.map(|seconds| (seconds * 1e3).round()), [5.0, 50.0, 10.0, 0.0, 35.0]);
+        // Longer than both together is nothing that can be: then it is all that there was.
+        set(&exchange.slowest_ns, 90);
+        let parts = meter.totals().parts;
+        let ms = [parts.dispatch, parts.experts, parts.slowest, parts.travel, parts.other];
+        assert_eq!(ms.map(|seconds| (seconds * 1e3).round()), [0.0, 50.0, 15.0, 0.0, 35.0]);
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! Streams that bring what was asked for, however they are cut, and streams that bring something else.
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
+
 use gaterail_kernels::ops::{Packing, pack};
 use gaterail_kernels::wire::write_piece;
 use gaterail_kernels::{CpuOptions, Matrix, Weight};
+use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::{ExpertId, UnitRange};
+use tonic::transport::Endpoint;
 
 use super::*;
+use crate::link::Token;
 use crate::served::tests::message;
 
 const MEMORY: u64 = 1 << 20;
@@ -119,4 +124,33 @@ fn pieces_of_a_layer_go_together() {
     let packed = with(&|at| if at == 1 { Form::Int8 } else { Form::F32 });
     let refused = take(&packed, 1000, usize::MAX).expect_err("packed ones with plain ones");
     assert!(refused.contains("does not go with the others"), "{refused}");
+}
+
+/// A newer plan does not wait for a router that sends nothing of what the last one wanted.
+#[test]
+fn what_nobody_wants_any_more_is_not_waited_for() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    // It takes connections, and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("its number");
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    let _inside = runtime.enter();
+    let client = ClusterClient::with_interceptor(endpoint.connect_lazy(), Token(None));
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let (runtime, session) = (runtime.handle().clone(), "a-session".to_string());
+    let router = FromRouter { runtime, client, session, cancelled: cancelled.clone() };
+    let (ended, end) = channel();
+    std::thread::spawn(move || {
+        let served = ServedModel::new(message()).expect("a model");
+        let (slices, device, mut arena) = (slices(), device(), Arena::default());
+        let mut none = |_, _| panic!("nothing was sent");
+        let mut pieces = Pieces::new(&served, (&slices, MEMORY), &device, &mut arena, &mut none);
+        let shard = ShardSpec { slices: slices.clone() };
+        let outcome = router.runtime.block_on(router.fetch(&shard, &mut pieces));
+        ended.send(outcome).expect("somebody waits");
+    });
+    assert_eq!(end.recv_timeout(Duration::from_millis(300)), Err(RecvTimeoutError::Timeout), "it waits");
+    cancelled.store(true, Ordering::Relaxed);
+    assert_eq!(end.recv_timeout(Duration::from_secs(30)), Ok(Ok(())));
 }

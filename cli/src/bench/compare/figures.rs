@@ -1,10 +1,10 @@
 //! From turns to figures: measured with their spread, predicted, and how far that was off.
 
-use gaterail_cluster::predict::{Prediction, Terms};
+use gaterail_cluster::predict::{Prediction, Seen, Terms};
 use gaterail_router::serving::StepTotals;
 use serde::Serialize;
 
-use super::measure::{Phase, Turn, sum};
+use super::measure::{Phase, Reads, Turn, sum};
 use crate::plan::forecast::{Forecast, named_ms};
 
 /// Over rounds.
@@ -58,6 +58,10 @@ impl Figure {
 pub struct Side {
     /// TTFT of prefill, TPOT of decode, in milliseconds.
     pub latency_ms: Figure,
+    /// The same beside what would have been predicted with the experts that were touched in fact.
+    pub knowing_ms: Figure,
+    /// Different experts of a layer in a step, on average; predicted as if all were as likely.
+    pub touched: Figure,
     pub tokens_per_second: Figure,
     pub bytes_per_token: Figure,
     pub hops_per_token: Figure,
@@ -88,35 +92,44 @@ pub struct Cell {
     pub decode: Side,
     /// Bytes of experts that the fullest worker holds.
     pub memory: Figure,
+    /// What the machine's memory gave, before, between and after.
+    pub read_bytes_per_second: Option<Spread>,
+    /// Turns in which it did not give the same all the time.
+    pub moved: usize,
     #[serde(skip)]
     pub turns: Vec<Turn>,
 }
 
-/// All turns of one mode and one number of streams, with the forecasts of the same rounds; `at` is its place among the numbers of
-/// streams.
-pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[Option<Forecast>], at: usize) -> Cell {
-    let forecast = |round: usize| -> Option<&Forecast> {
-        forecasts.get(round)?.as_ref().filter(|one| one.misfit.is_none())
-    };
+/// All turns of one mode and one number of streams, which is the `at`-th.
+pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, at: usize) -> Cell {
+    let fits = |forecast: &Option<Forecast>| forecast.clone().filter(|one| one.misfit.is_none());
     // The prompt's last step is for one prompt alone only where there is one.
-    let prefill = |round: usize| Expected {
-        latency: forecast(round).and_then(|one| one.first_token_seconds.get(at).copied()),
-        step: forecast(round).and_then(|one| one.prefill.as_ref()).filter(|_| streams == 1),
+    let first = |forecast: &Option<Forecast>| fits(forecast)?.first_token_seconds.get(at).copied();
+    let step = |forecast: &Option<Forecast>| fits(forecast)?.decode.get(at).cloned();
+    let prefill = |turn: &Turn| Expected {
+        latency: first(&turn.predicted),
+        knowing: first(&turn.knowing),
+        step: fits(&turn.predicted).and_then(|one| one.prefill).filter(|_| streams == 1),
     };
-    let decode = |round: usize| {
-        let step = forecast(round).and_then(|one| one.decode.get(at));
-        Expected { latency: step.map(|step| step.terms.total()), step }
+    let decode = |turn: &Turn| {
+        let seconds = |step: &Prediction| step.terms.total();
+        let plain = step(&turn.predicted);
+        Expected {
+            latency: plain.as_ref().map(seconds),
+            knowing: step(&turn.knowing).as_ref().map(seconds),
+            step: plain,
+        }
     };
-    let fullest = |(round, turn): (usize, &Turn)| {
-        let predicted = forecast(round).and_then(|one| one.memory.iter().copied().reduce(f64::max));
+    let fullest = |turn: &Turn| {
+        let predicted = fits(&turn.predicted).and_then(|one| one.memory.iter().copied().reduce(f64::max));
         (turn.memory.iter().max().map(|&bytes| bytes as f64), predicted)
     };
     Cell {
-        prefill: side(
-            &turns.iter().zip(0..).map(|(turn, at)| (&turn.prefill, prefill(at))).collect::<Vec<_>>(),
-        ),
-        decode: side(&turns.iter().zip(0..).map(|(turn, at)| (&turn.decode, decode(at))).collect::<Vec<_>>()),
-        memory: Figure::of(turns.iter().enumerate().map(fullest).collect()),
+        prefill: side(&turns.iter().map(|turn| (&turn.prefill, prefill(turn))).collect::<Vec<_>>()),
+        decode: side(&turns.iter().map(|turn| (&turn.decode, decode(turn))).collect::<Vec<_>>()),
+        memory: Figure::of(turns.iter().map(fullest).collect()),
+        read_bytes_per_second: Spread::of(turns.iter().flat_map(|turn| turn.reads.0).collect()),
+        moved: turns.iter().filter(|turn| !turn.reads.steady()).count(),
         mode,
         streams,
         turns,
@@ -124,29 +137,33 @@ pub fn cell(mode: String, streams: u32, turns: Vec<Turn>, forecasts: &[Option<Fo
 }
 
 /// What was predicted.
-#[derive(Clone, Copy)]
-struct Expected<'a> {
+struct Expected {
     latency: Option<f64>,
-    step: Option<&'a Prediction>,
+    /// With the experts that were touched in fact.
+    knowing: Option<f64>,
+    step: Option<Prediction>,
 }
 
-fn side(rounds: &[(&Phase, Expected<'_>)]) -> Side {
-    let each = |value: &dyn Fn(&Phase) -> Option<f64>, of: &dyn Fn(&Expected<'_>) -> Option<f64>| {
+fn side(rounds: &[(&Phase, Expected)]) -> Side {
+    let each = |value: &dyn Fn(&Phase) -> Option<f64>, of: &dyn Fn(&Expected) -> Option<f64>| {
         Figure::of(rounds.iter().map(|(phase, expected)| (value(phase), of(expected))).collect())
     };
-    let of = |value: fn(&Prediction) -> f64| move |one: &Expected<'_>| one.step.map(value);
+    let of = |value: fn(&Prediction) -> f64| move |one: &Expected| one.step.as_ref().map(value);
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let per = |total: f64, count: u64| (count > 0).then(|| total / count as f64);
     let all = sum(rounds.iter().map(|(phase, _)| &phase.totals));
-    let steps: Vec<&Prediction> = rounds.iter().filter_map(|(_, expected)| expected.step).collect();
-    let latency_ms =
-        each(&|one| Some(mean(&one.seconds) * 1e3), &|one| one.latency.map(|seconds| seconds * 1e3));
+    let steps: Vec<&Prediction> = rounds.iter().filter_map(|(_, expected)| expected.step.as_ref()).collect();
+    let taken = |one: &Phase| Some(mean(&one.seconds) * 1e3);
+    let latency_ms = each(&taken, &|one| one.latency.map(|seconds| seconds * 1e3));
+    let touched = |seen: &Seen| mean(&seen.layers.iter().map(|layer| layer.touched).collect::<Vec<_>>());
     // Where every answer waits for every step: what it waits for beside.
     let latency = latency_ms.measured.map_or(0.0, |spread| spread.median / 1e3);
     let together = !steps.is_empty() && all.steps > 0;
     let outside = if together { (latency - all.step / all.steps as f64).max(0.0) } else { 0.0 };
     Side {
         latency_ms,
+        knowing_ms: each(&taken, &|one| one.knowing.map(|seconds| seconds * 1e3)),
+        touched: each(&|one| one.seen.as_ref().map(touched), &of(|step| step.touched)),
         tokens_per_second: each(&|one| Some(one.rate), &of(Prediction::rows_per_second)),
         bytes_per_token: each(
             &|one| per((one.totals.bytes_in + one.totals.bytes_out) as f64, one.totals.rows),
@@ -205,6 +222,8 @@ fn parts(all: &StepTotals, outside: f64, predicted: &[&Prediction]) -> Vec<Part>
 pub struct Winner {
     pub what: String,
     pub winner: String,
+    /// Tokens a second.
+    pub rate: Spread,
     pub over: Vec<Lead>,
     /// Whether the prediction named the same one.
     pub foreseen: Option<bool>,
@@ -213,12 +232,22 @@ pub struct Winner {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Lead {
     pub loser: String,
+    pub rate: Spread,
+    /// What memory gave the winner and the loser, in bytes a second, where that was not nearly the same: then it may be what won.
+    pub unlike: Option<(f64, f64)>,
     pub factor: f64,
     /// The part of a step in which most is saved, and how many milliseconds.
     pub part: &'static str,
     pub saved_ms: f64,
     /// Whether even the worst round of the winner beat the best of the loser.
     pub clear: bool,
+}
+
+/// What memory gave to each of them, if a turn of one and a turn of the other would not have passed for one turn.
+fn unlike(a: &Cell, b: &Cell) -> Option<(f64, f64)> {
+    let read = |cell: &Cell| cell.read_bytes_per_second.map(|spread| spread.median);
+    let (a, b) = (read(a)?, read(b)?);
+    (!Reads([a, b, b]).steady()).then_some((a, b))
 }
 
 /// Among cells with the same number of streams.
@@ -234,6 +263,8 @@ pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> O
         let (part, saved_ms) = saved.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("experts", 0.0));
         Lead {
             loser: cell.mode.clone(),
+            rate: *spread,
+            unlike: unlike(best, cell),
             factor: fastest.median / spread.median,
             part,
             saved_ms,
@@ -246,12 +277,24 @@ pub fn winner(what: String, cells: &[&Cell], side: impl Fn(&Cell) -> &Side) -> O
     let guessed =
         cells.iter().min_by(|a, b| guess(a).unwrap_or(f64::MAX).total_cmp(&guess(b).unwrap_or(f64::MAX)));
     let foreseen = guessed.filter(|_| known).map(|cell| cell.mode == best.mode);
-    Some(Winner { what, winner: best.mode.clone(), over, foreseen })
+    Some(Winner { what, winner: best.mode.clone(), rate: fastest, over, foreseen })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_gave_more_to_one_is_named() {
+        let given = |rate: f64| {
+            let mut cell = cell("ep".to_string(), 1, Vec::new(), 0);
+            cell.read_bytes_per_second = Spread::of(vec![rate]);
+            cell
+        };
+        assert_eq!(unlike(&given(60e9), &given(53e9)), None);
+        assert_eq!(unlike(&given(60e9), &given(38e9)), Some((60e9, 38e9)));
+        assert_eq!(unlike(&given(38e9), &given(60e9)), Some((38e9, 60e9)));
+    }
 
     #[test]
     fn spreads_and_errors() {

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use gaterail_cluster::predict::{Seen, SeenLayer};
+use gaterail_model::walk::LayerHits;
 use gaterail_router::http::ClusterPage;
 use gaterail_router::serving::{StepParts, StepTotals};
 
@@ -21,6 +23,7 @@ use crate::bench::workload::{PlannedPrompt, Shape};
 use crate::endpoint::Failure;
 use crate::error::CliError;
 use crate::plan::Contender;
+use crate::plan::forecast::Forecast;
 
 /// What one turn with one number of streams gave.
 #[derive(Clone, Debug)]
@@ -33,6 +36,41 @@ pub struct Turn {
     pub texts: Vec<String>,
     /// Bytes of experts that each worker holds of the plan in force.
     pub memory: Vec<u64>,
+    pub round: usize,
+    /// What was said before it; and what would have been said had it been known which experts its rows would go to. `None`
+    /// where this round could not be predicted, or where nobody counted.
+    pub predicted: Option<Forecast>,
+    pub knowing: Option<Forecast>,
+    pub reads: Reads,
+}
+
+/// What the machine's memory gave, in bytes a second: when rates were measured for the prediction, and right before and after
+/// the turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reads(pub [f64; 3]);
+
+/// `33.1, 52.0, 51.8`
+impl std::fmt::Display for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [known, before, after] = self.0.map(|rate| rate / 1e9);
+        write!(f, "{known:.1}, {before:.1}, {after:.1}")
+    }
+}
+
+/// Memory whose measurements are further apart than this moved.
+const MOVED: f64 = 1.15;
+
+impl Reads {
+    /// The largest over the smallest.
+    pub fn apart(&self) -> f64 {
+        let of = |pick: fn(f64, f64) -> f64| self.0.into_iter().reduce(pick).unwrap_or(1.0);
+        of(f64::max) / of(f64::min)
+    }
+
+    /// Whether a prediction and a measurement beside each other were of the same machine.
+    pub fn steady(&self) -> bool {
+        self.apart() <= MOVED
+    }
 }
 
 /// A part of a turn.
@@ -44,6 +82,8 @@ pub struct Phase {
     pub rate: f64,
     pub totals: StepTotals,
     pub answers: Vec<Answer>,
+    /// Which experts its rows went to; `None` where nobody counted.
+    pub seen: Option<Seen>,
 }
 
 /// What stays the same for all modes.
@@ -100,9 +140,9 @@ pub fn turn(
 ) -> Result<Option<Turn>, CliError> {
     let (streams, prompts) = (on.plan.streams[at], &on.texts.prompts[at][round]);
     let phase = |tokens: u32| -> Result<Option<(Measured, StepTotals, ClusterPage)>, CliError> {
-        let before = server.page()?.totals;
+        let before = server.page()?;
         let measured = ask(on, server, prompts, tokens);
-        let page = server.page()?;
+        let mut page = server.page()?;
         if measured.interrupted {
             return Ok(None);
         }
@@ -110,11 +150,13 @@ pub fn turn(
         if let Some(failure) = failed {
             return Err(CliError::Refused(format!("{contender}: a request failed: {failure}")));
         }
-        Ok(Some((measured, difference(&page.totals, &before), page)))
+        page.experts = page.experts.zip(before.experts).map(|(now, before)| since(&now, &before));
+        Ok(Some((measured, difference(&page.totals, &before.totals), page)))
     };
-    let Some((prefill, prefill_totals, _)) = phase(1)? else { return Ok(None) };
-    let Some((_, again_totals, _)) = phase(1)? else { return Ok(None) };
+    let Some((prefill, prefill_totals, prefill_page)) = phase(1)? else { return Ok(None) };
+    let Some((_, again_totals, again_page)) = phase(1)? else { return Ok(None) };
     let Some((whole, whole_totals, page)) = phase(on.plan.output)? else { return Ok(None) };
+    let decoded = page.experts.zip(again_page.experts).map(|(whole, again)| since(&whole, &again));
     let workers = page.cluster.map(|cluster| cluster.workers).unwrap_or_default();
     let tokens: u32 = prompts.iter().map(|prompt| prompt.tokens).sum();
     let (first, whole) = (answers(prefill.records), answers(whole.records));
@@ -130,13 +172,19 @@ pub fn turn(
             seconds: ttfts,
             totals: prefill_totals,
             answers: first,
+            seen: prefill_page.experts.and_then(|hits| seen(&hits)),
         },
         decode: Phase {
             rate: f64::from(streams) / mean,
             seconds: tpots,
             totals: difference(&whole_totals, &again_totals),
             answers: whole,
+            seen: decoded.and_then(|hits| seen(&hits)),
         },
+        round,
+        predicted: None,
+        knowing: None,
+        reads: Reads::default(),
         memory: workers.iter().map(|worker| worker.bytes).collect(),
     }))
 }
@@ -155,6 +203,27 @@ fn ask(on: &Circumstances<'_>, server: &Server, prompts: &[Prompt], tokens: u32)
 
 fn answers(records: Vec<crate::bench::request::Record>) -> Vec<Answer> {
     records.into_iter().filter_map(|record| record.result.ok()).collect()
+}
+
+/// What came to each layer since.
+fn since(now: &[LayerHits], before: &[LayerHits]) -> Vec<LayerHits> {
+    let empty = LayerHits::default();
+    let of = |layer: u32| before.iter().find(|one| one.layer == layer).unwrap_or(&empty);
+    now.iter().map(|one| one.since(of(one.layer))).collect()
+}
+
+/// As parts of rows and of calls. `None`: no layer had any.
+fn seen(hits: &[LayerHits]) -> Option<Seen> {
+    let layer = |one: &LayerHits| {
+        let (calls, rows) = (one.calls.max(1) as f64, one.rows.max(1) as f64);
+        SeenLayer {
+            hit: one.hits.iter().map(|&hits| hits as f64 / rows).collect(),
+            rows: one.rows as f64 / calls,
+            touched: one.touched as f64 / calls,
+        }
+    };
+    let any = !hits.is_empty() && hits.iter().all(|one| one.rows > 0);
+    any.then(|| Seen { layers: hits.iter().map(layer).collect() })
 }
 
 /// What was added; what cannot be less is not.

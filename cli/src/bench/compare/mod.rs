@@ -19,19 +19,22 @@ mod server;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use gaterail_cluster::predict::Drawn;
 use serde::Serialize;
 
 use super::dialect::Dialect;
 use super::{interrupt, write};
 use crate::error::CliError;
 use crate::plan;
-use crate::plan::forecast::Forecast;
+use crate::plan::args::Crew;
+use crate::plan::forecast::{Draws, Forecast};
+use crate::plan::{Contender, Contenders, Study};
 use crate::progress::Tally;
 use crate::terminal;
 use crate::weights::KvArg;
 use args::Plan;
 use figures::{Cell, Winner, cell, winner};
-use measure::{Circumstances, Texts, Turn, turn};
+use measure::{Circumstances, Reads, Texts, Turn, turn};
 use server::Server;
 
 /// All that is printed and saved.
@@ -49,8 +52,8 @@ pub struct Comparison {
     pub winners: Vec<Winner>,
     /// That all modes gave the same texts.
     pub same: String,
-    /// Of each round; none where a later round could not be predicted.
-    pub predictions: Vec<Option<plan::Plan>>,
+    /// In the order in which they were made: for each mode in each round, and for each time that it was measured again.
+    pub predictions: Vec<plan::Plan>,
 }
 
 impl Comparison {
@@ -84,41 +87,43 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
     }
 }
 
-/// What was predicted in each round, and what was measured.
+/// How often a mode is measured again in a round because the machine's memory moved.
+const AGAIN_MAX: usize = 1;
+
+/// What was said before turns, and what was measured.
+#[derive(Default)]
 struct Measured {
-    predictions: Vec<Option<plan::Plan>>,
+    predictions: Vec<plan::Plan>,
     turns: Vec<Turn>,
 }
 
-/// In every round, before any server takes memory and cores: a machine that others use, too, is not as fast as it was a minute
-/// ago.
-fn predict(plan: &Plan) -> Result<plan::Plan, CliError> {
-    let prediction = plan::plan(plan::Asked {
+/// This machine, measured before the mode's server takes memory and cores: it need not be as fast as it was a minute ago.
+fn study<'a>(plan: &'a Plan, crew: &'a Crew, only: &'a Contenders) -> Result<Study<'a>, CliError> {
+    let study = Study::new(plan::Asked {
         model: &plan.model,
         weights: plan.weights,
         kv: KvArg::Auto,
         threads: plan.threads,
-        crew: &plan.crew(),
-        contenders: &plan.contenders,
+        crew,
+        contenders: only,
         question: plan.question(),
     })?;
-    for forecast in &prediction.forecasts {
+    for forecast in &study.forecasts(Draws::EVEN) {
         if let Some(why) = &forecast.misfit {
             return Err(CliError::Refused(format!("{}: {why}", forecast.mode)));
         }
     }
-    Ok(prediction)
+    Ok(study)
 }
 
-/// What cannot be predicted before anything was measured is refused, with what would fit. Later that is a round without a
-/// prediction: the rounds before it are worth more than the reason.
-fn kept<T>(round: usize, predicted: Result<T, CliError>) -> Result<Option<T>, CliError> {
+/// What cannot be predicted before anything was measured is refused, with what would fit. Later those turns have no
+/// prediction: the rounds before are worth more than the reason.
+fn kept<T>(is_first: bool, predicted: Result<T, CliError>) -> Result<Option<T>, CliError> {
     match predicted {
         Ok(prediction) => Ok(Some(prediction)),
-        Err(error) if round == 1 => Err(error),
+        Err(error) if is_first => Err(error),
         Err(error) => {
-            let note = format!("bench: no prediction for round {round}: {error}");
-            terminal::note(&terminal::visible(&note));
+            terminal::note(&terminal::visible(&format!("bench: no prediction for these turns: {error}")));
             Ok(None)
         }
     }
@@ -128,35 +133,100 @@ fn kept<T>(round: usize, predicted: Result<T, CliError>) -> Result<Option<T>, Cl
 fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Measured, CliError> {
     let modes = &plan.contenders.0;
     let mut shown = Tally::new("compare", "turns", plan.rounds * modes.len() * plan.streams.len());
-    let (mut turns, mut asked): (Vec<Turn>, Option<(Texts, Dialect)>) = (Vec::new(), None);
-    let mut predictions = Vec::new();
+    let (mut measured, mut asked) = (Measured::default(), None);
     for round in 1..=plan.rounds {
-        predictions.push(kept(round, predict(plan))?);
         for &contender in modes {
-            let Some(server) = Server::start(plan, contender, stop)? else { break };
-            let (texts, dialect) = match &mut asked {
-                Some(asked) => &*asked,
-                none => none.insert(questions(plan, &server)?),
-            };
-            let on = Circumstances { plan, texts, dialect, stop };
-            for at in 0..plan.streams.len() {
-                // The first step after a start finds nothing in its caches.
-                if at == 0 {
-                    turn(&on, &server, contender, at, 0)?;
-                }
-                match turn(&on, &server, contender, at, round)? {
-                    Some(turn) => turns.push(turn),
-                    None => break,
-                }
-                shown.show(turns.len());
+            let turns = Round { plan, contender, round, stop }.turns(&mut asked, &mut measured)?;
+            measured.turns.extend(turns);
+            shown.show(measured.turns.len());
+            if stop.load(Relaxed) {
+                shown.finish();
+                return Ok(measured);
             }
-        }
-        if stop.load(Relaxed) {
-            break;
         }
     }
     shown.finish();
-    Ok(Measured { predictions, turns })
+    Ok(measured)
+}
+
+/// One mode's turns of one round.
+struct Round<'a> {
+    plan: &'a Plan,
+    contender: Contender,
+    round: usize,
+    stop: &'a AtomicBool,
+}
+
+impl Round<'_> {
+    /// By number of streams. Where memory moved under a turn, its number of streams is measured again, on a new server that has
+    /// not seen its prompts, beside a new prediction; what was steadiest is kept.
+    fn turns(
+        &self,
+        asked: &mut Option<(Texts, Dialect)>,
+        measured: &mut Measured,
+    ) -> Result<Vec<Turn>, CliError> {
+        let mut kept: Vec<Option<Turn>> = vec![None; self.plan.streams.len()];
+        for again in 0..=AGAIN_MAX {
+            let is_open = |turn: &Option<Turn>| turn.as_ref().is_none_or(|turn| !turn.reads.steady());
+            let open: Vec<usize> = (0..kept.len()).filter(|&at| is_open(&kept[at])).collect();
+            if open.is_empty() || self.stop.load(Relaxed) {
+                break;
+            }
+            if again > 0 {
+                let each = open.iter().filter_map(|&at| kept[at].as_ref());
+                let reads: Vec<String> = each.map(|turn| turn.reads.to_string()).collect();
+                let reads = reads.join("; ");
+                terminal::note(&format!("bench: {}: memory moved ({reads} GB/s): again", self.contender));
+            }
+            for (at, turn) in self.pass(&open, asked, measured)? {
+                if kept[at].as_ref().is_none_or(|kept| turn.reads.apart() < kept.reads.apart()) {
+                    kept[at] = Some(turn);
+                }
+            }
+        }
+        Ok(kept.into_iter().flatten().collect())
+    }
+
+    /// Rates, a server, and turns with those numbers of streams.
+    fn pass(
+        &self,
+        open: &[usize],
+        asked: &mut Option<(Texts, Dialect)>,
+        measured: &mut Measured,
+    ) -> Result<Vec<(usize, Turn)>, CliError> {
+        let &Round { plan, contender, round, stop } = self;
+        let (crew, only) = (plan.crew(), Contenders(vec![contender]));
+        let study = kept(measured.predictions.is_empty(), study(plan, &crew, &only))?;
+        measured.predictions.extend(study.as_ref().map(Study::plan));
+        let mut turns = Vec::new();
+        let Some(server) = Server::start(plan, contender, stop)? else { return Ok(turns) };
+        let (texts, dialect) = match asked {
+            Some(asked) => &*asked,
+            none => none.insert(questions(plan, &server)?),
+        };
+        let on = Circumstances { plan, texts, dialect, stop };
+        // The first step after a start finds nothing in its caches.
+        turn(&on, &server, contender, open[0], 0)?;
+        for &at in open {
+            let before = plan::read_now(plan.threads)?;
+            let Some(mut turn) = turn(&on, &server, contender, at, round)? else { break };
+            let after = plan::read_now(plan.threads)?;
+            let known = study.as_ref().map_or(before, |study| study.measured().read_bytes_per_second);
+            turn.reads = Reads([known, before, after]);
+            if let Some(study) = &study {
+                turn.predicted = study.forecasts(Draws::EVEN).pop();
+                turn.knowing = knowing(study, &turn);
+            }
+            turns.push((at, turn));
+        }
+        Ok(turns)
+    }
+}
+
+/// What would have been predicted with the experts that the turn's rows went to.
+fn knowing(study: &Study<'_>, turn: &Turn) -> Option<Forecast> {
+    let (prefill, decode) = (turn.prefill.seen.as_ref()?, turn.decode.seen.as_ref()?);
+    study.forecasts(Draws { prefill: Drawn::Seen(prefill), decode: Drawn::Seen(decode) }).pop()
 }
 
 fn questions(plan: &Plan, server: &Server) -> Result<(Texts, Dialect), CliError> {
@@ -191,27 +261,20 @@ fn check_texts(turns: &[Turn]) -> Result<String, CliError> {
     })
 }
 
-/// The first turn with the same prompts, if it is another one: turns of a mode are in the order of rounds.
+/// The first turn with the same prompts, if it is another one.
 fn first_alike(turns: &[Turn], at: usize) -> Option<&Turn> {
-    let round = |at: usize| {
-        let same = |turn: &&Turn| turn.contender == turns[at].contender && turn.streams == turns[at].streams;
-        turns[..at].iter().filter(same).count()
-    };
-    let alike =
-        (0..at).find(|&other| turns[other].streams == turns[at].streams && round(other) == round(at))?;
-    Some(&turns[alike])
+    let this = &turns[at];
+    turns[..at].iter().find(|other| other.streams == this.streams && other.round == this.round)
 }
 
-fn gathered(plan: &Plan, predictions: Vec<Option<plan::Plan>>, turns: Vec<Turn>, same: String) -> Comparison {
+fn gathered(plan: &Plan, predictions: Vec<plan::Plan>, turns: Vec<Turn>, same: String) -> Comparison {
     let mut cells = Vec::new();
     for (at, &streams) in plan.streams.iter().enumerate() {
-        for (index, &contender) in plan.contenders.0.iter().enumerate() {
+        for &contender in &plan.contenders.0 {
             let own = |turn: &&Turn| turn.contender == contender && turn.streams == streams;
             let own: Vec<Turn> = turns.iter().filter(own).cloned().collect();
             if !own.is_empty() {
-                let of_round = |one: &'_ Option<plan::Plan>| one.as_ref()?.forecasts.get(index).cloned();
-                let forecasts: Vec<Option<Forecast>> = predictions.iter().map(of_round).collect();
-                cells.push(cell(contender.to_string(), streams, own, &forecasts, at));
+                cells.push(cell(contender.to_string(), streams, own, at));
             }
         }
     }
@@ -225,12 +288,7 @@ fn gathered(plan: &Plan, predictions: Vec<Option<plan::Plan>>, turns: Vec<Turn>,
     }
     Comparison {
         model: plan.model.clone(),
-        device: predictions
-            .iter()
-            .flatten()
-            .next()
-            .map(|one| one.measured.device.clone())
-            .unwrap_or_default(),
+        device: predictions.first().map(|one| one.measured.device.clone()).unwrap_or_default(),
         workers: plan.workers,
         rounds: plan.rounds,
         prompt_tokens: plan.prompt,
@@ -251,8 +309,8 @@ mod tests {
     #[test]
     fn rounds_that_were_measured_outlive_a_prediction_that_fails() {
         let fails = || Err::<(), _>(CliError::Refused("memory is short now".to_string()));
-        assert!(kept(1, fails()).is_err());
-        assert!(matches!(kept(2, fails()), Ok(None)));
-        assert!(matches!(kept(2, Ok(1)), Ok(Some(1))));
+        assert!(kept(true, fails()).is_err());
+        assert!(matches!(kept(false, fails()), Ok(None)));
+        assert!(matches!(kept(false, Ok(1)), Ok(Some(1))));
     }
 }

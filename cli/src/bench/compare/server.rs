@@ -108,12 +108,13 @@ impl Server {
         }
     }
 
-    /// What `/cluster` says.
+    /// What `/cluster` says, with the experts that rows went to.
     pub fn page(&self) -> Result<ClusterPage, CliError> {
         let wrong = |error: &dyn std::fmt::Display| {
             CliError::Refused(format!("{}: /cluster: {error}", self.contender))
         };
-        let value = self.endpoint.get(&self.endpoint.root_url("/cluster")).map_err(|error| wrong(&error))?;
+        let value =
+            self.endpoint.get(&self.endpoint.root_url("/cluster?experts")).map_err(|error| wrong(&error))?;
         serde_json::from_value(value).map_err(|error| wrong(&error))
     }
 }

@@ -14,8 +14,11 @@ use super::{COLD_BYTES, Kind, compute, usual_seconds};
 
 /// Larger experts are measured with a part of their width.
 const EXPERT_BYTES_MAX: usize = 24 << 20;
-/// Experts that are hit at once, at most.
+/// Experts of a row.
 const HIT: usize = 8;
+/// Where there are several rows they are so many times as many, and go to so many times as many experts: a step's rows do not
+/// go to the same ones, and threads wait less for each other over many experts than over few.
+const GROUPS: usize = 4;
 const EXPERTS_MAX: usize = 4096;
 /// Several that share weights are so far from each other in them: a cache that they share holds less.
 const APART_BYTES: usize = 40 << 20;
@@ -55,11 +58,13 @@ pub fn together(
     let mut failed = None;
     let mut seconds = |rows: usize| {
         ready.wait();
-        let measured = Layer::new(device, &stream, &pieces, rows, h).map(|mut layer| {
-            usual_seconds(|| {
+        let groups = if rows == 1 { 1 } else { GROUPS.min(count / HIT).max(1) };
+        let measured = Layer::new(device, &stream, &pieces, (rows * groups, groups), h).map(|mut layer| {
+            let seconds = usual_seconds(|| {
                 failed = layer.step(first, count).err().or(failed.take());
-                first = (first + HIT) % count;
-            })
+                first = (first + groups * HIT) % count;
+            });
+            seconds / groups as f64
         });
         measured.unwrap_or_else(|error| {
             failed = Some(error);
@@ -91,11 +96,12 @@ fn pieces(kind: Kind, bytes: &Bytes, count: usize, (h, f): (usize, usize)) -> Ex
     (0..count).map(piece).collect::<Vec<_>>().into()
 }
 
-/// Rows that all go to the same experts.
+/// Rows, of which every so-and-so-many-th goes to the same experts.
 struct Layer<'a> {
     stream: &'a Stream,
     pieces: &'a ExpertPieces,
     rows: usize,
+    groups: usize,
     h: usize,
     x: Buffer<f32>,
     ids: Buffer<u32>,
@@ -109,7 +115,7 @@ impl Layer<'_> {
         device: &Device,
         stream: &'a Stream,
         pieces: &'a ExpertPieces,
-        rows: usize,
+        (rows, groups): (usize, usize),
         h: usize,
     ) -> Result<Layer<'a>, KernelError> {
         let mut x = Buffer::zeros(device, rows * h)?;
@@ -120,6 +126,7 @@ impl Layer<'_> {
             stream,
             pieces,
             rows,
+            groups,
             h,
             x,
             ids: Buffer::zeros(device, rows * HIT)?,
@@ -131,8 +138,11 @@ impl Layer<'_> {
 
     /// The experts from `first` on, of so many in a circle.
     fn step(&mut self, first: usize, count: usize) -> Result<(), KernelError> {
-        let row = || (0..HIT).map(|at| ((first + at) % count) as u32);
-        let ids: Vec<u32> = (0..self.rows).flat_map(|_| row()).collect();
+        let row = |row: usize| {
+            let begin = first + row % self.groups * HIT;
+            (0..HIT).map(move |at| ((begin + at) % count) as u32)
+        };
+        let ids: Vec<u32> = (0..self.rows).flat_map(row).collect();
         self.stream.upload(&ids, &mut self.ids)?;
         self.sums.reset(self.stream, self.rows);
         let args = ExpertsArgs {

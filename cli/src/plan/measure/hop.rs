@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use gaterail_cluster::exchange::{
-    Channel, ChannelError, FrameBody, FrameKind, Header, RowForm, SharedOffer, Waiting, create_shared, open_shared,
+    Channel, ChannelError, FrameBody, FrameKind, Header, RowForm, SharedOffer, Waiting, create_shared,
+    open_shared,
 };
 use gaterail_cluster::predict::Hop;
 use gaterail_kernels::ops::{PartialSums, SumsBytes, add_travelled};
@@ -17,6 +18,7 @@ use gaterail_proto::{Epoch, LayerId, RouterId};
 use super::usual_seconds;
 use crate::cores::Cores;
 use crate::error::CliError;
+use crate::terminal;
 
 /// How `gaterail` is asked to be the other process.
 pub const COMMAND: &str = "plan-echo";
@@ -128,6 +130,10 @@ impl Other {
             .args(core.iter().flat_map(|core| ["--cores".to_string(), core.to_string()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if terminal::speaks_json() {
+            // It would speak in words. What breaks it is seen at this end, too.
+            command.stderr(Stdio::null());
+        }
         let process = Echo(command.spawn().map_err(CliError::io("starting this program once more"))?);
         Ok(Other { end: Box::new(end), _process: process })
     }

@@ -35,7 +35,9 @@ const COLD_BYTES: usize = 160 << 20;
 /// Rows that meet a weight where they are many.
 const MANY_ROWS: usize = 64;
 /// Each figure is measured for so long, and so many times at least; work that takes long is done twice.
-const AT_LEAST: (Duration, usize) = (Duration::from_millis(100), 5);
+const AT_LEAST: (Duration, usize) = (Duration::from_millis(40), 5);
+/// And again so often, the others between: who uses the machine for half a second spoils one of them.
+const TURNS: usize = 3;
 const LONG: Duration = Duration::from_millis(400);
 
 /// Calls `work` again and again. Out: its seconds as they usually are.
@@ -60,17 +62,25 @@ fn usual<const PARTS: usize>(mut work: impl FnMut() -> [f64; PARTS]) -> [f64; PA
     while !enough(found[0].len()) {
         found.iter_mut().zip(work()).for_each(|(found, seconds)| found.push(seconds));
     }
-    found.map(|mut seconds| {
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    })
+    found.map(middle)
+}
+
+/// The one in the middle; of two in the middle the smaller one.
+fn middle(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[(seconds.len() - 1) / 2]
 }
 
 /// From the seconds that `bytes` of weights take which meet so many rows. `operations` are those of one row.
 fn compute(bytes: f64, operations: f64, mut seconds: impl FnMut(usize) -> f64) -> Compute {
-    let few = FEW_ROWS.map(|rows| seconds(rows as usize));
+    let mut few: [Vec<f64>; FEW_ROWS.len()] = Default::default();
+    let mut many = Vec::new();
+    for _ in 0..TURNS {
+        few.iter_mut().zip(FEW_ROWS).for_each(|(few, rows)| few.push(seconds(rows as usize)));
+        many.push(seconds(MANY_ROWS));
+    }
+    let (few, many) = (few.map(middle), middle(many));
     let (last, most) = (FEW_ROWS[FEW_ROWS.len() - 1], few[FEW_ROWS.len() - 1]);
-    let many = seconds(MANY_ROWS);
     // What each row beyond those costs; never more than all of them together do.
     let beyond = operations * (MANY_ROWS as f64 - last) / (many - most).max(many / MANY_ROWS as f64);
     let mut rates = [0.0; FEW_ROWS.len()];

@@ -18,7 +18,7 @@ use gaterail_model::walk::{
 use gaterail_proto::LayerId;
 
 use super::blank::{Blank, TOKENS, layer_bytes};
-use super::{COLD_BYTES, usual};
+use super::{COLD_BYTES, TURNS, middle, usual};
 
 /// A longer head is measured with a part of its rows.
 const HEAD_BYTES_MAX: usize = 320 << 20;
@@ -43,11 +43,11 @@ pub fn walked(
     let page = kinds.iter().map(|kind| page_bytes(&kind.spec, kv)).max().unwrap_or(0);
     let fits = |step: &&Step| step.rows <= ROWS_MAX && pages_of(step) as u64 * page <= KV_BYTES_MAX;
     let mut steps: Vec<Step> = steps.iter().filter(fits).take(STEPS_MAX).copied().collect();
-    let until = Instant::now() + WALKING / kinds.len().max(1) as u32;
     let mut found: Vec<Walked> = Vec::new();
     for (at, kind) in kinds.iter().enumerate() {
         // What there is time for with the first kind is what is walked with the others.
-        let part = kind.walked(device, blank, kv, &steps, (at == 0).then_some(until))?;
+        let time = WALKING / kinds.len() as u32;
+        let part = kind.walked(device, blank, kv, &steps, (at == 0, time))?;
         steps.truncate(part.len());
         match at {
             0 => found = part,
@@ -110,14 +110,14 @@ fn kinds(spec: &ModelSpec, blank: &Blank) -> Vec<Kind> {
 }
 
 impl Kind {
-    /// With a time, no step but the first two is begun after it.
+    /// After that time no turn goes on but the first, and that one only if it is to know all steps: it has two of them anyway.
     fn walked(
         &self,
         device: &Device,
         blank: &Blank,
         kv: KvForm,
         steps: &[Step],
-        until: Option<Instant>,
+        (may_leave_out, time): (bool, Duration),
     ) -> Result<Vec<Walked>, StepError> {
         let rows = steps.iter().map(|step| step.rows).max();
         let (Some(rows), Some(pages)) = (rows, steps.iter().map(pages_of).max()) else {
@@ -127,14 +127,33 @@ impl Kind {
         let weights = Arc::new(blank.trunk(device, &spec)?);
         let mut lane = Lane::new(spec, weights, device, kv, pages)?;
         let mut cursor = Cursor::new(LaneId(0), &lane, rows as usize)?;
-        let mut found = Vec::new();
-        for &step in steps {
-            if found.len() >= 2 && until.is_some_and(|until| Instant::now() > until) {
-                break;
+        let (until, mut found) = (Instant::now() + time, Vec::<Vec<Walked>>::new());
+        for turn in 0..TURNS {
+            for (at, &step) in steps.iter().enumerate() {
+                let may_end = if turn == 0 { may_leave_out && at >= 2 } else { true };
+                if (may_end && Instant::now() > until) || (turn > 0 && at >= found.len()) {
+                    break;
+                }
+                let walked = one(&mut lane, &mut cursor, self, step)?;
+                match found.get_mut(at) {
+                    Some(turns) => turns.push(walked),
+                    None => found.push(vec![walked]),
+                }
             }
-            found.push(one(&mut lane, &mut cursor, self, step)?);
         }
-        Ok(found)
+        Ok(found.iter().map(|turns| usual_of(turns)).collect())
+    }
+}
+
+/// Of several turns of one step.
+fn usual_of(turns: &[Walked]) -> Walked {
+    let of = |value: fn(&Walked) -> f64| middle(turns.iter().map(value).collect());
+    Walked {
+        step: turns[0].step,
+        trunk: of(|one| one.trunk),
+        gate: of(|one| one.gate),
+        ends: of(|one| one.ends),
+        sampling: of(|one| one.sampling),
     }
 }
 

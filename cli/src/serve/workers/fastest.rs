@@ -128,6 +128,7 @@ impl Circumstances<'_> {
             copies: self.copies,
             replica_bytes: 0,
             popularity: None,
+            packed: &[],
             current: None,
             beside: false,
             smaller: &[],

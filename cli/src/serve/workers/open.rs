@@ -7,6 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use gaterail_cluster::exchange::Road;
 use gaterail_cluster::membership::{Machine, Policy};
 use gaterail_cluster::placement::{Seat, Wanted, place};
 use gaterail_kernels::measure;
@@ -153,6 +154,7 @@ impl Opening<'_> {
             copies: self.settings.copies,
             replica_bytes: 0,
             popularity: None,
+            packed: &[],
             current: None,
             beside: false,
             smaller: &[],

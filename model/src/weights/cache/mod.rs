@@ -18,6 +18,7 @@ pub use store::{CacheOutcome, PackedCache, PendingWrite, Written};
 
 pub(super) use index::Place;
 pub(crate) use store::Store;
+pub(super) use store::packed_places;
 
 /// Why a file of the cache cannot be used or made: a sentence for a person.
 #[derive(Debug, thiserror::Error)]

@@ -44,6 +44,18 @@ impl CacheFile {
         &self.path
     }
 
+    /// Where its matrices belong.
+    pub fn places(&self) -> Vec<Place> {
+        let place = |entry: &Entry| Place {
+            name: entry.name.clone(),
+            first_row: entry.first_row as usize,
+            rows: entry.rows as usize,
+            first_col: entry.first_col as usize,
+            cols: entry.cols as usize,
+        };
+        self.head.index.entries.iter().map(place).collect()
+    }
+
     /// Whether something in it was of use.
     pub fn was_read(&self) -> bool {
         self.was_read

@@ -47,6 +47,14 @@ pub struct Store {
     notes: Vec<String>,
 }
 
+/// All that lies packed in the files of a key's checkpoint, configuration and precision. A file that cannot be used is passed over:
+/// whoever loads says so.
+pub(crate) fn packed_places(cache: &PackedCache, key: &CacheKey) -> Vec<Place> {
+    let files = folder::of_digest(&cache.folder, key).into_iter().take(FILES_MAX);
+    let files = files.filter_map(|path| CacheFile::open(&path, key).ok().flatten());
+    files.flat_map(|file| file.places()).collect()
+}
+
 /// Packed weights that are in no file yet.
 #[must_use]
 pub struct PendingWrite {
