@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gaterail_kernels::KernelError;
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_model::weights::cache::CacheOutcome;
 use gaterail_proto::{Epoch, RouterId, ShardSpec};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::fetch::FromRouter;
 use crate::models::Model;
 use crate::options::WorkerOptions;
+use crate::shards::NotPrepared;
 
 /// Progress is told this often.
 const PROGRESS: Duration = Duration::from_millis(100);

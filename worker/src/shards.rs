@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use gaterail_kernels::cuda::CudaDevice;
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_kernels::{Device, KernelError};
 use gaterail_model::weights::ExpertShard;
@@ -56,10 +57,9 @@ impl Shards {
         Shards { layers, gpu: None, state: Mutex::default() }
     }
 
-    /// The same in the memory of the device that computes.
-    pub fn on(device: &Device, layers: usize) -> Shards {
-        let gpu = Some(device.clone()).filter(|device| matches!(device, Device::Cuda(_)));
-        Shards { gpu, ..Shards::new(layers) }
+    /// The same in the memory of the GPU that computes, if one does.
+    pub fn on(gpu: Option<&Arc<CudaDevice>>, layers: usize) -> Shards {
+        Shards { gpu: gpu.cloned().map(Device::Cuda), ..Shards::new(layers) }
     }
 
     /// A router wants `shard` for its next epoch, and nothing that it wanted before and does not serve. What no plan wants goes.

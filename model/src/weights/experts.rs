@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece, ExpertPieces};
-use gaterail_kernels::{Device, FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix, Weight};
+use gaterail_kernels::{
+    Device, FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, KernelError, MXFP4_GROUP, Matrix, Weight,
+};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::cache::{CacheKey, CacheOutcome, PackedCache, Place, Store};
@@ -48,7 +50,9 @@ impl ExpertShard {
         pieces: impl IntoIterator<Item = (LayerId, ExpertPiece)>,
     ) -> Result<ExpertShard, KernelError> {
         let of = by_layer(layers, pieces).into_iter();
-        Ok(ExpertShard { layers: of.map(|pieces| ExpertPieces::on(device, pieces)).collect::<Result<_, _>>()? })
+        Ok(ExpertShard {
+            layers: of.map(|pieces| ExpertPieces::on(device, pieces)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// What is held of a layer.

@@ -162,5 +162,5 @@ fn on_device(weight: &WeightOnDevice) -> Result<&PackedOnDevice, CudaError> {
 }
 
 fn not_packed() -> CudaError {
-    CudaError::NoForm("experts that are not packed (a GPU computes int4 and int8 ones: --weights int4)".to_string())
+    CudaError::NoForm("plain experts: use --weights int4".to_string())
 }
