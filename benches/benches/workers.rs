@@ -307,7 +307,7 @@ fn work(args: &[String]) {
     let precision = if precision == "int4" { Precision::Int4 } else { Precision::AsStored };
     let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache: None };
     let outcome = load_slices(from, &shard.slices, &mut |_| {}, &mut |slice, piece| {
-        shards.keep(slice, piece);
+        shards.keep(slice, piece).expect("memory");
         true
     });
     let _ = outcome.expect("the shard");

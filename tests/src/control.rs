@@ -170,6 +170,7 @@ pub fn worker_options(routers: &[SocketAddr], name: &str) -> WorkerOptions {
         tls: None,
         name: name.to_string(),
         device: Arc::new(open),
+        gpu: None,
         memory_bytes: 1 << 30,
         packed_cache: None,
         models: Vec::<PathBuf>::new(),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use gaterail_cluster::exchange::{
     Channel, Cut, Road, Waiting, body_bytes_max, create_shared, local_pair, open_shared,
 };
+use gaterail_kernels::cuda::CudaDevice;
 use gaterail_kernels::{CpuOptions, Device, Isa};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertMath, Runner, RunnerOptions};
@@ -57,6 +58,7 @@ pub struct Cluster {
 pub struct Worker {
     pub id: WorkerId,
     pub shards: Arc<Shards>,
+    /// Where its weights are packed.
     pub device: Device,
     /// Ends the router's end.
     pub cut: Cut,
@@ -128,14 +130,24 @@ impl Cluster {
 
     /// One more worker.
     pub fn join(&mut self, isa: Isa, pair: MakePair<'_>) {
+        self.join_on(None, isa, pair);
+    }
+
+    /// The same whose experts a GPU holds and computes.
+    pub fn join_gpu(&mut self, gpu: Arc<CudaDevice>, pair: MakePair<'_>) {
+        self.join_on(Some(gpu), Isa::detect(), pair);
+    }
+
+    fn join_on(&mut self, gpu: Option<Arc<CudaDevice>>, isa: Isa, pair: MakePair<'_>) {
         let top_k = self.math.layers.iter().flatten().map(|layer| layer.top_k).max().unwrap_or(1);
         let (router, mut own) = pair(body_bytes_max(ROWS_MAX, self.math.hidden, top_k));
         let (cut, kill) = (router.cut(), own.cut());
         let options = CpuOptions { threads: 1, pin: false, isa, grain: 512 };
         let device = Device::cpu(options).expect("a device");
-        let shards = Arc::new(Shards::new(self.layers));
+        let shards = Arc::new(Shards::on(gpu.as_ref(), self.layers));
         let progress = Arc::new(Progress::default());
-        let compute = Compute::new(self.math.clone(), shards.clone(), ROUTER, &device);
+        let computing = gpu.map_or(device.clone(), Device::Cuda);
+        let compute = Compute::new(self.math.clone(), shards.clone(), ROUTER, &computing);
         let mut compute = compute.expect("buffers");
         let counted = progress.clone();
         std::thread::spawn(move || compute.serve(&mut *own, &counted));
@@ -177,7 +189,7 @@ impl Cluster {
             cache: None,
         };
         let outcome = load_slices(from, slices, &mut |_| {}, &mut |slice, piece| {
-            worker.shards.keep(slice, piece);
+            worker.shards.keep(slice, piece).expect("memory");
             true
         });
         let _ = outcome.expect("slices");

@@ -101,7 +101,7 @@ fn ask(header: &Header, parts: &[&[u8]]) -> Asked {
     let (precision, cache) = (Precision::Int4, None);
     let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache };
     let outcome = load_slices(from, &whole.slices, &mut |_| {}, &mut |slice, piece| {
-        shards.keep(slice, piece);
+        shards.keep(slice, piece).unwrap();
         true
     });
     let _ = outcome.unwrap();
@@ -287,7 +287,7 @@ fn the_routers_own_share_changes_no_bit() {
             cache: None,
         };
         let outcome = load_slices(from, &own.slices, &mut |_| {}, &mut |slice, piece| {
-            shards.keep(slice, piece);
+            shards.keep(slice, piece).unwrap();
             true
         });
         let _ = outcome.unwrap();

@@ -29,4 +29,4 @@ pub use client::Worker;
 pub use compute::{Compute, Progress};
 pub use error::WorkerError;
 pub use options::{OpenDevice, WorkerLimits, WorkerOptions};
-pub use shards::Shards;
+pub use shards::{NotPrepared, Shards};

@@ -299,10 +299,9 @@ fn compute(
     progress: Arc<Progress>,
 ) -> Result<oneshot::Receiver<String>, Ended> {
     let (ended, computing) = oneshot::channel();
-    let (open, math, shards) =
-        (shared.options.device.clone(), model.served.math.clone(), model.shards.clone());
+    let (options, math, shards) = (shared.options.clone(), model.served.math.clone(), model.shards.clone());
     let work = move || {
-        let why = match open().and_then(|device| Compute::new(math, shards, router, &device)) {
+        let why = match options.open_device().and_then(|device| Compute::new(math, shards, router, &device)) {
             Ok(mut compute) => compute.serve(&mut *channel, &progress).to_string(),
             Err(error) => error.to_string(),
         };

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gaterail_kernels::KernelError;
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_model::weights::cache::CacheOutcome;
 use gaterail_proto::{Epoch, RouterId, ShardSpec};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::fetch::FromRouter;
 use crate::models::Model;
 use crate::options::WorkerOptions;
+use crate::shards::NotPrepared;
 
 /// Progress is told this often.
 const PROGRESS: Duration = Duration::from_millis(100);
@@ -132,16 +134,19 @@ impl Job {
                     &self.options,
                     &self.router,
                     &mut |slice, piece| {
-                        let goes_on = progress.piece(&piece);
-                        if goes_on {
-                            model.shards.keep(slice, piece);
+                        if !progress.piece(&piece) {
+                            return false;
                         }
-                        goes_on
+                        progress.refused = model.shards.keep(slice, piece).err();
+                        progress.refused.is_none()
                     },
                 )?;
                 bytes += progress.bytes;
                 if self.cancelled.load(Ordering::Relaxed) {
                     return Ok(None);
+                }
+                if let Some(error) = progress.refused {
+                    return Err(error.to_string());
                 }
                 if progress.full {
                     return Err(format!(
@@ -152,8 +157,11 @@ impl Job {
                 source = loaded.source;
                 keep(loaded.outcome, &self.options);
             }
-            if model.shards.prepare(wanted.router, wanted.epoch, wanted.shard.clone()).is_ok() {
-                return Ok(Some((source, bytes)));
+            match model.shards.prepare(wanted.router, wanted.epoch, wanted.shard.clone()) {
+                Ok(()) => return Ok(Some((source, bytes))),
+                // It was retired meanwhile.
+                Err(NotPrepared::Missing(_)) => {}
+                Err(NotPrepared::Device(error)) => return Err(error.to_string()),
             }
         }
         Err("what was loaded was dropped before all of it was there".to_string())
@@ -168,11 +176,13 @@ struct Progress<'a> {
     pieces_total: usize,
     told: Instant,
     full: bool,
+    /// What the device says.
+    refused: Option<KernelError>,
 }
 
 impl<'a> Progress<'a> {
     fn new(job: &'a Job, pieces_total: usize) -> Progress<'a> {
-        Progress { job, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false }
+        Progress { job, bytes: 0, pieces: 0, pieces_total, told: Instant::now(), full: false, refused: None }
     }
 
     /// Whether loading goes on with this piece.

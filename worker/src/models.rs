@@ -41,7 +41,7 @@ impl Models {
         if let Some(model) = own.or_else(read_here) {
             return model.clone();
         }
-        let shards = Arc::new(Shards::new(served.math.layers.len()));
+        let shards = Arc::new(Shards::on(options.gpu.as_ref(), served.math.layers.len()));
         let model = Arc::new(Model { served, router, shards, source: Source::default() });
         models.push(Arc::downgrade(&model));
         model
@@ -64,6 +64,7 @@ mod tests {
             tls: None,
             name: String::new(),
             device: Arc::new(|| Device::cpu(CpuOptions::default())),
+            gpu: None,
             memory_bytes: 0,
             packed_cache: None,
             models: Vec::new(),

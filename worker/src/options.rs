@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gaterail_cluster::exchange::Waiting;
 use gaterail_cluster::tls::ClientTls;
+use gaterail_kernels::cuda::CudaDevice;
 use gaterail_kernels::{Device, KernelError};
 use gaterail_model::weights::cache::PackedCache;
 
@@ -24,7 +25,9 @@ pub struct WorkerOptions {
     /// For people.
     pub name: String,
     pub device: OpenDevice,
-    /// What experts may take.
+    /// The GPU that holds the experts and computes them instead.
+    pub gpu: Option<Arc<CudaDevice>>,
+    /// What experts may take, of the GPU's memory where there is one.
     pub memory_bytes: u64,
     /// Where packed experts are kept.
     pub packed_cache: Option<PackedCache>,
@@ -39,6 +42,16 @@ pub struct WorkerOptions {
     pub limits: WorkerLimits,
     /// Lines for the operator.
     pub note: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl WorkerOptions {
+    /// Where calls are computed.
+    pub fn open_device(&self) -> Result<Device, KernelError> {
+        match &self.gpu {
+            Some(gpu) => Ok(Device::Cuda(gpu.clone())),
+            None => (self.device)(),
+        }
+    }
 }
 
 /// Limits of a worker's patience and memory.

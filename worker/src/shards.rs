@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use gaterail_kernels::cuda::CudaDevice;
 use gaterail_kernels::ops::ExpertPiece;
+use gaterail_kernels::{Device, KernelError};
 use gaterail_model::weights::ExpertShard;
 use gaterail_proto::{Epoch, ExpertSlice, RouterId, ShardSpec};
 
@@ -11,6 +13,8 @@ use gaterail_proto::{Epoch, ExpertSlice, RouterId, ShardSpec};
 pub struct Shards {
     /// L
     layers: usize,
+    /// Where the pieces are, if that is not this process' memory.
+    gpu: Option<Device>,
     state: Mutex<State>,
 }
 
@@ -31,6 +35,16 @@ struct Unwanted {
     shards: Vec<Arc<ExpertShard>>,
 }
 
+/// Why calls of an epoch cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPrepared {
+    /// What nobody wanted meanwhile, for instance.
+    #[error("{0:?} is not here")]
+    Missing(ExpertSlice),
+    #[error(transparent)]
+    Device(#[from] KernelError),
+}
+
 /// What one plan wants here.
 struct Prepared {
     spec: ShardSpec,
@@ -40,7 +54,12 @@ struct Prepared {
 impl Shards {
     /// Nothing yet, for a model of so many layers.
     pub fn new(layers: usize) -> Shards {
-        Shards { layers, state: Mutex::default() }
+        Shards { layers, gpu: None, state: Mutex::default() }
+    }
+
+    /// The same in the memory of the GPU that computes, if one does.
+    pub fn on(gpu: Option<&Arc<CudaDevice>>, layers: usize) -> Shards {
+        Shards { gpu: gpu.cloned().map(Device::Cuda), ..Shards::new(layers) }
     }
 
     /// A router wants `shard` for its next epoch, and nothing that it wanted before and does not serve. What no plan wants goes.
@@ -61,23 +80,34 @@ impl Shards {
         shard.slices.iter().filter(|slice| !state.pieces.contains_key(slice)).copied().collect()
     }
 
-    /// A slice that was loaded.
-    pub fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) {
+    /// A slice that was loaded. Fails where the device has no room for it.
+    pub fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<(), KernelError> {
+        let piece = match &self.gpu {
+            Some(device) => piece.on(device)?,
+            None => piece,
+        };
         let mut state = self.lock();
         state.held += bytes(&piece);
         let before = state.pieces.insert(slice, piece);
         state.held -= before.as_ref().map_or(0, bytes);
+        Ok(())
     }
 
-    /// From here on calls of this epoch are answered. Fails where a slice is missing.
-    pub fn prepare(&self, router: RouterId, epoch: Epoch, spec: ShardSpec) -> Result<(), ExpertSlice> {
-        let mut state = self.lock();
+    /// From here on calls of this epoch are answered.
+    pub fn prepare(&self, router: RouterId, epoch: Epoch, spec: ShardSpec) -> Result<(), NotPrepared> {
+        let state = self.lock();
         let piece = |slice: &ExpertSlice| {
-            let piece = state.pieces.get(slice).ok_or(*slice)?;
+            let piece = state.pieces.get(slice).ok_or(NotPrepared::Missing(*slice))?;
             Ok((slice.layer, piece.clone()))
         };
-        let pieces: Vec<_> = spec.slices.iter().map(piece).collect::<Result<_, ExpertSlice>>()?;
-        let shard = Arc::new(ExpertShard::new(self.layers, pieces));
+        let pieces: Vec<_> = spec.slices.iter().map(piece).collect::<Result<_, NotPrepared>>()?;
+        drop(state);
+        // A GPU's kernels may have to be compiled, and others' calls are answered meanwhile.
+        let shard = match &self.gpu {
+            Some(device) => ExpertShard::on(device, self.layers, pieces)?,
+            None => ExpertShard::new(self.layers, pieces),
+        };
+        let (mut state, shard) = (self.lock(), Arc::new(shard));
         state.epochs.insert((router, epoch), Prepared { spec, shard });
         state.wanted.retain(|owner, (wanted, _)| *owner != router || *wanted != epoch);
         Ok(())
@@ -178,7 +208,7 @@ mod tests {
             let expert = slice.expert.0;
             let piece =
                 ExpertPiece { expert, gate, up, down, gate_bias: None, up_bias: None, down_bias: None };
-            shards.keep(slice, piece);
+            shards.keep(slice, piece).unwrap();
         }
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use gaterail_cluster::exchange::Waiting;
 use gaterail_kernels::KernelError;
+use gaterail_kernels::cuda::CudaDevice;
 use gaterail_router::notes::Notes;
 use gaterail_worker::{Worker, WorkerLimits, WorkerOptions};
 use tokio::runtime::Builder;
@@ -20,9 +21,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use args::{WorkerArgs, read_token};
 
+use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::progress::bytes_text;
-use crate::{device, machine, terminal, tls};
+use crate::{machine, terminal, tls};
 
 /// The cores belong to the experts.
 const EVENT_THREADS: usize = 1;
@@ -91,25 +93,23 @@ async fn until_signal(mut end: Signal, mut interrupt: Signal, notes: Notes) {
 }
 
 fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
+    // Whoever asks for a device that is not here learns it at once.
+    let gpu = match args.device {
+        DeviceArg::Auto | DeviceArg::Cpu => None,
+        DeviceArg::Cuda(ordinal) => Some(CudaDevice::open(ordinal).map_err(KernelError::from)?),
+    };
     let memory = match args.memory {
         Some(bytes) => bytes,
-        None => machine::available_memory_bytes().map(args::usual_memory).ok_or_else(|| {
-            CliError::Usage(
-                "the system does not say how much memory there is: give --memory BYTES".to_string(),
-            )
-        })?,
+        None => usual_memory(gpu.as_deref())?,
     };
-    let (wanted, threads) = (args.device, args.threads);
-    // Whoever asks for a device that is not here learns it at once.
-    if wanted != device::DeviceArg::Auto && wanted != device::DeviceArg::Cpu {
-        wanted.open(Some(1))?;
-    }
+    let threads = args.threads;
     Ok(WorkerOptions {
         join: args.join.iter().map(|join| join.address.clone()).collect(),
         token: args.token()?,
         tls: args.tls()?,
         name: args.name(),
         device: Arc::new(move || -> Result<_, KernelError> { machine::cpu(threads) }),
+        gpu,
         memory_bytes: memory,
         packed_cache: args.packed_cache.cache(),
         models: args.model.clone(),
@@ -118,6 +118,17 @@ fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
         waiting: Waiting::default(),
         limits: WorkerLimits::default(),
         note: Arc::new(move |line| note(&notes, line)),
+    })
+}
+
+/// What experts may take where nobody says.
+fn usual_memory(gpu: Option<&CudaDevice>) -> Result<u64, CliError> {
+    let free = match gpu {
+        Some(gpu) => Some(gpu.free_bytes().map_err(KernelError::from)? as u64),
+        None => machine::available_memory_bytes(),
+    };
+    free.map(args::usual_memory).ok_or_else(|| {
+        CliError::Usage("the system does not say how much memory there is: give --memory BYTES".to_string())
     })
 }
 

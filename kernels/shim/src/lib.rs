@@ -127,6 +127,11 @@ impl Driver for Shim {
         &self.properties
     }
 
+    fn free_bytes(&self) -> Result<usize, CudaError> {
+        let taken: usize = self.state.memory().values().sum();
+        Ok(self.properties.memory_bytes.saturating_sub(taken))
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         let out_of_memory = || CudaError::OutOfMemory { device: self.properties.name.clone(), bytes };
         let layout = layout(bytes).ok_or_else(out_of_memory)?;

@@ -32,6 +32,11 @@ impl CudaDevice {
         self.driver.properties()
     }
 
+    /// Bytes of memory that nobody has taken yet, other processes included.
+    pub fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.driver.free_bytes()
+    }
+
     /// Compiles and loads kernels now rather than at their first launch.
     pub fn prepare(&self, kernels: &[Kernel]) -> Result<(), CudaError> {
         self.driver.prepare(kernels)

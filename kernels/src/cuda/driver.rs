@@ -52,6 +52,8 @@ pub struct Launch<'a> {
 /// A device: its memory and its queues. Addresses are its own, good for kernels only.
 pub trait Driver: Send + Sync {
     fn properties(&self) -> &Properties;
+    /// Bytes of memory that nobody has taken yet, other processes included.
+    fn free_bytes(&self) -> Result<usize, CudaError>;
     /// Memory at a multiple of 256 bytes; what is in it is not defined.
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Takes back what `allocate` gave, once nothing queued uses it any more.

@@ -184,6 +184,12 @@ impl Driver for Arc<RealDriver> {
         &self.properties
     }
 
+    fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.context.enter()?;
+        let (free, _) = result::mem_get_info().map_err(call("cuMemGetInfo"))?;
+        Ok(free)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.context.enter()?;
         // SAFETY: `release` frees it.

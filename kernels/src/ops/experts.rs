@@ -52,6 +52,17 @@ pub struct ExpertPiece {
 }
 
 impl ExpertPiece {
+    /// The same piece where `device` computes: itself for the CPU; a copy of its matrices in a GPU's memory, which may be
+    /// of several `ExpertPieces` there.
+    pub fn on(self, device: &Device) -> Result<ExpertPiece, KernelError> {
+        let Device::Cuda(_) = device else { return Ok(self) };
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|weight| match weight {
+            Weight::Packed(_) => weight.on(device),
+            other => Ok(other.clone()),
+        });
+        Ok(ExpertPiece { gate: gate?, up: up?, down: down?, ..self })
+    }
+
     /// Whether its matrices and biases belong together and to rows of `width`.
     pub(crate) fn fits(&self, width: usize) -> bool {
         let f = self.gate.rows();
@@ -79,12 +90,13 @@ pub struct ExpertPieces {
 }
 
 impl ExpertPieces {
-    /// Brings pieces to a device. A GPU takes packed ones, with one kind of codes for all gates and ups and one for all
-    /// downs; else this says what is in the way.
+    /// Brings pieces to a device, if they are not there already. A GPU takes packed ones, with one kind of codes for all
+    /// gates and ups and one for all downs; else this says what is in the way. Its kernels for them are compiled.
     pub fn on(device: &Device, pieces: Vec<ExpertPiece>) -> Result<ExpertPieces, KernelError> {
         match device {
             Device::Cuda(cuda) if !pieces.is_empty() => {
                 let shard = ExpertsOnDevice::upload(cuda, &pieces)?;
+                cuda.prepare(&shard.kernels())?;
                 Ok(ExpertPieces { cuda: Some(shard), ..ExpertPieces::default() })
             }
             _ => Ok(pieces.into()),

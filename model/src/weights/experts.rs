@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use gaterail_kernels::ops::{self, ExpertPiece, ExpertPieces};
-use gaterail_kernels::{Device, FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, MXFP4_GROUP, Matrix, Weight};
+use gaterail_kernels::{
+    Device, FP8_BLOCK, GGUF_GROUP, INT4_GROUP_MAX, KernelError, MXFP4_GROUP, Matrix, Weight,
+};
 use gaterail_proto::{ExpertInventory, ExpertSlice, LayerExperts, LayerId, ShardSpec, UnitRange};
 
 use super::cache::{CacheKey, CacheOutcome, PackedCache, Place, Store};
@@ -38,15 +40,34 @@ impl ExpertShard {
     /// A shard of pieces that were loaded one by one, for a model of so many layers. A slice of an expert that stands in several
     /// pieces is computed in all of them.
     pub fn new(layers: usize, pieces: impl IntoIterator<Item = (LayerId, ExpertPiece)>) -> ExpertShard {
-        let mut of: Vec<Vec<ExpertPiece>> = (0..layers).map(|_| Vec::new()).collect();
-        pieces.into_iter().for_each(|(layer, piece)| of[layer.0 as usize].push(piece));
-        ExpertShard { layers: of.into_iter().map(ExpertPieces::from).collect() }
+        ExpertShard { layers: by_layer(layers, pieces).into_iter().map(ExpertPieces::from).collect() }
+    }
+
+    /// The same where `device` computes. A GPU's kernels are compiled by the time this returns.
+    pub fn on(
+        device: &Device,
+        layers: usize,
+        pieces: impl IntoIterator<Item = (LayerId, ExpertPiece)>,
+    ) -> Result<ExpertShard, KernelError> {
+        let of = by_layer(layers, pieces).into_iter();
+        Ok(ExpertShard {
+            layers: of.map(|pieces| ExpertPieces::on(device, pieces)).collect::<Result<_, _>>()?,
+        })
     }
 
     /// What is held of a layer.
     pub fn pieces(&self, layer: LayerId) -> &ExpertPieces {
         &self.layers[layer.0 as usize]
     }
+}
+
+fn by_layer(
+    layers: usize,
+    pieces: impl IntoIterator<Item = (LayerId, ExpertPiece)>,
+) -> Vec<Vec<ExpertPiece>> {
+    let mut of: Vec<Vec<ExpertPiece>> = (0..layers).map(|_| Vec::new()).collect();
+    pieces.into_iter().for_each(|(layer, piece)| of[layer.0 as usize].push(piece));
+    of
 }
 
 /// The blocks of a GGUF file need no units of their own.

@@ -9,9 +9,9 @@ use crate::cuda::device::{CudaDevice, DeviceBuffer};
 use crate::cuda::driver::Kernel;
 use crate::cuda::error::CudaError;
 use crate::cuda::quantize::{self, Quantized};
-use crate::cuda::weight::PackedOnDevice;
+use crate::cuda::weight::{PackedOnDevice, WeightOnDevice};
 use crate::ops::ExpertPiece;
-use crate::packed::{Packed, PackedFormat};
+use crate::packed::PackedFormat;
 use crate::weight::Weight;
 
 /// Pieces of experts with packed weights.
@@ -20,8 +20,8 @@ use crate::weight::Weight;
 /// matrix' own. Pieces of other kinds make another shard, whose terms add up in the same sums.
 pub struct ExpertsOnDevice {
     pub(super) pieces: DeviceBuffer<Entry>,
-    /// What the pieces point to.
-    matrices: Vec<PackedOnDevice>,
+    /// What the pieces point to; other shards may point there, too.
+    matrices: Vec<Arc<WeightOnDevice>>,
     biases: Vec<DeviceBuffer<f32>>,
     /// H
     pub(super) width: usize,
@@ -36,11 +36,12 @@ pub struct ExpertsOnDevice {
 }
 
 impl ExpertsOnDevice {
-    /// Brings pieces over. Panics if there are none, or if one's shapes do not fit each other.
+    /// Brings pieces over; matrices that are there already are shared. Panics if there are none, or if one's shapes do not
+    /// fit each other.
     pub fn upload(device: &Arc<CudaDevice>, pieces: &[ExpertPiece]) -> Result<ExpertsOnDevice, CudaError> {
         let first = pieces.first().expect("a shard has pieces");
         let width = first.gate.cols();
-        let (inner, down) = (packed(&first.gate)?.format(), packed(&first.down)?.format());
+        let (inner, down) = (format(&first.gate)?, format(&first.down)?);
         let mut order: Vec<&ExpertPiece> = pieces.iter().collect();
         order.sort_by_key(|piece| piece.expert);
         let copies = order.chunk_by(|a, b| a.expert == b.expert).map(<[_]>::len).max().unwrap_or(0);
@@ -66,13 +67,17 @@ impl ExpertsOnDevice {
         assert!(piece.fits(self.width), "experts: a piece's shape");
         let (inner, down) = (self.inner.0, self.down.0);
         let mut part = |weight: &Weight, like: PackedFormat| {
-            let packed = packed(weight)?;
-            let format = packed.format();
+            let format = format(weight)?;
             if (format.codes, format.group) != (like.codes, like.group) {
                 return Err(CudaError::NoForm(format!("experts in {like:?} and {format:?} together")));
             }
-            self.matrices.push(PackedOnDevice::upload(device, packed)?);
-            Ok(self.matrices[self.matrices.len() - 1].part())
+            let there = match weight {
+                Weight::Cuda(there) => there.clone(),
+                weight => Arc::new(WeightOnDevice::Packed(PackedOnDevice::upload(device, packed(weight)?)?)),
+            };
+            let part = on_device(&there)?.part();
+            self.matrices.push(there);
+            Ok(part)
         };
         let (gate, up) = (part(&piece.gate, inner)?, part(&piece.up, inner)?);
         let down = part(&piece.down, down)?;
@@ -105,7 +110,7 @@ impl ExpertsOnDevice {
 
     /// The bytes of all matrices.
     pub fn stored_bytes(&self) -> usize {
-        self.matrices.iter().map(PackedOnDevice::stored_bytes).sum()
+        self.matrices.iter().map(|matrix| matrix.stored_bytes()).sum()
     }
 
     pub(super) fn hidden_groups(&self) -> usize {
@@ -137,6 +142,25 @@ impl ExpertsOnDevice {
     }
 }
 
-fn packed(weight: &Weight) -> Result<&Packed, CudaError> {
-    weight.packed().ok_or_else(|| CudaError::NoForm("experts that are not packed".to_string()))
+/// How a matrix is packed, wherever it is.
+fn format(weight: &Weight) -> Result<PackedFormat, CudaError> {
+    match weight {
+        Weight::Cuda(there) => Ok(on_device(there)?.format()),
+        weight => Ok(packed(weight)?.format()),
+    }
+}
+
+fn packed(weight: &Weight) -> Result<&crate::packed::Packed, CudaError> {
+    weight.packed().ok_or_else(not_packed)
+}
+
+fn on_device(weight: &WeightOnDevice) -> Result<&PackedOnDevice, CudaError> {
+    match weight {
+        WeightOnDevice::Packed(packed) => Ok(packed),
+        WeightOnDevice::Plain(_) => Err(not_packed()),
+    }
+}
+
+fn not_packed() -> CudaError {
+    CudaError::NoForm("plain experts: use --weights int4".to_string())
 }
