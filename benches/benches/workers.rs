@@ -306,6 +306,7 @@ fn work(args: &[String]) {
     let shard = placement(mode, &inventory(&spec, None), workers as usize).shard(index as usize);
     let precision = if precision == "int4" { Precision::Int4 } else { Precision::AsStored };
     let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache: None };
+    shards.want(ROUTER, EPOCH, &shard);
     let outcome = load_slices(from, &shard.slices, &mut |_| {}, &mut |slice, piece| {
         shards.keep(slice, piece).expect("memory");
         true

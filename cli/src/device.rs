@@ -36,16 +36,16 @@ pub fn parse_threads(text: &str) -> Result<usize, String> {
 }
 
 impl DeviceArg {
-    /// The device to run on. Attention and gate have no CUDA kernels yet, so that whole models run on the CPU: `auto` means
-    /// that, and who asks for a GPU learns what is wrong with it, or what is missing here.
+    /// The device to run on. Whole models run on the CPU: `auto` means that, and who asks for a GPU learns what is wrong with
+    /// it, or what is missing here.
     pub fn open(self, threads: Option<usize>) -> Result<Device, CliError> {
         match self {
             DeviceArg::Auto | DeviceArg::Cpu => Ok(machine::cpu(threads)?),
             DeviceArg::Cuda(ordinal) => {
                 let device = Device::cuda(ordinal)?;
                 Err(CliError::Refused(format!(
-                    "{device} works, but this version runs only kernels on it (`gaterail-gpu-check`), not whole models: \
-                     use --device cpu"
+                    "{device} works, but whole models run on the CPU in this version: use --device cpu, and the GPU for \
+                     experts (serve --cluster-listen, and gaterail worker --device cuda:{ordinal})"
                 )))
             }
         }

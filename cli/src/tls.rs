@@ -119,8 +119,7 @@ impl Shown {
     }
 }
 
-const RENEW: &str =
-    "`gaterail certs init DIR --renew` makes new ones where its CA is; start this again with them";
+const RENEW: &str = "Get a new one from whoever made it (`gaterail certs init DIR --renew` for its own), and start this again with it";
 
 /// Says once a day which certificates end soon, as a start does.
 pub async fn watch(shown: Vec<Shown>, note: impl Fn(String)) {
@@ -150,7 +149,7 @@ fn check(identity: &Identity, purpose: Purpose) -> Result<(), CliError> {
     let (begins, ends) = (date(validity.begins), date(validity.ends));
     if validity.has_ended() {
         return Err(CliError::Refused(format!(
-            "the certificate in {cert} ended on {ends}: make new ones where its CA is (gaterail certs init DIR --renew) and bring ca.pem and worker*.pem to the workers"
+            "the certificate in {cert} ended on {ends}: get a new one from whoever made it (gaterail certs init DIR --renew for its own, where its CA is; then bring ca.pem and worker*.pem to the workers)"
         )));
     }
     if !validity.has_begun() {
@@ -192,7 +191,7 @@ mod tests {
         let forever = watch_every(Duration::from_millis(1), &shown, |line| said.send(line).expect("heard"));
         let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(200), forever).await });
         let lines: Vec<String> = heard.try_iter().collect();
-        assert!(lines.len() >= 4 && lines.len() % 2 == 0, "{lines:?}");
+        assert!(lines.len() >= 4 && lines.len().is_multiple_of(2), "{lines:?}");
         for pair in lines.chunks(2) {
             assert!(pair[0].contains("soon.pem") && pair[0].contains("in 29 days"), "{pair:?}");
             assert!(pair[1].contains("past.pem") && pair[1].contains("ended on"), "{pair:?}");

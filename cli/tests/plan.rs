@@ -106,8 +106,9 @@ fn a_configuration_alone_by_hand() {
     // Tensor parallel: every layer asks both, and half of each expert's two units is on each.
     let tp = &forecast(&plan, "tp")["decode"][0];
     assert_eq!(number(&tp["hops"]), (LAYERS * 2 * 2) as f64);
-    let frame = |values: u64| (64 + 4 * values) as f64;
-    let (out, home) = (frame(HIDDEN + 2 * TOP_K), frame(HIDDEN));
+    // Rows go out in 8 bits with an f32 scale for 64 of them, and come home in 32.
+    let out = (64 + HIDDEN + HIDDEN / 64 * 4 + 8 * TOP_K) as f64;
+    let home = (64 + 4 * HIDDEN) as f64;
     let bytes = (LAYERS * 2) as f64 * (out + home);
     assert!((number(&tp["bytes_per_row"]) - bytes).abs() < 1e-6, "{} {bytes}", tp["bytes_per_row"]);
     let dispatch = LAYERS as f64 * (30e-6 + 2.0 * out / 2e9);

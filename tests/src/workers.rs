@@ -170,6 +170,7 @@ impl Cluster {
             let worker = self.workers.iter().find(|worker| worker.id == *id);
             let Some(worker) = worker else { continue };
             let shard = placement.shard(index);
+            worker.shards.want(ROUTER, epoch, &shard);
             self.load(worker, &worker.shards.missing(&shard));
             worker.shards.prepare(ROUTER, epoch, shard).expect("all slices");
         }

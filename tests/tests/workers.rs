@@ -100,6 +100,7 @@ fn ask(header: &Header, parts: &[&[u8]]) -> Asked {
     let whole = ShardSpec::whole(&inventory);
     let (precision, cache) = (Precision::Int4, None);
     let from = LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache };
+    shards.want(ROUTER, Epoch(5), &whole);
     let outcome = load_slices(from, &whole.slices, &mut |_| {}, &mut |slice, piece| {
         shards.keep(slice, piece).unwrap();
         true
@@ -286,6 +287,7 @@ fn the_routers_own_share_changes_no_bit() {
             precision: Precision::Int4,
             cache: None,
         };
+        shards.want(ROUTER, Epoch(1), &own);
         let outcome = load_slices(from, &own.slices, &mut |_| {}, &mut |slice, piece| {
             shards.keep(slice, piece).unwrap();
             true

@@ -81,6 +81,7 @@ async fn serve(
             (shared.options.note)(&format!("{address}: {why}"));
             Ok(())
         }
+        Ended::Broken(why) => Err(WorkerError::System(format!("{why}; a process that is started anew may"))),
         Ended::Stopped => Ok(()),
     }
 }

@@ -20,6 +20,8 @@ use crate::shards::Shards;
 const WAIT: Duration = Duration::from_secs(1);
 /// A reply that nobody takes ends the connection.
 const REPLY_MAX: Duration = Duration::from_secs(30);
+/// What the sums of one call may take.
+const SUMS_BYTES_MAX: u64 = 2 << 30;
 /// The longest reason of a failure that travels.
 const REASON_BYTES_MAX: usize = 1024;
 
@@ -128,8 +130,10 @@ impl Compute {
             .ok_or(Refused::Epoch)?;
         let refused = |why: &dyn std::fmt::Display| Refused::Call(why.to_string());
         let rows = CallRows::read(call, body).map_err(|error| refused(&error))?;
-        let fits = call.width as usize == self.math.hidden && call.rows > 0 && call.top_k > 0;
-        if !fits || self.math.layer(call.layer).is_none() {
+        let is_own = call.width as usize == self.math.hidden
+            && self.math.layer(call.layer).is_some_and(|layer| layer.top_k == call.top_k as usize);
+        let sums = u64::from(call.rows) * (8 * u64::from(call.width) + 8);
+        if !is_own || call.rows == 0 || sums > SUMS_BYTES_MAX {
             let Header { rows, width, top_k, layer, .. } = call;
             let what = format!("{rows} rows of {width} with {top_k} experts for layer {}", layer.0);
             return Err(Refused::Call(format!("{what}: not a call of this model")));

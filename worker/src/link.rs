@@ -50,6 +50,8 @@ pub enum Ended {
     Over(String),
     /// Joining again would not help.
     Refused(String),
+    /// This process can compute no more.
+    Broken(String),
     /// This worker ends.
     Stopped,
 }
@@ -297,7 +299,7 @@ fn compute(
     router: RouterId,
     mut channel: Box<dyn Channel>,
     progress: Arc<Progress>,
-) -> Result<oneshot::Receiver<String>, Ended> {
+) -> Result<oneshot::Receiver<Ended>, Ended> {
     let (ended, computing) = oneshot::channel();
     let (options, math, shards) = (shared.options.clone(), model.served.math.clone(), model.shards.clone());
     let work = move || {
@@ -306,7 +308,11 @@ fn compute(
             Err(error) => error.to_string(),
         };
         drop(channel);
-        let _ = ended.send(why);
+        let broken = options.gpu.as_ref().and_then(|gpu| Some((gpu, gpu.check().err()?)));
+        let _ = ended.send(match broken {
+            Some((gpu, error)) => Ended::Broken(format!("{gpu} computes nothing any more: {error}")),
+            None => Ended::Again(why),
+        });
     };
     let spawned = std::thread::Builder::new().name("compute".into()).spawn(work);
     spawned.map_err(|error| Ended::Again(format!("no thread to compute: {error}")))?;
@@ -321,7 +327,7 @@ struct Link {
     incoming: Streaming<Message>,
     cut: Cut,
     progress: Arc<Progress>,
-    computing: oneshot::Receiver<String>,
+    computing: oneshot::Receiver<Ended>,
     heartbeat: Duration,
     loading: Option<Loading>,
     /// Whether anything that the router wanted was ever there.
@@ -346,8 +352,8 @@ impl Link {
                 },
                 Some(told) = told.recv() => self.tell(told, shared, kept),
                 _ = beat.tick() => self.beat(),
-                why = &mut self.computing => {
-                    Err(Ended::Again(why.unwrap_or_else(|_| "the computing thread panicked".to_string())))
+                ended = &mut self.computing => {
+                    Err(ended.unwrap_or_else(|_| Ended::Again("the computing thread panicked".to_string())))
                 }
                 _ = stop.wait_for(|stop| *stop), if drained.is_none() => {
                     drained = Some(Instant::now() + shared.options.limits.drain_max);

@@ -6,9 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gaterail_kernels::KernelError;
+use gaterail_kernels::cuda::CudaError;
 use gaterail_kernels::ops::ExpertPiece;
 use gaterail_model::weights::cache::CacheOutcome;
-use gaterail_proto::{Epoch, RouterId, ShardSpec};
+use gaterail_proto::{Epoch, ExpertSlice, RouterId, ShardSpec};
 use tokio::sync::mpsc;
 
 use crate::fetch::FromRouter;
@@ -137,7 +138,7 @@ impl Job {
                         if !progress.piece(&piece) {
                             return false;
                         }
-                        progress.refused = model.shards.keep(slice, piece).err();
+                        progress.refused = progress.keep(slice, piece).err();
                         progress.refused.is_none()
                     },
                 )?;
@@ -161,6 +162,7 @@ impl Job {
                 Ok(()) => return Ok(Some((source, bytes))),
                 // It was retired meanwhile.
                 Err(NotPrepared::Missing(_)) => {}
+                Err(NotPrepared::Unwanted) => return Ok(None),
                 Err(NotPrepared::Device(error)) => return Err(error.to_string()),
             }
         }
@@ -204,6 +206,21 @@ impl<'a> Progress<'a> {
             let _ = self.job.tell.try_send(Told::Loading { epoch, bytes, total: total.max(bytes) });
         }
         !self.full
+    }
+
+    /// Puts a piece where it is computed. A GPU's memory may be about to be freed: what went is counted before it is gone.
+    fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<(), KernelError> {
+        let deadline = Instant::now() + ROOM_WAIT_MAX;
+        loop {
+            match self.job.model.shards.keep(slice, piece.clone()) {
+                Err(KernelError::Cuda(CudaError::OutOfMemory { .. }))
+                    if Instant::now() < deadline && !self.job.cancelled.load(Ordering::Relaxed) =>
+                {
+                    std::thread::sleep(ROOM_WAIT);
+                }
+                kept => return kept,
+            }
+        }
     }
 
     /// Whether there is room for so much more. What another epoch holds may be about to go.

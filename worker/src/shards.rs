@@ -1,5 +1,6 @@
 //! The experts that a worker holds, by epoch: what an old plan and a new one share is there once.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -41,6 +42,8 @@ pub enum NotPrepared {
     /// What nobody wanted meanwhile, for instance.
     #[error("{0:?} is not here")]
     Missing(ExpertSlice),
+    #[error("another epoch is wanted")]
+    Unwanted,
     #[error(transparent)]
     Device(#[from] KernelError),
 }
@@ -87,13 +90,16 @@ impl Shards {
             None => piece,
         };
         let mut state = self.lock();
-        state.held += bytes(&piece);
-        let before = state.pieces.insert(slice, piece);
-        state.held -= before.as_ref().map_or(0, bytes);
+        // Another router may have brought it meanwhile; which of the two is freed, is freed without the lock.
+        if let Entry::Vacant(free) = state.pieces.entry(slice) {
+            let held = bytes(&piece);
+            free.insert(piece);
+            state.held += held;
+        }
         Ok(())
     }
 
-    /// From here on calls of this epoch are answered.
+    /// From here on calls of this epoch are answered, if it is still wanted.
     pub fn prepare(&self, router: RouterId, epoch: Epoch, spec: ShardSpec) -> Result<(), NotPrepared> {
         let state = self.lock();
         let piece = |slice: &ExpertSlice| {
@@ -107,9 +113,16 @@ impl Shards {
             Some(device) => ExpertShard::on(device, self.layers, pieces)?,
             None => ExpertShard::new(self.layers, pieces),
         };
-        let (mut state, shard) = (self.lock(), Arc::new(shard));
-        state.epochs.insert((router, epoch), Prepared { spec, shard });
-        state.wanted.retain(|owner, (wanted, _)| *owner != router || *wanted != epoch);
+        let prepared = Prepared { spec, shard: Arc::new(shard) };
+        let mut state = self.lock();
+        if state.wanted.get(&router).is_none_or(|(wanted, _)| *wanted != epoch) {
+            drop(state);
+            return Err(NotPrepared::Unwanted);
+        }
+        state.wanted.remove(&router);
+        let before = state.epochs.insert((router, epoch), prepared);
+        drop(state);
+        drop(before);
         Ok(())
     }
 

@@ -84,12 +84,13 @@ impl Source {
             self.fetch(served, (slices, options.memory_bytes), &device, router, each)?;
             return Ok(Loaded { source: "router", outcome: CacheOutcome::default() });
         };
+        let cache = options.packed_cache();
         let from = LoadFrom {
             spec: &opened.spec,
             checkpoint: &opened.checkpoint,
             device: &device,
             precision: served.precision,
-            cache: options.packed_cache.as_ref(),
+            cache: cache.as_ref(),
         };
         let outcome = load_slices(from, slices, &mut |_| {}, each).map_err(|error| error.to_string())?;
         Ok(Loaded { source: "checkpoint", outcome })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use gaterail_cluster::tls::{Authority, CertFiles, Identity, Validity, date};
+use gaterail_cluster::tls::{Authority, CertFiles, Identity, Validity, date, is_name};
 
 use super::make::{self, Keys};
 use super::write;
@@ -18,6 +18,13 @@ pub fn renew(files: &CertFiles, hosts: &[String], days: u32) -> Result<String, C
         let cert = files.cert("router");
         CliError::Refused(format!("{} is not of the CA in this folder: {error}", cert.display()))
     })?;
+    if let Some(name) = names.iter().find(|name| !is_name(name)) {
+        let cert = files.cert("router").display().to_string();
+        return Err(CliError::Refused(format!(
+            "{cert} has the name {name:?}, which no new one can have: nothing was changed. Without --renew, and with --force, \
+             gaterail certs init makes all of it anew"
+        )));
+    }
     names.extend(hosts.iter().filter(|host| !names.contains(host)).cloned().collect::<Vec<_>>());
     let keys = ["ca", "router", "worker"].map(|who| key(&files.key(who)));
     let [ca_key, router_key, worker_key] = keys;

@@ -70,11 +70,11 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "LIST", env = "GATERAIL_CORES")]
     pub cores: Option<Cores>,
 
-    /// What experts may take, such as 8GiB; nine tenths of the memory that is free by default
+    /// What experts may take, such as 8GiB; by default nine tenths of the memory that is free, on a GPU of the GPU's
     #[arg(long, value_name = "BYTES", env = "GATERAIL_MEMORY", value_parser = parse_bytes)]
     pub memory: Option<u64>,
 
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: cpu (auto means that, too), cuda or cuda:N; a GPU computes experts in 4 and 8 bits
     #[arg(long, value_name = "DEVICE", env = "GATERAIL_DEVICE", value_parser = device::parse, default_value = "auto")]
     pub device: DeviceArg,
 

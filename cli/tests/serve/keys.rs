@@ -36,7 +36,7 @@ fn ask(server: &Server, key: &str, body: &serde_json::Value) -> Answer {
 }
 
 #[test]
-fn only_operators_spread_experts() {
+fn only_operators_spread_experts_and_see_where_rows_went() {
     let folder = tempfile::tempdir().unwrap();
     let (other, operator) = (add(&folder, &["alice"]), add(&folder, &["bob", "--operator"]));
     let listed = gaterail(&folder, &["keys", "list"]).output().expect("it runs");
@@ -52,6 +52,13 @@ fn only_operators_spread_experts() {
     assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some("forbidden")));
     // Whoever may ask is told that there are no workers.
     assert_eq!((ask(&operator).status, ask(fixed).status), (400, 400));
+    // Where rows went tells of others' texts; who computes does not.
+    let look = |path: &str, key: &str| {
+        let bearer = format!("Bearer {key}");
+        server.request("GET", path, &[("authorization", bearer.as_str())], b"").status
+    };
+    assert_eq!((look("/cluster", &other), look("/cluster?experts", &other)), (200, 403));
+    assert_eq!((look("/cluster?experts", &operator), look("/cluster?experts", fixed)), (200, 200));
 }
 
 #[test]

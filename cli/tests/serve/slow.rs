@@ -139,9 +139,13 @@ fn one_connection_too_many_is_told_so() {
 fn a_full_queue_refuses_with_a_time_to_come_again() {
     let server = Server::start(&["--max-batch", "1", "--max-queue", "2"]);
     let mut held: Vec<_> = (0..3).map(|_| server.connect()).collect();
-    for stream in &mut held {
+    for (before, stream) in held.iter_mut().enumerate() {
         stream.write_all(&endless(true)).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        // The first runs; it lasts for a second or two, so that nothing else may take long.
+        match before {
+            0 => server.wait_for_metric("gaterail_sequences_running", |running| running == 1.0),
+            queued => server.wait_for_metric("gaterail_requests_queued", |all| all == queued as f64),
+        }
     }
     let asked = Instant::now();
     let answer = server.post("/v1/completions", &json!({"prompt": [5], "max_tokens": 2}));

@@ -105,7 +105,11 @@ fn certificates_are_made_once_and_keys_are_the_owners() {
 #[test]
 fn certificates_are_renewed_for_the_same_keys() {
     let folder = tempfile::tempdir().unwrap();
-    let dir = certs(&folder, "certs", &["--days", "20", "--host", "router.example"]);
+    let dir = certs(
+        &folder,
+        "certs",
+        &["--days", "20", "--host", "router.example", "--host", "2001:db8:0:1::5", "--host", "2001:db8:1::"],
+    );
     let path = |file: &str| Path::new(&dir).join(file);
     let read = |file: &str| std::fs::read_to_string(path(file)).expect(file);
     let before = FILES.map(|(file, _)| read(file));
@@ -123,7 +127,12 @@ fn certificates_are_renewed_for_the_same_keys() {
     let renewed = run(&folder, &["certs", "init", &dir, "--renew", "--host", "10.7.7.7"]);
     let (said, error) = (text(&renewed.stdout), text(&renewed.stderr));
     assert!(renewed.status.success(), "{error}");
-    for part in ["(825 days)", "router.example, 10.7.7.7", "the last one ends on", "start the router again"] {
+    for part in [
+        "(825 days)",
+        "router.example, 2001:db8:0:1::5, 2001:db8:1::, 10.7.7.7",
+        "the last one ends on",
+        "start the router again",
+    ] {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
     for ((file, mode), before) in FILES.iter().zip(&before) {
@@ -334,9 +343,9 @@ fn what_cannot_work_is_said_before_anything_is_loaded() {
     let unnamed = ["--cluster-certs", &dir, "--cluster-worker-name", "no name"];
     fails(&[&listen[..], &unnamed].concat(), 2, "--cluster-worker-name");
     ended(&folder, Path::new(&dir));
-    fails(&["worker", "--join", "h:1", "--certs", &dir], 1, "ended on 2000-01-01: make new ones");
+    fails(&["worker", "--join", "h:1", "--certs", &dir], 1, "ended on 2000-01-01: get a new one");
     let router = ["serve", "demo", "--listen", "127.0.0.1:0", "--cluster-listen", "127.0.0.1:0"];
-    fails(&[&router[..], &["--cluster-certs", &dir]].concat(), 1, "ended on 2000-01-01: make new ones");
+    fails(&[&router[..], &["--cluster-certs", &dir]].concat(), 1, "ended on 2000-01-01: get a new one");
 }
 
 /// The folder's certificates, as they would be if they had ended long ago.

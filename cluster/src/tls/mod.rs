@@ -12,6 +12,7 @@
 
 mod client;
 mod files;
+mod names;
 mod purpose;
 mod refusal;
 mod server;

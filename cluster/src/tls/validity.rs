@@ -11,6 +11,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{CertificateError, Error, RootCertStore};
 
 use super::files::{Authority, Identity};
+use super::names::alternative_names;
 use super::provider;
 use super::purpose::{Members, Purpose, is_for};
 
@@ -70,7 +71,8 @@ impl Identity {
 
     /// The same while it held, if it does not any more.
     pub fn names_of_old(&self, ca: &Authority) -> Result<Vec<String>, CertificateError> {
-        self.names_at(ca, Validity::of(self).begins)
+        let told = self.names_at(ca, Validity::of(self).begins)?;
+        Ok(alternative_names(&self.chain[0]).unwrap_or(told))
     }
 
     fn names_at(&self, ca: &Authority, seconds: u64) -> Result<Vec<String>, CertificateError> {

@@ -37,6 +37,11 @@ impl CudaDevice {
         self.driver.free_bytes()
     }
 
+    /// Whether it still works: after some faults a device answers no call of this process any more.
+    pub fn check(self: &Arc<Self>) -> Result<(), CudaError> {
+        DeviceBuffer::<u32>::zeros(self, 1).map(drop)
+    }
+
     /// Compiles and loads kernels now rather than at their first launch.
     pub fn prepare(&self, kernels: &[Kernel]) -> Result<(), CudaError> {
         self.driver.prepare(kernels)
@@ -71,6 +76,10 @@ impl CudaQueue {
         if let Err(error) = result {
             self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
         }
+    }
+
+    fn is_faulty(&self) -> bool {
+        self.fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_some()
     }
 
     fn faultless(&self) -> Result<(), CudaError> {
@@ -152,7 +161,8 @@ impl CudaQueue {
         shared_bytes: usize,
         args: &A,
     ) {
-        if grid.contains(&0) {
+        // What follows a fault would read what was not written.
+        if grid.contains(&0) || self.is_faulty() {
             return;
         }
         let limit = self.device.properties().shared_bytes;

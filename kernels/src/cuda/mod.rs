@@ -34,6 +34,7 @@ pub use compile::{Form, Source, compile_all, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
+pub(crate) use experts::not_packed;
 pub use experts::{
     DECODE_TOKENS, ExpertsBatch, ExpertsOnDevice, ExpertsScratch, Path, ShardOptions, SumsOnDevice, experts,
 };

@@ -52,13 +52,14 @@ pub struct ExpertPiece {
 }
 
 impl ExpertPiece {
-    /// The same piece where `device` computes: itself for the CPU; a copy of its matrices in a GPU's memory, which may be
-    /// of several `ExpertPieces` there.
+    /// The same piece where `device` computes: itself for the CPU; a copy of its packed matrices in a GPU's memory, which may
+    /// be of several `ExpertPieces` there.
     pub fn on(self, device: &Device) -> Result<ExpertPiece, KernelError> {
         let Device::Cuda(_) = device else { return Ok(self) };
         let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|weight| match weight {
             Weight::Packed(_) => weight.on(device),
-            other => Ok(other.clone()),
+            Weight::Cuda(_) => Ok(weight.clone()),
+            Weight::Plain(_) => Err(cuda::not_packed().into()),
         });
         Ok(ExpertPiece { gate: gate?, up: up?, down: down?, ..self })
     }

@@ -76,6 +76,11 @@ impl Link {
         if said.row_bytes(width) < RowForm::F32.row_bytes(width) { said } else { RowForm::F32 }
     }
 
+    /// Another plan may bring it weights that want their rows otherwise.
+    pub fn forget_forms(&mut self) {
+        self.forms.clear();
+    }
+
     /// What a reply says of its layer.
     pub fn takes(&mut self, layer: LayerId, form: RowForm) {
         let layer = layer.0 as usize;

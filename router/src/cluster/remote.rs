@@ -179,6 +179,7 @@ impl RemoteExperts {
         });
         let Some(switched) = self.active.as_ref().map(|active| active.plan.epoch) else { return };
         if Some(switched) != epoch {
+            self.links.iter_mut().for_each(Link::forget_forms);
             self.stats.switch_ns.store(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
             self.plans.switched(switched);
         }

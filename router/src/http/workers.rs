@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{RawQuery, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use gaterail_cluster::membership::{Refused, Wish};
 use gaterail_cluster::placement::Mode;
@@ -38,8 +38,12 @@ pub struct ClusterPage {
     pub experts: Option<Vec<LayerHits>>,
 }
 
-pub async fn show(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) -> Response {
-    let experts = query.is_some_and(|query| query.split('&').any(|word| word == "experts"));
+/// Which experts rows went to tells of their texts, step by step: it is for operators.
+pub async fn show(State(server): State<Arc<Server>>, request: Request) -> Result<Response, ApiError> {
+    let experts = request.uri().query().is_some_and(|query| query.split('&').any(|word| word == "experts"));
+    if experts && !caller(&request).0.is_operator() {
+        return Err(ApiError::new(ErrorKind::Forbidden, NO_LOOK));
+    }
     let load = server.served.engine.load();
     let cluster = server.cluster_status();
     let page = ClusterPage {
@@ -54,7 +58,7 @@ pub async fn show(State(server): State<Arc<Server>>, RawQuery(query): RawQuery) 
         experts: if experts { server.rig.steps.hits() } else { None },
     };
     // Plain values, which all have a place in JSON.
-    json_response(&serde_json::to_value(page).unwrap_or_default())
+    Ok(json_response(&serde_json::to_value(page).unwrap_or_default()))
 }
 
 /// More is a slip of the finger.
@@ -63,6 +67,7 @@ const BYTES_MAX: u64 = 1 << 60;
 /// Who asks too early asks again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
+const NO_LOOK: &str = "this key may not see where rows went; one made with gaterail keys add --operator may";
 const NO_OPERATOR: &str =
     "this key may not spread the experts in another way; one made with gaterail keys add --operator may";
 

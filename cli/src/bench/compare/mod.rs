@@ -116,17 +116,12 @@ fn study<'a>(plan: &'a Plan, crew: &'a Crew, only: &'a Contenders) -> Result<Stu
     Ok(study)
 }
 
-/// What cannot be predicted before anything was measured is refused, with what would fit. Later those turns have no
-/// prediction: the rounds before are worth more than the reason.
-fn kept<T>(is_first: bool, predicted: Result<T, CliError>) -> Result<Option<T>, CliError> {
-    match predicted {
-        Ok(prediction) => Ok(Some(prediction)),
-        Err(error) if is_first => Err(error),
-        Err(error) => {
-            terminal::note(&terminal::visible(&format!("bench: no prediction for these turns: {error}")));
-            Ok(None)
-        }
-    }
+/// Turns that cannot be predicted have no prediction: those before are worth more than the reason.
+fn kept<T>(predicted: Result<T, CliError>) -> Option<T> {
+    let said = |error: &CliError| {
+        terminal::note(&terminal::visible(&format!("bench: no prediction for these turns: {error}")));
+    };
+    predicted.inspect_err(said).ok()
 }
 
 /// Every mode in turn, again and again.
@@ -134,6 +129,8 @@ fn turns(plan: &Plan, stop: &AtomicBool) -> Result<Measured, CliError> {
     let modes = &plan.contenders.0;
     let mut shown = Tally::new("compare", "turns", plan.rounds * modes.len() * plan.streams.len());
     let (mut measured, mut asked) = (Measured::default(), None);
+    // What does not fit is refused with what would, before anything is measured for a mode that does.
+    study(plan, &plan.crew(), &plan.contenders)?;
     for round in 1..=plan.rounds {
         for &contender in modes {
             let turns = Round { plan, contender, round, stop }.turns(&mut asked, &mut measured)?;
@@ -179,7 +176,13 @@ impl Round<'_> {
                 terminal::note(&format!("bench: {}: memory moved ({reads} GB/s): again", self.contender));
             }
             for (at, turn) in self.pass(&open, asked, measured)? {
-                if kept[at].as_ref().is_none_or(|kept| turn.reads.apart() < kept.reads.apart()) {
+                let Some(before) = &kept[at] else {
+                    kept[at] = Some(turn);
+                    continue;
+                };
+                // Neither may be dropped before its texts were looked at.
+                check_texts(&[before.clone(), turn.clone()])?;
+                if turn.reads.apart() < before.reads.apart() {
                     kept[at] = Some(turn);
                 }
             }
@@ -196,7 +199,7 @@ impl Round<'_> {
     ) -> Result<Vec<(usize, Turn)>, CliError> {
         let &Round { plan, contender, round, stop } = self;
         let (crew, only) = (plan.crew(), Contenders(vec![contender]));
-        let study = kept(measured.predictions.is_empty(), study(plan, &crew, &only))?;
+        let study = kept(study(plan, &crew, &only));
         measured.predictions.extend(study.as_ref().map(Study::plan));
         let mut turns = Vec::new();
         let Some(server) = Server::start(plan, contender, stop)? else { return Ok(turns) };
@@ -307,10 +310,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_that_were_measured_outlive_a_prediction_that_fails() {
-        let fails = || Err::<(), _>(CliError::Refused("memory is short now".to_string()));
-        assert!(kept(true, fails()).is_err());
-        assert!(matches!(kept(false, fails()), Ok(None)));
-        assert!(matches!(kept(false, Ok(1)), Ok(Some(1))));
+    fn turns_outlive_a_prediction_that_fails() {
+        assert_eq!(kept(Err::<(), _>(CliError::Refused("memory is short now".to_string()))), None);
+        assert_eq!(kept(Ok(1)), Some(1));
     }
 }

@@ -5,6 +5,7 @@ mod shard;
 
 pub use scratch::ExpertsScratch;
 pub use shard::ExpertsOnDevice;
+pub(crate) use shard::not_packed;
 
 use super::arguments::{ExpertsArgs, Table};
 use super::compile::{Form, Source};
@@ -199,6 +200,11 @@ fn chosen(path: Path, queue: &CudaQueue, shard: &ExpertsOnDevice, rows: usize) -
     if path == Path::ThirtyTwo && !fits { Path::Eight } else { path }
 }
 
+/// What the plan counts so many experts in.
+fn plan_shared(experts: usize) -> usize {
+    4 * (16 + experts)
+}
+
 /// Warps of a block of `experts_gate_up_rows`.
 fn rows_warps(form: Form) -> usize {
     if form.group_bytes() <= 512 { 16 } else { 8 }
@@ -226,7 +232,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn plan(&self) {
-        let shared = 4 * (16 + self.shard.experts);
+        let shared = plan_shared(self.shard.experts);
         // SAFETY: `experts` has checked the shapes; the plan writes within `scratch`, whose sizes bound it.
         unsafe { self.queue.launch(PLAN, [self.shard.pieces.len(), 1, 1], 256, shared, &self.args) };
     }

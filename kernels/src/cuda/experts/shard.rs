@@ -42,6 +42,10 @@ impl ExpertsOnDevice {
         let first = pieces.first().expect("a shard has pieces");
         let width = first.gate.cols();
         let (inner, down) = (format(&first.gate)?, format(&first.down)?);
+        let highest = pieces.iter().map(|piece| piece.expert as usize).max().unwrap_or(0);
+        if super::plan_shared(highest + 1) > device.properties().shared_bytes {
+            return Err(CudaError::NoForm(format!("experts with numbers as high as {highest}")));
+        }
         let mut order: Vec<&ExpertPiece> = pieces.iter().collect();
         order.sort_by_key(|piece| piece.expert);
         let copies = order.chunk_by(|a, b| a.expert == b.expert).map(<[_]>::len).max().unwrap_or(0);
@@ -51,7 +55,7 @@ impl ExpertsOnDevice {
             biases: Vec::new(),
             width,
             widest: order.iter().map(|piece| piece.gate.rows()).max().unwrap_or(0),
-            experts: order.iter().map(|piece| piece.expert as usize + 1).max().unwrap_or(0),
+            experts: highest + 1,
             copies,
             inner: (inner, Form::of(inner)?),
             down: (down, Form::of(down)?),
@@ -161,6 +165,7 @@ fn on_device(weight: &WeightOnDevice) -> Result<&PackedOnDevice, CudaError> {
     }
 }
 
-fn not_packed() -> CudaError {
+/// A GPU computes no others.
+pub(crate) fn not_packed() -> CudaError {
     CudaError::NoForm("plain experts: use --weights int4".to_string())
 }

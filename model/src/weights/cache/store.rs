@@ -20,6 +20,8 @@ pub struct PackedCache {
     pub bytes_min: u64,
     /// The most that all files may take; `None`: half of what the disk has free.
     pub bytes_max: Option<u64>,
+    /// Nothing is written, so that nothing has to be held until it is: for weights that go on to another memory.
+    pub read_only: bool,
 }
 
 impl PackedCache {
@@ -27,7 +29,7 @@ impl PackedCache {
     pub const BYTES_MIN: u64 = 256 << 20;
 
     pub fn new(folder: PathBuf) -> PackedCache {
-        PackedCache { folder, bytes_min: PackedCache::BYTES_MIN, bytes_max: None }
+        PackedCache { folder, bytes_min: PackedCache::BYTES_MIN, bytes_max: None, read_only: false }
     }
 }
 
@@ -113,7 +115,9 @@ impl Store {
         while let Some(open) = self.files.get_mut(at) {
             match open.read(place, &accepts, device, arena) {
                 Ok(Some(packed)) => {
-                    self.held.push((place.clone(), packed.clone()));
+                    if !self.cache.read_only {
+                        self.held.push((place.clone(), packed.clone()));
+                    }
                     return Some(packed);
                 }
                 Ok(None) => at += 1,
@@ -128,6 +132,9 @@ impl Store {
 
     /// A matrix that had to be packed.
     pub fn keep(&mut self, place: Place, packed: &Packed) {
+        if self.cache.read_only {
+            return;
+        }
         self.held.push((place, packed.clone()));
         self.packed += 1;
     }
