@@ -161,7 +161,10 @@ pub fn turn(
     let tokens: u32 = prompts.iter().map(|prompt| prompt.tokens).sum();
     let (first, whole) = (answers(prefill.records), answers(whole.records));
     let ttfts: Vec<f64> = first.iter().map(|answer| answer.ttft).collect();
-    let tpots: Vec<f64> = whole.iter().filter_map(Answer::tpot).collect();
+    let decode_totals = difference(&whole_totals, &again_totals);
+    // A client that falls behind finds several tokens at once: no token came faster than its step.
+    let step = decode_totals.step / decode_totals.steps.max(1) as f64;
+    let tpots: Vec<f64> = whole.iter().filter_map(Answer::tpot).map(|tpot| tpot.max(step)).collect();
     let mean = tpots.iter().sum::<f64>() / tpots.len().max(1) as f64;
     Ok(Some(Turn {
         contender,
@@ -177,7 +180,7 @@ pub fn turn(
         decode: Phase {
             rate: f64::from(streams) / mean,
             seconds: tpots,
-            totals: difference(&whole_totals, &again_totals),
+            totals: decode_totals,
             answers: whole,
             seen: decoded.and_then(|hits| seen(&hits)),
         },
