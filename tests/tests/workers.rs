@@ -175,6 +175,12 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
         let reply = ask(&Header { form: RowForm::int8(other).unwrap(), ..good }, &parts);
         assert_eq!(reply.kind, FrameKind::Failed, "groups of {other}");
     }
+    // Whole in itself, with twice the experts that the model gives a row.
+    let one: [&[u8]; 3] = [&id_bytes, &bytes(&weights), &bytes(&x[..width])];
+    let refused = ask(&Header { rows: 1, top_k: 2 * top_k as u32, ..good }, &one);
+    assert_eq!(refused.kind, FrameKind::Failed);
+    let why = String::from_utf8_lossy(&refused.body).into_owned();
+    assert!(why.contains("not a call of this model"), "{why}");
     for stale in [
         Header { epoch: Epoch(4), ..good },
         Header { epoch: Epoch(6), ..good },

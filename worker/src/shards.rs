@@ -226,6 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_that_is_not_wanted_any_more_is_not_kept() {
+        let shards = Shards::new(1);
+        let (one, two) = (spec(&[0, 1]), spec(&[0, 1, 2]));
+        shards.want(ROUTER, Epoch(1), &one);
+        load(&shards, &one);
+        shards.want(ROUTER, Epoch(2), &two);
+        let late = shards.prepare(ROUTER, Epoch(1), one.clone());
+        assert!(matches!(late, Err(NotPrepared::Unwanted)), "{late:?}");
+        assert!(shards.of(ROUTER, Epoch(1)).is_none());
+        load(&shards, &two);
+        shards.prepare(ROUTER, Epoch(2), two).unwrap();
+        assert!(shards.of(ROUTER, Epoch(2)).is_some());
+        // A router that has gone left what it wanted behind.
+        shards.want(ROUTER, Epoch(3), &one);
+        shards.forget(ROUTER);
+        assert!(matches!(shards.prepare(ROUTER, Epoch(3), one), Err(NotPrepared::Missing(_))));
+    }
+
+    #[test]
     fn what_is_being_loaded_stays_and_the_rest_goes() {
         let shards = Shards::new(1);
         let (one, two, other) = (spec(&[0, 1]), spec(&[1, 2]), spec(&[3]));
