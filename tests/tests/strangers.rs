@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 fn limits() -> ListenLimits {
-    ListenLimits { connections_max: 2, header_time_max: HEADER_TIME_MAX, ..ListenLimits::default() }
+    ListenLimits { connections_max: 2, ..ListenLimits::default() }
 }
 
 /// Answers pings and settings until the connection ends; whether it did in time.
@@ -48,27 +48,24 @@ fn answer_pings(socket: &mut TcpStream, mut frames: &[u8]) {
     }
 }
 
+/// Two connections that say this much and no more.
+fn two_strangers(exchange: &GrpcExchange, says: &[u8]) -> Vec<TcpStream> {
+    let stranger = |_| {
+        let mut socket = TcpStream::connect(exchange.address).expect("a connection");
+        socket.write_all(says).expect("sent");
+        socket
+    };
+    (0..2).map(stranger).collect()
+}
+
 #[test]
 fn connections_without_a_request_end() {
     for tls in [false, true] {
         for says in [&b"P"[..], PREFACE, &[22, 3, 1, 2]] {
-            let exchange = GrpcExchange::start(tls.then(|| Ca::new("strangers")), limits());
-            let mut strangers: Vec<TcpStream> = (0..2)
-                .map(|_| {
-                    let mut socket = TcpStream::connect(exchange.address).expect("a connection");
-                    socket.write_all(says).expect("sent");
-                    socket
-                })
-                .collect();
+            let limits = ListenLimits { header_time_max: HEADER_TIME_MAX, ..limits() };
+            let exchange = GrpcExchange::start(tls.then(|| Ca::new("strangers")), limits);
             let case = format!("tls: {tls}, {}", says.escape_ascii());
-            let mut third = TcpStream::connect(exchange.address).expect("a connection");
-            assert!(is_ended(&mut third), "{case}: there is no room");
-            let told =
-                exchange.notes.lock().expect("notes").iter().any(|note| {
-                    note.starts_with("a worker at 127.0.0.1 is turned away: 2 connections are open")
-                });
-            assert!(told, "{case}: {:?}", exchange.notes);
-            for stranger in &mut strangers {
+            for stranger in &mut two_strangers(&exchange, says) {
                 assert!(is_ended(stranger), "{case}: kept for ever");
             }
             // Room again, and who has a call open keeps it.
@@ -77,5 +74,22 @@ fn connections_without_a_request_end() {
             assert!(matches!(received, Err(ChannelError::Deadline)), "{case}: {received:?}");
             drop(router);
         }
+    }
+}
+
+/// What the two say is the beginning of something: nobody hangs up on them before their time.
+#[test]
+fn a_connection_too_many_is_turned_away() {
+    for (tls, says) in [(false, &b"P"[..]), (false, PREFACE), (true, &[22, 3, 1, 2])] {
+        let limits = ListenLimits { header_time_max: 4 * PATIENCE, ..limits() };
+        let exchange = GrpcExchange::start(tls.then(|| Ca::new("strangers")), limits);
+        let strangers = two_strangers(&exchange, says);
+        let case = format!("tls: {tls}, {}", says.escape_ascii());
+        let mut third = TcpStream::connect(exchange.address).expect("a connection");
+        assert!(is_ended(&mut third), "{case}: there is no room");
+        let turned_away = "a worker at 127.0.0.1 is turned away: 2 connections are open";
+        let told = exchange.notes.lock().expect("notes").iter().any(|note| note.starts_with(turned_away));
+        assert!(told, "{case}: {:?}", exchange.notes);
+        drop(strangers);
     }
 }
