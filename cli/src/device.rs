@@ -45,7 +45,7 @@ impl DeviceArg {
                 let device = Device::cuda(ordinal)?;
                 Err(CliError::Refused(format!(
                     "{device} works, but whole models run on the CPU in this version: use --device cpu, and the GPU for \
-                     experts (serve --cluster-listen, and gaterail worker --device cuda:{ordinal})"
+                     experts (--workers 1 --worker-devices cuda:{ordinal})"
                 )))
             }
         }

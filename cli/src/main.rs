@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cards;
 mod certs;
 mod chat;
 mod cores;

@@ -146,6 +146,18 @@ impl Settings {
         }
     }
 
+    /// Each value of a list, commas within one included.
+    pub fn parsed_each<T>(
+        &self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Vec<T>, CliError> {
+        let Some((values, origin)) = self.values.get(name) else { return Ok(Vec::new()) };
+        let texts = values.iter().flat_map(|values| values.split(',')).map(str::trim);
+        let wrong = |text: &str, why| CliError::Usage(format!("{} is {text:?}: {why}", origin.named(name)));
+        texts.map(|text| parse(text).map_err(|why| wrong(text, why))).collect()
+    }
+
     /// Every setting with its value and its origin; secrets are not shown.
     pub fn show(&self, secret: &[&str]) -> String {
         let line = |setting: &Setting| {

@@ -110,6 +110,7 @@ impl World {
         let id = WorkerId(self.draw.next() | 1);
         let machine = Machine {
             device: "cpu".to_string(),
+            card: None,
             threads: 1,
             memory_bytes,
             read_bytes_per_second: self.draw.within(1, 3) as f64 * 1e10,

@@ -29,8 +29,10 @@ pub fn measured(options: &WorkerOptions) -> Result<Machine, WorkerError> {
         }
         Device::Cuda(gpu) => gpu_rates(gpu)?,
     };
+    let card = options.gpu.as_ref().map(|gpu| gpu.properties().ordinal as u32);
     Ok(Machine {
         device: device.to_string(),
+        card,
         threads: device.threads() as u32,
         memory_bytes: options.memory_bytes,
         read_bytes_per_second: read,

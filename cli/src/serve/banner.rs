@@ -34,7 +34,7 @@ pub fn text(loaded: &Loaded, addresses: Addresses, config: &ServeConfig) -> Stri
             "weights",
             format!(
                 "{} ({}), loaded in {:.1} s",
-                bytes_text(plan.weights),
+                bytes_text(plan.weights + plan.workers.on_cards),
                 loaded.precision,
                 loaded.took.as_secs_f64()
             ),

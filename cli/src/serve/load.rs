@@ -30,8 +30,10 @@ use super::workers::choice::{Choice, Circumstances};
 use super::workers::fastest::{self, fastest};
 use super::workers::open::Opening;
 use super::workers::settings::Overlap;
-use super::workers::{Team, Workers, share, wait};
+use super::workers::share::CardRoom;
+use super::workers::{Team, Workers, devices, share, wait};
 use crate::cores::Cores;
+use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::plan::subject::Subject;
 use crate::weights::WeightsArg;
@@ -75,6 +77,8 @@ struct Opened {
     plan: MemoryPlan,
     /// `None`: this process holds all of it.
     team: Option<Team>,
+    /// Of each worker of this machine that has one.
+    cards: Vec<Option<CardRoom>>,
 }
 
 pub fn load(config: &ServeConfig, entrance: Entrance, front: &mut Loading) -> Result<Loaded, CliError> {
@@ -129,10 +133,17 @@ fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Ope
         WeightsArg::Auto if config.workers.is_remote() => WeightsArg::Stored,
         weights => weights,
     };
+    let (demo, sparse) = (config.model.is_none(), spec.sparse().is_some());
+    let devices = devices::asked(&config.workers.devices, Team::spawned(&config.workers, demo))?;
     let precision = weights.precision(&spec, &checkpoint, MemoryPlan::beside_weights(&spec, config));
+    let precision = devices::precision(&devices, weights, precision, (&spec, &checkpoint));
     let alone = MemoryPlan::new(&spec, &checkpoint, precision, config);
-    let here =
-        Circumstances { demo: config.model.is_none(), sparse: spec.sparse().is_some(), fits: alone.is_ok() };
+    let cards = match sparse {
+        true => devices::cards_of(&devices, precision, (&spec, &checkpoint))?,
+        false => Vec::new(),
+    };
+    let on_cards = cards.iter().any(Option::is_some);
+    let here = Circumstances { demo, sparse, fits: alone.is_ok() && !on_cards };
     let team = match Team::choose(&config.workers, here).map_err(CliError::Usage)? {
         Choice::Alone => None,
         Choice::AloneBecause(why) => {
@@ -144,17 +155,24 @@ fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Ope
     if team.is_none() && config.workers.overlap != Overlap::Off {
         terminal::note("gaterail: --overlap-rows does nothing without workers");
     }
+    if team.is_none() && config.workers.devices.iter().any(|device| *device != DeviceArg::Cpu) {
+        terminal::note("gaterail: --worker-devices does nothing without --workers");
+    }
     let plan = match &team {
         None => alone?,
-        Some(team) => MemoryPlan::with_workers(&spec, &checkpoint, precision, config, team)?,
+        Some(team) => MemoryPlan::with_workers(&spec, &checkpoint, precision, config, (team, &cards))?,
     };
     let team = match team {
+        Some(team) if config.workers.parallel == Some(Parallel::Auto) && on_cards => {
+            terminal::note(&format!("gaterail: --parallel auto: {}; how fast cards are is not known before they are measured", team.mode));
+            Some(team)
+        }
         Some(team) if config.workers.parallel == Some(Parallel::Auto) => {
             Some(fastest_way(team, (&spec, &checkpoint), config, &plan)?)
         }
         team => team,
     };
-    Ok(Opened { path, spec, checkpoint: Arc::new(checkpoint), precision, plan, team })
+    Ok(Opened { path, spec, checkpoint: Arc::new(checkpoint), precision, plan, team, cards })
 }
 
 /// The team with the mode that is predicted to be fastest; says which and why.
@@ -199,7 +217,7 @@ fn start(
     config: &ServeConfig,
     front: &mut Loading,
 ) -> Result<Running, CliError> {
-    let Opened { path, spec, checkpoint, precision, plan, team } = opened;
+    let Opened { path, spec, checkpoint, precision, plan, team, cards } = opened;
     let options = RunnerOptions {
         rows_max: config.step_tokens,
         positions: plan.kv_positions(),
@@ -223,8 +241,9 @@ fn start(
         let rig = Rig { steps: StepMeter::new(times, hits), cluster: None };
         return Ok(Running { engine, thread, rig, workers: None });
     };
-    let holders = team.spawn + usize::from(config.workers.local);
-    let shares = share::shares(holders, threads, &Cores::allowed(), plan.workers_memory());
+    let (cores, own) = (Cores::allowed(), config.workers.local);
+    let shares = share::shares_beside_cards(&cards, own, threads, &cores, plan.workers_memory());
+    let shares_cores = own || cards.contains(&None);
     let math = ExpertMath::of(&spec);
     let served =
         ServedExperts::new(&path, Arc::new(spec.clone()), checkpoint.clone(), precision, config.step_tokens);
@@ -246,7 +265,7 @@ fn start(
         let (mut runner, outcome) =
             Runner::with_experts(spec, &checkpoint, &device, &options, cache.as_ref(), loading, experts())?;
         let is_gpu = !matches!(device, Device::Cpu(_));
-        if let Some(rows) = settings.overlap_from(&team, is_gpu) {
+        if let Some(rows) = settings.overlap_from(shares_cores && !is_gpu) {
             runner.overlap_from(rows).map_err(|error| CliError::Refused(error.to_string()))?;
         }
         let _ = packed_cache::keep(outcome);

@@ -9,7 +9,7 @@ use gaterail_model::weights::{Precision, Role, resident_by_role, resident_bytes}
 
 use super::config::ServeConfig;
 use super::workers::Team;
-use super::workers::share::WORKER_RESERVE;
+use super::workers::share::{CardRoom, WORKER_RESERVE};
 use crate::error::CliError;
 use crate::machine;
 use crate::progress::bytes_text;
@@ -38,8 +38,10 @@ pub struct MemoryPlan {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Burden {
     pub processes: usize,
-    /// All copies together.
+    /// All copies together, in this machine's memory.
     pub experts: u64,
+    /// And in that of its cards.
+    pub on_cards: u64,
     /// Their programs and calls, and what this process takes for them.
     pub beside: u64,
 }
@@ -67,19 +69,24 @@ impl MemoryPlan {
         checkpoint: &Checkpoint,
         precision: Precision,
         config: &ServeConfig,
-        team: &Team,
+        (team, cards): (&Team, &[Option<CardRoom>]),
     ) -> Result<MemoryPlan, CliError> {
         let mut roles = resident_by_role(spec, checkpoint, precision);
         let experts = roles.remove(&Role::Experts).unwrap_or(0);
         let trunk = roles.values().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
         let holders = team.spawn + usize::from(config.workers.local);
+        let all = experts.saturating_mul(u64::from(config.workers.copies).min(holders as u64));
+        // Cards take what they can, and the machine's memory what is left of it.
+        let room = cards.iter().flatten().fold(0u64, |sum, card| sum.saturating_add(card.memory));
+        let shares_cores = config.workers.local || cards.contains(&None);
         let burden = Burden {
             processes: team.spawn,
-            experts: experts.saturating_mul(u64::from(config.workers.copies).min(holders as u64)),
+            experts: if shares_cores { all.saturating_sub(room) } else { 0 },
+            on_cards: all.min(room),
             beside: team.spawn as u64 * WORKER_RESERVE,
         };
         // Micro-batches that take turns have a cursor more.
-        let overlap = config.workers.overlap_from(team, false).map_or(0, |_| overlap_bytes(spec, config));
+        let overlap = config.workers.overlap_from(shares_cores).map_or(0, |_| overlap_bytes(spec, config));
         let burden = Burden { beside: burden.beside.saturating_add(overlap), ..burden };
         MemoryPlan::of(spec, (trunk.saturating_add(burden.experts), burden), config)
     }

@@ -9,7 +9,7 @@ const SWITCH: Setting = Setting { kind: Kind::Switch, ..ONE };
 /// Settings whose values are not shown.
 pub const SECRET: [&str; 2] = ["api-key", "join-token"];
 
-pub static TABLE: [Setting; 63] = [
+pub static TABLE: [Setting; 64] = [
     Setting {
         name: "model",
         kind: Kind::Positional,
@@ -72,6 +72,14 @@ pub static TABLE: [Setting; 63] = [
         name: "workers",
         value: "N",
         help: "Processes of this machine that hold the experts, started and watched; 2 for the demo model, else 0",
+        ..ONE
+    },
+    Setting {
+        name: "worker-devices",
+        value: "DEVICE",
+        kind: Kind::Many,
+        default: "cpu",
+        help: "Where each of --workers computes, one for each or one for all: cpu, cuda:N, or auto (the next card that nobody has, else the CPU). A card belongs to one worker, and takes experts in 4 and 8 bits",
         ..ONE
     },
     Setting {

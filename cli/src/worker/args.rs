@@ -74,7 +74,8 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "BYTES", env = "GATERAIL_MEMORY", value_parser = parse_bytes)]
     pub memory: Option<u64>,
 
-    /// Where to compute: cpu (auto means that, too), cuda or cuda:N; a GPU computes experts in 4 and 8 bits
+    /// Where to compute: cpu, cuda:N (cuda is the first), or auto: the first card that no other worker has, else the CPU. A
+    /// card computes experts in 4 and 8 bits
     #[arg(long, value_name = "DEVICE", env = "GATERAIL_DEVICE", value_parser = device::parse, default_value = "auto")]
     pub device: DeviceArg,
 

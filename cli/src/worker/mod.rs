@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use gaterail_cluster::exchange::Waiting;
 use gaterail_kernels::KernelError;
-use gaterail_kernels::cuda::CudaDevice;
+use gaterail_kernels::cuda::{Card, CudaDevice};
 use gaterail_router::notes::Notes;
 use gaterail_worker::{Worker, WorkerLimits, WorkerOptions};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub use args::{WorkerArgs, read_token};
+pub use args::{WorkerArgs, read_token, usual_memory};
 
+use crate::cards::{self, Chosen, Claim};
 use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::progress::bytes_text;
@@ -40,13 +41,16 @@ pub fn run(args: &WorkerArgs) -> Result<(), CliError> {
         cores.bind()?;
     }
     let notes = Notes::to(terminal::note).map_err(CliError::io("starting a thread"))?;
-    let options = options(args, notes.clone())?;
+    let (gpu, _claim) = card(args.device, &notes)?.unzip();
+    let options = options(args, gpu, notes.clone())?;
+    let place = options.gpu.as_ref().map(|gpu| format!(" on cuda:{}, {gpu}", gpu.properties().ordinal));
     note(
         &notes,
         &format!(
-            "{} holds up to {} of experts; joining {}",
+            "{} holds up to {} of experts{}; joining {}",
             options.name,
             bytes_text(options.memory_bytes),
+            place.unwrap_or_default(),
             options.join.join(", ")
         ),
     );
@@ -92,15 +96,43 @@ async fn until_signal(mut end: Signal, mut interrupt: Signal, notes: Notes) {
     });
 }
 
-fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
-    // Whoever asks for a device that is not here learns it at once.
-    let gpu = match args.device {
-        DeviceArg::Auto | DeviceArg::Cpu => None,
-        DeviceArg::Cuda(ordinal) => Some(CudaDevice::open(ordinal).map_err(KernelError::from)?),
-    };
+/// The card to compute on, which is this worker's from here on; `None`: the CPU. Whoever asks for one that is not to be had learns
+/// it at once, and `auto` says what it comes to.
+fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Claim)>, CliError> {
+    let open = |card: &Card| CudaDevice::open(card.properties.ordinal).map_err(KernelError::from);
+    loop {
+        let here = if asked == DeviceArg::Cpu { Ok(Vec::new()) } else { cards::look() };
+        let chosen = cards::choose(&[asked], &here).map_err(CliError::Refused)?;
+        let Some(Chosen { card, why }) = chosen.into_iter().next() else { return Ok(None) };
+        let said = |why: Option<String>| why.into_iter().for_each(|why| note(notes, &format!("computes on {why}")));
+        let Some(card) = card else {
+            said(why);
+            return Ok(None);
+        };
+        // Somebody may have been faster.
+        let Some(claim) = cards::claim(&card) else { continue };
+        return match open(&card) {
+            Ok(gpu) => {
+                said(why);
+                Ok(Some((gpu, claim)))
+            }
+            Err(error) if asked == DeviceArg::Auto => {
+                said(Some(format!("the CPU: cuda:{}: {error}", card.properties.ordinal)));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+fn options(
+    args: &WorkerArgs,
+    gpu: Option<Arc<CudaDevice>>,
+    notes: Notes,
+) -> Result<WorkerOptions, CliError> {
     let memory = match args.memory {
         Some(bytes) => bytes,
-        None => usual_memory(gpu.as_deref())?,
+        None => free_memory(gpu.as_deref())?,
     };
     let threads = args.threads;
     Ok(WorkerOptions {
@@ -122,12 +154,12 @@ fn options(args: &WorkerArgs, notes: Notes) -> Result<WorkerOptions, CliError> {
 }
 
 /// What experts may take where nobody says.
-fn usual_memory(gpu: Option<&CudaDevice>) -> Result<u64, CliError> {
+fn free_memory(gpu: Option<&CudaDevice>) -> Result<u64, CliError> {
     let free = match gpu {
         Some(gpu) => Some(gpu.free_bytes().map_err(KernelError::from)? as u64),
         None => machine::available_memory_bytes(),
     };
-    free.map(args::usual_memory).ok_or_else(|| {
+    free.map(usual_memory).ok_or_else(|| {
         CliError::Usage("the system does not say how much memory there is: give --memory BYTES".to_string())
     })
 }

@@ -11,8 +11,10 @@ use crate::placement::{Mode, Seat};
 /// What a worker runs on, measured when it started.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Machine {
-    /// "cpu (AVX-512, 2 threads)", "cuda:0 (NVIDIA H200)"
+    /// "CPU (2 threads, AVX-512)", "NVIDIA H200 (sm_90)"
     pub device: String,
+    /// Which of its host's cards it is: the N of `cuda:N`.
+    pub card: Option<u32>,
     pub threads: u32,
     /// What experts may take.
     pub memory_bytes: u64,
@@ -41,6 +43,16 @@ impl From<&WorkerAbout> for Seat {
             worker: about.id,
             memory_bytes: about.machine.memory_bytes,
             read_bytes_per_second: about.machine.read_bytes_per_second,
+        }
+    }
+}
+
+impl Machine {
+    /// Its device with its number, which tells a host's cards apart.
+    pub fn named_device(&self) -> String {
+        match self.card {
+            Some(ordinal) => format!("cuda:{ordinal} {}", self.device),
+            None => self.device.clone(),
         }
     }
 }

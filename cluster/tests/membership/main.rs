@@ -22,6 +22,7 @@ fn inventory() -> ExpertInventory {
 fn about(id: u64) -> WorkerAbout {
     let machine = Machine {
         device: "cpu".to_string(),
+        card: None,
         threads: 1,
         memory_bytes: 1 << 20,
         read_bytes_per_second: 1e10,

@@ -55,6 +55,7 @@ impl Shim {
     /// A device whose launches are ordered by `seed`. Few multiprocessors, so that small shapes take several rounds.
     pub fn device(seed: u64) -> Arc<CudaDevice> {
         let properties = Properties {
+            ordinal: 0,
             name: format!("shim (seed {seed})"),
             architecture: "none".to_string(),
             multiprocessors: 2,

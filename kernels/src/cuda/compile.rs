@@ -137,6 +137,17 @@ pub fn compile_all(architecture: &str) -> Result<usize, CudaError> {
     Ok(sources().len())
 }
 
+/// Whether kernels can be compiled for an architecture, or have been: what is missing is known before anything is loaded.
+pub fn check_compiler(architecture: &str) -> Result<(), CudaError> {
+    let compiler = Compiler::find()?;
+    match compiler.version {
+        Some(version) => check_architecture(version, architecture),
+        // Which of them are for this architecture shows when they are looked for.
+        None if compiler.folders().iter().any(|folder| folder.is_dir()) => Ok(()),
+        None => Err(CudaError::NoCompiler),
+    }
+}
+
 impl Compiler {
     /// Looks for the library; what it compiles is kept in the user's cache folder.
     pub(super) fn find() -> Result<Compiler, CudaError> {

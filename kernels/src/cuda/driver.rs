@@ -9,6 +9,8 @@ use super::error::CudaError;
 /// What launchers must know of a device.
 #[derive(Clone, Debug)]
 pub struct Properties {
+    /// The N of `cuda:N`.
+    pub ordinal: usize,
     /// For people.
     pub name: String,
     /// For instance `sm_90`.
@@ -19,6 +21,14 @@ pub struct Properties {
     pub memory_bytes: usize,
     /// Of the second-level cache.
     pub cache_bytes: usize,
+}
+
+/// A GPU that nobody has to have opened.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// The same for every process that sees the card, under whatever number.
+    pub id: String,
+    pub properties: Properties,
 }
 
 /// A kernel by name: `name` in `source`, compiled for `form` where the source has forms.

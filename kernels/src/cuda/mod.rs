@@ -30,9 +30,9 @@ mod sums;
 mod weight;
 
 pub(crate) use attention::{attention, kv_write};
-pub use compile::{Form, Source, compile_all, sources};
+pub use compile::{Form, Source, check_compiler, compile_all, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
-pub use driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
+pub use driver::{Card, Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
 pub(crate) use experts::not_packed;
 pub use experts::{
@@ -42,6 +42,7 @@ pub use linear::linear;
 pub use packed_linear::{LinearPath, packed_linear};
 pub use peak::{graph_time, read_bandwidth, tensor_peak};
 pub use quantize::{Quantized, QuantizedBuffer, quantize};
+pub use real::cards;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use rows::{activation, add, add_gated, clamp, copy_rows, embed, gather_rows, scale_rows};

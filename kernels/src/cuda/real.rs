@@ -12,7 +12,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use super::compile::{Compiler, Form, Source};
-use super::driver::{Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
+use super::driver::{Card, Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 use super::error::CudaError;
 
 /// What the CUBINs of NVRTC 12 need.
@@ -82,29 +82,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl RealDriver {
     /// The GPU `cuda:ordinal`.
     pub(super) fn open(ordinal: usize) -> Result<RealDriver, CudaError> {
-        // SAFETY: only looks for the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoDriver);
-        }
-        let mut version = 0;
-        // SAFETY: the library is there, and this call needs no initialisation.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(call("cuDriverGetVersion"))?;
-        let found = (version / 1000, version % 1000 / 10);
-        if found < NEEDED_CUDA {
-            return Err(CudaError::OldDriver { found, needed: NEEDED_CUDA });
-        }
-        match result::init() {
-            Err(error) if error.0 == sys::cudaError_enum::CUDA_ERROR_NO_DEVICE => {
-                return Err(CudaError::NoDevice { ordinal, count: 0 });
-            }
-            other => other.map_err(call("cuInit"))?,
-        }
-        let count = result::device::get_count().map_err(call("cuDeviceGetCount"))?.max(0) as usize;
+        let count = count()?;
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let device = result::device::get(ordinal as i32).map_err(call("cuDeviceGet"))?;
-        let properties = properties(device)?;
+        let properties = properties(ordinal, device)?;
         // SAFETY: the device exists; `Context` releases it.
         let context =
             unsafe { result::primary_ctx::retain(device) }.map_err(call("cuDevicePrimaryCtxRetain"))?;
@@ -156,7 +139,40 @@ impl RealDriver {
     }
 }
 
-fn properties(device: sys::CUdevice) -> Result<Properties, CudaError> {
+/// The GPUs of this machine, none of which is opened; in the place of one that no kernel runs on, why.
+pub fn cards() -> Result<Vec<Result<Card, CudaError>>, CudaError> {
+    let card = |ordinal| {
+        let device = result::device::get(ordinal as i32).map_err(call("cuDeviceGet"))?;
+        let mut id = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: the device exists; the other is an out parameter.
+        unsafe { sys::cuDeviceGetUuid_v2(&mut id, device) }.result().map_err(call("cuDeviceGetUuid"))?;
+        let id = id.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+        Ok(Card { id, properties: properties(ordinal, device)? })
+    };
+    Ok((0..count()?).map(card).collect())
+}
+
+/// How many GPUs the driver shows; the error says what is wrong with the driver.
+fn count() -> Result<usize, CudaError> {
+    // SAFETY: only looks for the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: the library is there, and this call needs no initialisation.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(call("cuDriverGetVersion"))?;
+    let found = (version / 1000, version % 1000 / 10);
+    if found < NEEDED_CUDA {
+        return Err(CudaError::OldDriver { found, needed: NEEDED_CUDA });
+    }
+    match result::init() {
+        Err(error) if error.0 == sys::cudaError_enum::CUDA_ERROR_NO_DEVICE => return Ok(0),
+        other => other.map_err(call("cuInit"))?,
+    }
+    Ok(result::device::get_count().map_err(call("cuDeviceGetCount"))?.max(0) as usize)
+}
+
+fn properties(ordinal: usize, device: sys::CUdevice) -> Result<Properties, CudaError> {
     let attribute = |attribute| {
         // SAFETY: the device exists.
         unsafe { result::device::get_attribute(device, attribute) }.map_err(call("cuDeviceGetAttribute"))
@@ -169,6 +185,7 @@ fn properties(device: sys::CUdevice) -> Result<Properties, CudaError> {
         return Err(CudaError::OldDevice { name, architecture });
     }
     Ok(Properties {
+        ordinal,
         name,
         architecture,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,

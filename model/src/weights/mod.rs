@@ -20,6 +20,7 @@ pub use experts::{
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use mixed::mixed_layers;
 pub use packed::packed_slices;
+pub use recall::packs_experts;
 pub use precision::{Precision, Use};
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,

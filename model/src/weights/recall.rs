@@ -5,13 +5,15 @@
 use gaterail_kernels::{Codes, GGUF_GROUP, MXFP4_GROUP, Matrix, PackedFormat, Weight, ops};
 
 use super::cache::{Place, Store};
-use super::expected::{Expected, Form, Slot, stored_form};
+use super::expected::{Expected, Form, Role, Slot, expected_tensors, stored_form};
 use super::experts::stored_bytes;
 use super::int4;
 use super::load::Loader;
+use super::mixed::expert_uses;
 use super::precision::{Precision, Step, Use};
-use crate::checkpoint::StoredType;
+use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
+use crate::spec::ModelSpec;
 
 /// The packed forms that a matrix may be run in.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,47 @@ impl Forms {
     }
 }
 
+/// Whether all matrices of all experts are packed in this precision; a GPU computes no others. No weight is read for it.
+pub fn packs_experts(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) -> bool {
+    let table = expected_tensors(spec);
+    let uses = expert_uses(spec.layers.len(), table.iter(), checkpoint, precision);
+    let packed = |row: &Expected| match row.slot {
+        Slot::Layer(layer, _) | Slot::Expert(layer, _, _) => {
+            forms(row, uses[layer], (checkpoint, spec.quantization), precision).is_some()
+        }
+        _ => false,
+    };
+    table.iter().filter(|row| row.role == Role::Experts && row.form != Form::Vector).all(packed)
+}
+
+/// In which forms `Loader::run_as` would pack a matrix; `None` where it would not.
+fn forms(
+    row: &Expected,
+    usage: Use,
+    (checkpoint, quantization): (&Checkpoint, Quantization),
+    precision: Precision,
+) -> Option<Forms> {
+    if usage == Use::AsStored || matches!(precision, Precision::F32 | Precision::Bf16) {
+        return None;
+    }
+    let own = match (precision, usage) {
+        (Precision::AsStored, _) => None,
+        (Precision::Int8, _) | (_, Use::Head) => Some(Forms::One(PackedFormat::INT8)),
+        _ => Some(Forms::One(PackedFormat::INT4)),
+    };
+    let blocks = |format| Some(Forms::One(PackedFormat { group: GGUF_GROUP, ..format }));
+    match checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
+        Some(StoredType::Q4_0) => blocks(PackedFormat::INT4),
+        Some(StoredType::Q8_0) => blocks(PackedFormat::INT8),
+        Some(_) => own,
+        None => match stored_form(quantization, row.form) {
+            Quantization::Int4(stored) => Some(Forms::Int4 { group: int4::our_group(stored, row.shape[1]) }),
+            _ if row.form == Form::Stack => Some(Forms::Mxfp4),
+            _ => None,
+        },
+    }
+}
+
 impl Loader<'_> {
     /// Takes packed weights from a store, and gives it those that have to be packed.
     pub(crate) fn keep_in(&mut self, store: Store) {
@@ -59,7 +102,7 @@ impl Loader<'_> {
     pub(super) fn recall(&mut self, slot: Slot, place: &Place, usage: Use) -> Option<Weight> {
         self.store.as_ref()?;
         let row = self.expected(slot).clone();
-        let forms = self.forms(&row, usage)?;
+        let forms = forms(&row, usage, (self.checkpoint, self.quantization), self.precision)?;
         let store = self.store.as_mut()?;
         let packed = store.recall(place, |format| forms.has(format), self.device, &mut self.arena)?;
         let bytes = self.stored_share(&row, place);
@@ -79,31 +122,6 @@ impl Loader<'_> {
                 }
                 packed.into()
             }
-        }
-    }
-
-    /// In which forms `run_as` would pack a matrix; `None` where it would not.
-    fn forms(&self, row: &Expected, usage: Use) -> Option<Forms> {
-        if usage == Use::AsStored || matches!(self.precision, Precision::F32 | Precision::Bf16) {
-            return None;
-        }
-        let own = match (self.precision, usage) {
-            (Precision::AsStored, _) => None,
-            (Precision::Int8, _) | (_, Use::Head) => Some(Forms::One(PackedFormat::INT8)),
-            _ => Some(Forms::One(PackedFormat::INT4)),
-        };
-        let blocks = |format| Some(Forms::One(PackedFormat { group: GGUF_GROUP, ..format }));
-        match self.checkpoint.tensor(&row.name).map(|tensor| tensor.stored) {
-            Some(StoredType::Q4_0) => blocks(PackedFormat::INT4),
-            Some(StoredType::Q8_0) => blocks(PackedFormat::INT8),
-            Some(_) => own,
-            None => match stored_form(self.quantization, row.form) {
-                Quantization::Int4(stored) => {
-                    Some(Forms::Int4 { group: int4::our_group(stored, row.shape[1]) })
-                }
-                _ if row.form == Form::Stack => Some(Forms::Mxfp4),
-                _ => None,
-            },
         }
     }
 

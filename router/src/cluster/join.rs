@@ -78,6 +78,7 @@ fn check(register: Register, limits: &ClusterLimits) -> Result<WorkerAbout, Stat
     }
     let machine = Machine {
         device: machine.device,
+        card: machine.card,
         threads: machine.threads,
         memory_bytes: machine.memory_bytes,
         read_bytes_per_second: machine.read_bytes_per_second,

@@ -198,7 +198,7 @@ impl WorkerStatus {
             name: about.name,
             host: about.host,
             pid: about.machine.pid,
-            device: about.machine.device,
+            device: about.machine.named_device(),
             threads: about.machine.threads,
             memory_bytes: about.machine.memory_bytes,
             read_bytes_per_second: about.machine.read_bytes_per_second,

@@ -181,6 +181,7 @@ async fn the_router_holds_experts_itself() {
         gaterail_kernels::measure::read_bandwidth(&one, 128 << 20, Duration::from_millis(100)).unwrap();
     let machine = gaterail_cluster::membership::Machine {
         device: "this one".to_string(),
+        card: None,
         threads: 1,
         memory_bytes: 1 << 30,
         // As the worker measures itself: each gets a share.
@@ -308,6 +309,7 @@ fn register(worker: u64) -> Register {
         packed_layout: PACKED_LAYOUT,
         machine: Some(Machine {
             device: "none".to_string(),
+            card: None,
             memory_bytes: 1 << 30,
             read_bytes_per_second: 1e9,
             ..Machine::default()

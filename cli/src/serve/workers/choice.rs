@@ -24,7 +24,7 @@ pub struct Circumstances {
     pub demo: bool,
     /// The model has experts.
     pub sparse: bool,
-    /// All of it fits in this process.
+    /// All of it fits in this process, and nobody wants it on cards.
     pub fits: bool,
 }
 
@@ -38,9 +38,14 @@ pub enum Choice {
 }
 
 impl Team {
+    /// Processes of this machine.
+    pub fn spawned(asked: &WorkerSettings, demo: bool) -> usize {
+        asked.spawn.unwrap_or(if demo && asked.listen.is_none() { DEMO_WORKERS } else { 0 })
+    }
+
     /// Whether there are to be workers; the error is a command line that makes no sense.
     pub fn choose(asked: &WorkerSettings, here: Circumstances) -> Result<Choice, String> {
-        let spawn = asked.spawn.unwrap_or(if here.demo && asked.listen.is_none() { DEMO_WORKERS } else { 0 });
+        let spawn = Team::spawned(asked, here.demo);
         let auto = asked.parallel == Some(Parallel::Auto);
         if spawn == 0 && asked.listen.is_none() {
             return match asked.parallel {
@@ -95,6 +100,7 @@ mod tests {
     fn asked() -> WorkerSettings {
         WorkerSettings {
             spawn: None,
+            devices: Vec::new(),
             parallel: None,
             copies: 1,
             replica_bytes: 0,

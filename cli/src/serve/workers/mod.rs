@@ -5,6 +5,7 @@
 //! | [`settings`] | what an operator says of them |
 //! | [`choice`] | whether there are any, and how experts are spread |
 //! | [`fastest`] | which way of spreading them is predicted to be fastest |
+//! | [`devices`] | where each of this machine computes: on which card, or on the CPU |
 //! | [`share`] | what every worker of this machine gets: cores, threads, memory |
 //! | [`supervisor`] | the processes: started, watched, started again, ended |
 //! | [`port`] | the port that workers join, and who is let in |
@@ -12,6 +13,7 @@
 //! | [`wait`] | until all experts are somewhere |
 
 pub mod choice;
+pub mod devices;
 pub mod fastest;
 pub mod open;
 pub mod port;

@@ -215,6 +215,7 @@ fn own_experts(share: Share, device: DeviceArg, cache: &PackedCacheArg) -> Resul
         let device = device.open(Some(threads))?;
         Ok(Machine {
             device: device.to_string(),
+            card: None,
             threads: threads as u32,
             memory_bytes: memory,
             read_bytes_per_second: measure::read_bandwidth(&device, READ_BYTES, READING)?,

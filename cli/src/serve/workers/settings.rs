@@ -9,7 +9,7 @@ use gaterail_cluster::membership::Policy;
 use gaterail_cluster::placement::Parallel;
 use gaterail_router::cluster::WORKERS_MAX;
 
-use super::choice::Team;
+use crate::device::{self, DeviceArg};
 use crate::error::CliError;
 use crate::settings::Settings;
 use crate::tls::TlsFiles;
@@ -21,6 +21,8 @@ const COPIES_MAX: u32 = 64;
 pub struct WorkerSettings {
     /// Processes of this machine; `None`: nobody said anything.
     pub spawn: Option<usize>,
+    /// Where they compute: one for each, or one for all.
+    pub devices: Vec<DeviceArg>,
     /// `None`: nobody said anything.
     pub parallel: Option<Parallel>,
     pub copies: u32,
@@ -87,6 +89,7 @@ impl WorkerSettings {
         let workers_max = WORKERS_MAX - usize::from(local);
         Ok(WorkerSettings {
             spawn: count("workers", 0, workers_max)?,
+            devices: settings.parsed_each("worker-devices", device::parse)?,
             parallel: settings.parsed_by("parallel", |text| {
                 text.parse::<Parallel>().map_err(|_| "it has to be ep, tp, ep:N,tp:M or auto".to_string())
             })?,
@@ -125,11 +128,11 @@ impl WorkerSettings {
 
     /// Rows from which on batches are split between two micro-batches. `auto` splits only where nobody who holds experts shares
     /// this machine's cores with the router: there the halves would take turns anyway.
-    pub fn overlap_from(&self, team: &Team, is_gpu: bool) -> Option<usize> {
+    pub fn overlap_from(&self, shares_cores: bool) -> Option<usize> {
         match self.overlap {
             Overlap::Off => None,
             Overlap::From(rows) => Some(rows),
-            Overlap::Auto => (is_gpu || (team.spawn == 0 && !self.local)).then_some(OVERLAP_ROWS),
+            Overlap::Auto => (!shares_cores).then_some(OVERLAP_ROWS),
         }
     }
 

@@ -252,7 +252,15 @@ impl Watch {
 }
 
 fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
-    let Share { cores, threads, memory } = &crew.shares[index];
+    let Share { cores, threads, memory, card } = &crew.shares[index];
+    let place = match card {
+        // What is free on it is known best when the worker starts, and so is who else computes there.
+        Some(ordinal) => vec!["--device".to_string(), format!("cuda:{ordinal}")],
+        None => {
+            let (threads, memory) = (threads.to_string(), memory.to_string());
+            ["--device", "cpu", "--threads", &threads, "--memory", &memory].map(str::to_string).to_vec()
+        }
+    };
     let mut command = Command::new(program);
     // What the server was told is not meant for its workers.
     let own = std::env::vars_os().map(|(name, _)| name);
@@ -263,7 +271,7 @@ fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
     }
     command
         .args(["worker", "--join", &crew.join.to_string(), "--name", name])
-        .args(["--threads", &threads.to_string(), "--memory", &memory.to_string()])
+        .args(place)
         .args(cores.iter().flat_map(|cores| ["--cores".to_string(), cores.to_string()]))
         .args(&crew.flags)
         // Others can read a command line.

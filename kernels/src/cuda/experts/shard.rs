@@ -167,5 +167,5 @@ fn on_device(weight: &WeightOnDevice) -> Result<&PackedOnDevice, CudaError> {
 
 /// A GPU computes no others.
 pub(crate) fn not_packed() -> CudaError {
-    CudaError::NoForm("plain experts: use --weights int4".to_string())
+    CudaError::NoForm("plain experts: use --weights int4, or a worker with --device cpu".to_string())
 }

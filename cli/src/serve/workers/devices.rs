@@ -1,0 +1,91 @@
+//! Where each worker of this machine computes: what was asked for, made sure of before anything is loaded.
+
+use gaterail_model::checkpoint::Checkpoint;
+use gaterail_model::spec::ModelSpec;
+use gaterail_model::weights::{Precision, packs_experts};
+
+use super::share::CardRoom;
+use crate::cards::{self, Chosen, Here};
+use crate::device::DeviceArg;
+use crate::error::CliError;
+use crate::terminal;
+use crate::weights::WeightsArg;
+
+/// What a card says of plain experts.
+const PLAIN: &str = "cards take experts in 4 and 8 bits, and these are neither: --weights int4 or int8";
+
+/// The device of each of `spawn` workers: one that was asked for, or the one for all.
+pub fn asked(devices: &[DeviceArg], spawn: usize) -> Result<Vec<DeviceArg>, CliError> {
+    match *devices {
+        [] => Ok(vec![DeviceArg::Cpu; spawn]),
+        // One card for several is refused where cards are given out.
+        [one] => Ok(vec![one; spawn]),
+        _ if spawn == 0 || devices.len() == spawn => Ok(devices[..spawn.min(devices.len())].to_vec()),
+        _ => Err(CliError::Usage(format!(
+            "--worker-devices names {}, and --workers starts {spawn}: one for each, or one for all",
+            devices.len()
+        ))),
+    }
+}
+
+/// The precision for workers on these devices: where somebody names a card and nobody a precision, one that cards compute.
+pub fn precision(
+    devices: &[DeviceArg],
+    weights: WeightsArg,
+    found: Precision,
+    (spec, checkpoint): (&ModelSpec, &Checkpoint),
+) -> Precision {
+    let names_card = devices.iter().any(|device| matches!(device, DeviceArg::Cuda(_)));
+    if weights != WeightsArg::Auto || !names_card || packs_experts(spec, checkpoint, found) {
+        return found;
+    }
+    terminal::note("gaterail: weights in int4: cards take experts in 4 and 8 bits (--weights says otherwise)");
+    Precision::Int4
+}
+
+/// The cards of those who compute on one, by worker. Says what `auto` comes to.
+pub fn cards_of(
+    devices: &[DeviceArg],
+    precision: Precision,
+    (spec, checkpoint): (&ModelSpec, &Checkpoint),
+) -> Result<Vec<Option<CardRoom>>, CliError> {
+    if devices.iter().all(|device| *device == DeviceArg::Cpu) {
+        return Ok(vec![None; devices.len()]);
+    }
+    let here: Here = match packs_experts(spec, checkpoint, precision) {
+        true => cards::look(),
+        false => Err(PLAIN.to_string()),
+    };
+    let refused = |why| CliError::Refused(format!("--worker-devices: {why}"));
+    let chosen = cards::choose(devices, &here).map_err(refused)?;
+    for (worker, at) in chosen.iter().enumerate() {
+        if let Some(why) = &at.why {
+            terminal::note(&terminal::visible(&format!("gaterail: worker-{worker} computes on {why}")));
+        }
+    }
+    let room = |Chosen { card, .. }: Chosen| {
+        let Some(card) = card else { return Ok(None) };
+        Ok(Some(CardRoom { ordinal: card.properties.ordinal, memory: cards::room(&card)? }))
+    };
+    chosen.into_iter().map(room).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_for_each_or_one_for_all() {
+        use DeviceArg::{Auto, Cpu, Cuda};
+        let of = |devices: &[DeviceArg], spawn| asked(devices, spawn).expect("devices");
+        assert_eq!(of(&[], 2), [Cpu, Cpu]);
+        assert_eq!(of(&[Auto], 3), [Auto, Auto, Auto]);
+        assert_eq!(of(&[Cuda(1), Cpu], 2), [Cuda(1), Cpu]);
+        // Nobody is started: what they would have had does not matter.
+        assert_eq!(of(&[Cuda(1), Cpu], 0), []);
+        for spawn in [1, 3] {
+            let error = asked(&[Cuda(1), Cpu], spawn).expect_err("two").to_string();
+            assert!(error.contains("names 2") && error.contains(&format!("starts {spawn}")), "{error}");
+        }
+    }
+}
