@@ -134,7 +134,8 @@ fn next(worker: usize, here: &Here, given: &mut Vec<(usize, usize)>) -> Chosen {
             (Found::Unfit(why), _) => passed.push(format!("cuda:{ordinal}: {why}")),
             (Found::Free(card), None) => {
                 given.push((ordinal, worker));
-                let passed = if passed.is_empty() { String::new() } else { format!(" ({})", passed.join("; ")) };
+                let passed =
+                    if passed.is_empty() { String::new() } else { format!(" ({})", passed.join("; ")) };
                 let why = format!("cuda:{ordinal}, the first card that is free{passed}");
                 return Chosen { card: Some(card.clone()), why: Some(why) };
             }

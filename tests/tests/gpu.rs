@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gaterail_cluster::exchange::Road;
-use gaterail_kernels::Isa;
+use gaterail_kernels::ops::ExpertPiece;
+use gaterail_kernels::{Device, Isa};
 use gaterail_model::walk::{ExpertLayer, Runner};
-use gaterail_model::weights::Precision;
+use gaterail_model::weights::cache::{CacheError, CacheOutcome, PackedCache, list};
+use gaterail_model::weights::{LoadFrom, Precision, inventory, load_slices_onto, packs_experts};
+use gaterail_proto::{ExpertSlice, UnitRange};
 use gaterail_router::cluster::ClusterOptions;
 use gaterail_shim::Shim;
 use gaterail_tests::control::{Router, RunningWorker, loopback, worker_options};
@@ -98,6 +101,142 @@ async fn a_worker_on_a_gpu_joins_a_router() {
     let found = tokio::task::spawn_blocking(move || logits(&mut runner, &path)).await.expect("a step");
     assert!(found == expected, "after its death");
     cpu.drain().await.expect("a worker that drains");
+    router.stop().await;
+}
+
+/// A model's slices through a worker's cache; on a card if there is one, and whatever became of them there.
+fn packed(folder: &Path, precision: Precision, cache: &PackedCache, card: Option<&Device>) -> Packed {
+    let source = gaterail_model::ModelSource::open(folder).expect("a model");
+    let (spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("tensors"));
+    let device = device(Isa::detect());
+    let from =
+        LoadFrom { spec: &spec, checkpoint: &checkpoint, device: &device, precision, cache: Some(cache) };
+    // Half of every expert that can be cut, else all of it.
+    let half = |slice: ExpertSlice| {
+        let end = slice.units.end.div_ceil(2);
+        ExpertSlice { units: UnitRange { end, ..slice.units }, ..slice }
+    };
+    let slices: Vec<ExpertSlice> = inventory(&spec, None).slices().map(half).collect();
+    let mut pieces = Vec::new();
+    let outcome = load_slices_onto(from, &slices, &mut |_| {}, &mut |_, piece| {
+        let piece = match card {
+            Some(card) => piece.on(card).expect("room on the card"),
+            None => piece,
+        };
+        pieces.push(piece.clone());
+        Some(piece)
+    });
+    Packed { pieces, outcome: outcome.expect("experts") }
+}
+
+struct Packed {
+    pieces: Vec<ExpertPiece>,
+    outcome: CacheOutcome,
+}
+
+impl Packed {
+    /// The file that is kept, by name and bytes.
+    fn kept(self, held: bool) -> Result<(std::ffi::OsString, Vec<u8>), CacheError> {
+        let Packed { pieces, outcome } = self;
+        let pieces = Some(pieces).filter(|_| held);
+        let written = outcome.pending.expect("something to keep").write(&mut |_| {});
+        drop(pieces);
+        let path = written?.path;
+        Ok((path.file_name().expect("a name").to_owned(), std::fs::read(&path).expect("a file")))
+    }
+}
+
+fn cache_in(folder: &Path) -> PackedCache {
+    PackedCache { bytes_min: 0, ..PackedCache::new(folder.to_path_buf()) }
+}
+
+#[test]
+fn what_lies_on_a_card_is_kept_byte_for_byte_as_on_the_cpu() {
+    let mut cards = 0;
+    for (seed, folder) in sparse().iter().enumerate() {
+        let precision = [Precision::Int4, Precision::Int8, Precision::AsStored][seed % 3];
+        let source = gaterail_model::ModelSource::open(folder).expect("a model");
+        let (spec, checkpoint) = (source.spec().expect("a spec"), source.checkpoint().expect("tensors"));
+        if !packs_experts(&spec, &checkpoint, precision) {
+            continue;
+        }
+        let what = format!("{} {precision:?}", folder.display());
+        let [here, there] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+        let gpu = Shim::device(seed as u64);
+        let (card, free) = (Device::Cuda(gpu.clone()), gpu.free_bytes().expect("memory"));
+        let on_cpu = packed(folder, precision, &cache_in(here.path()), None).kept(true);
+        let on_card = packed(folder, precision, &cache_in(there.path()), Some(&card));
+        assert!(gpu.free_bytes().expect("memory") < free, "{what}: nothing is on the card");
+        let on_card = on_card.kept(true).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(on_cpu.expect("a file") == on_card, "{what}: another file");
+        // And it is read: there is nothing more to keep.
+        let again = packed(folder, precision, &cache_in(there.path()), Some(&card));
+        assert!(again.outcome.pending.is_none() && again.outcome.notes.is_empty(), "{what}");
+        drop(again);
+        assert_eq!(gpu.free_bytes().expect("memory"), free, "{what}: the card keeps something");
+        cards += 1;
+    }
+    assert!(cards > 8, "{cards} models");
+}
+
+/// Keeping takes no room that experts could have: what has gone from the card by then is not written.
+#[test]
+fn what_has_left_its_card_is_not_kept() {
+    let folder = fixtures_folder().join("olmoe_a");
+    let there = tempfile::tempdir().expect("a folder");
+    let gpu = Shim::device(0);
+    let free = gpu.free_bytes().expect("memory");
+    let card = Device::Cuda(gpu.clone());
+    let loaded = packed(&folder, Precision::Int4, &cache_in(there.path()), Some(&card));
+    let error = loaded.kept(false).expect_err("nothing is there").to_string();
+    assert!(error.contains("does not hold them any more"), "{error}");
+    assert_eq!(gpu.free_bytes().expect("memory"), free);
+    assert_eq!(std::fs::read_dir(there.path()).expect("a folder").count(), 0, "nothing is left of the file");
+}
+
+/// As an operator has it: what a worker on a card has packed the next one reads, wherever that computes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_its_place_reads_what_a_worker_on_a_gpu_has_packed() {
+    let folder = fixtures_folder().join("olmoe_a");
+    let kept = tempfile::tempdir().expect("a folder");
+    let mut options = ClusterOptions::default();
+    options.policy.expected = 1;
+    options.policy.silence_max = Duration::from_secs(20);
+    let (router, mut runner) = Router::start(&folder, Precision::Int4, options, None, loopback()).await;
+    let expected = alone(&folder, Precision::Int4);
+    let file = || list(kept.path()).expect("a folder").pop();
+    for gpu in [true, true, false] {
+        let before = file();
+        if let Some(before) = &before {
+            let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+            let file = std::fs::File::options().append(true).open(&before.path).expect("a file");
+            file.set_modified(long_ago).expect("an older file");
+        }
+        let worker = RunningWorker::start(WorkerOptions {
+            gpu: gpu.then(|| Shim::device(5)),
+            packed_cache: Some(cache_in(kept.path())),
+            ..worker_options(&[router.address], "it")
+        });
+        let status = router.serving(1).await;
+        assert_eq!(status.workers[0].packed_experts > 0, before.is_some(), "{status:#?}");
+        let path = folder.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let found = logits(&mut runner, &path);
+            (runner, found)
+        });
+        let (back, found) = found.await.expect("a step");
+        runner = back;
+        assert!(found == expected, "gpu: {gpu}, second: {}", before.is_some());
+        let until = std::time::Instant::now() + gaterail_tests::control::PATIENCE;
+        // Written beside the answers; one that is used is marked as used now.
+        while file().is_none_or(|file| file.used.elapsed().is_ok_and(|ago| ago > Duration::from_secs(1800))) {
+            assert!(std::time::Instant::now() < until, "nothing is kept, or nothing of it read");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        worker.kill().await;
+        router.until("alone", |status| status.workers.is_empty()).await;
+    }
+    drop(runner);
     router.stop().await;
 }
 

@@ -143,7 +143,7 @@ impl<'a> Pieces<'a> {
         }
         self.slices.next();
         self.bytes.clear();
-        Ok((self.each)(slice, piece))
+        Ok((self.each)(slice, piece).is_some())
     }
 }
 

@@ -136,10 +136,9 @@ impl Job {
                     &self.router,
                     &mut |slice, piece| {
                         if !progress.piece(&piece) {
-                            return false;
+                            return None;
                         }
-                        progress.refused = progress.keep(slice, piece).err();
-                        progress.refused.is_none()
+                        progress.keep(slice, piece).map_err(|error| progress.refused = Some(error)).ok()
                     },
                 )?;
                 bytes += progress.bytes;
@@ -208,8 +207,8 @@ impl<'a> Progress<'a> {
         !self.full
     }
 
-    /// Puts a piece where it is computed. A GPU's memory may be about to be freed: what went is counted before it is gone.
-    fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<(), KernelError> {
+    /// Puts a piece where it is computed, and returns it as it is there. A GPU's memory may be about to be freed: what went is counted before it is gone.
+    fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<ExpertPiece, KernelError> {
         let deadline = Instant::now() + ROOM_WAIT_MAX;
         loop {
             match self.job.model.shards.keep(slice, piece.clone()) {

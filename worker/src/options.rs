@@ -45,14 +45,6 @@ pub struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// Where packed experts are looked for. Those of a GPU go on to its memory, and a second set on the host may have no room.
-    pub fn packed_cache(&self) -> Option<PackedCache> {
-        let read_only = self.gpu.is_some();
-        self.packed_cache
-            .clone()
-            .map(|cache| PackedCache { read_only: cache.read_only || read_only, ..cache })
-    }
-
     /// Where calls are computed.
     pub fn open_device(&self) -> Result<Device, KernelError> {
         match &self.gpu {

@@ -83,20 +83,22 @@ impl Shards {
         shard.slices.iter().filter(|slice| !state.pieces.contains_key(slice)).copied().collect()
     }
 
-    /// A slice that was loaded. Fails where the device has no room for it.
-    pub fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<(), KernelError> {
+    /// A slice that was loaded; returns it as it is held. Fails where the device has no room for it.
+    pub fn keep(&self, slice: ExpertSlice, piece: ExpertPiece) -> Result<ExpertPiece, KernelError> {
         let piece = match &self.gpu {
             Some(device) => piece.on(device)?,
             None => piece,
         };
         let mut state = self.lock();
         // Another router may have brought it meanwhile; which of the two is freed, is freed without the lock.
-        if let Entry::Vacant(free) = state.pieces.entry(slice) {
-            let held = bytes(&piece);
-            free.insert(piece);
-            state.held += held;
+        match state.pieces.entry(slice) {
+            Entry::Occupied(there) => Ok(there.get().clone()),
+            Entry::Vacant(free) => {
+                free.insert(piece.clone());
+                state.held += bytes(&piece);
+                Ok(piece)
+            }
         }
-        Ok(())
     }
 
     /// From here on calls of this epoch are answered, if it is still wanted.

@@ -10,15 +10,15 @@ use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::ExpertMath;
 use gaterail_model::weights::cache::{self, CacheOutcome, PackedCache};
-use gaterail_model::weights::{LoadFrom, check_tensors, load_slices, packed_slices};
+use gaterail_model::weights::{LoadFrom, check_tensors, load_slices_onto, packed_slices};
 use gaterail_proto::{ExpertSlice, ShardSpec};
 
 use crate::fetch::{FromRouter, Pieces};
 use crate::options::WorkerOptions;
 use crate::served::ServedModel;
 
-/// What is done with each piece; `false` ends the loading.
-pub type Each<'a> = &'a mut dyn FnMut(ExpertSlice, ExpertPiece) -> bool;
+/// What is done with each piece: it comes back as it is held; `None` ends the loading.
+pub type Each<'a> = &'a mut dyn FnMut(ExpertSlice, ExpertPiece) -> Option<ExpertPiece>;
 
 /// A model's weights. Opened with the first shard.
 pub struct Source {
@@ -84,15 +84,14 @@ impl Source {
             self.fetch(served, (slices, options.memory_bytes), &device, router, each)?;
             return Ok(Loaded { source: "router", outcome: CacheOutcome::default() });
         };
-        let cache = options.packed_cache();
         let from = LoadFrom {
             spec: &opened.spec,
             checkpoint: &opened.checkpoint,
             device: &device,
             precision: served.precision,
-            cache: cache.as_ref(),
+            cache: options.packed_cache.as_ref(),
         };
-        let outcome = load_slices(from, slices, &mut |_| {}, each).map_err(|error| error.to_string())?;
+        let outcome = load_slices_onto(from, slices, &mut |_| {}, each).map_err(|error| error.to_string())?;
         Ok(Loaded { source: "checkpoint", outcome })
     }
 

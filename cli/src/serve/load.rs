@@ -164,7 +164,10 @@ fn open(path: PathBuf, source: &ModelSource, config: &ServeConfig) -> Result<Ope
     };
     let team = match team {
         Some(team) if config.workers.parallel == Some(Parallel::Auto) && on_cards => {
-            terminal::note(&format!("gaterail: --parallel auto: {}; how fast cards are is not known before they are measured", team.mode));
+            terminal::note(&format!(
+                "gaterail: --parallel auto: {}; how fast cards are is not known before they are measured",
+                team.mode
+            ));
             Some(team)
         }
         Some(team) if config.workers.parallel == Some(Parallel::Auto) => {

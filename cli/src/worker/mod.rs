@@ -104,7 +104,8 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
         let here = if asked == DeviceArg::Cpu { Ok(Vec::new()) } else { cards::look() };
         let chosen = cards::choose(&[asked], &here).map_err(CliError::Refused)?;
         let Some(Chosen { card, why }) = chosen.into_iter().next() else { return Ok(None) };
-        let said = |why: Option<String>| why.into_iter().for_each(|why| note(notes, &format!("computes on {why}")));
+        let said =
+            |why: Option<String>| why.into_iter().for_each(|why| note(notes, &format!("computes on {why}")));
         let Some(card) = card else {
             said(why);
             return Ok(None);
@@ -125,11 +126,7 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
     }
 }
 
-fn options(
-    args: &WorkerArgs,
-    gpu: Option<Arc<CudaDevice>>,
-    notes: Notes,
-) -> Result<WorkerOptions, CliError> {
+fn options(args: &WorkerArgs, gpu: Option<Arc<CudaDevice>>, notes: Notes) -> Result<WorkerOptions, CliError> {
     let memory = match args.memory {
         Some(bytes) => bytes,
         None => free_memory(gpu.as_deref())?,

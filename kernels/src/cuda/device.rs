@@ -214,6 +214,14 @@ impl<T: Plain> DeviceBuffer<T> {
         Ok(buffer)
     }
 
+    /// What is in it, beside what its device is doing.
+    pub fn to_vec(&self) -> Result<Vec<T>, CudaError> {
+        let mut values = vec![T::zeroed(); self.len];
+        // SAFETY: all of the buffer, and no more.
+        unsafe { self.device.setup.download(self.address, bytemuck::cast_slice_mut(&mut values)) }?;
+        Ok(values)
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

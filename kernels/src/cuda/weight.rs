@@ -32,6 +32,13 @@ impl WeightOnDevice {
         }
     }
 
+    pub fn packed(&self) -> Option<&PackedOnDevice> {
+        match self {
+            WeightOnDevice::Plain(_) => None,
+            WeightOnDevice::Packed(packed) => Some(packed),
+        }
+    }
+
     pub fn stored_bytes(&self) -> usize {
         match self {
             WeightOnDevice::Plain(matrix) => matrix.bytes.len(),
@@ -65,6 +72,11 @@ impl PackedOnDevice {
         (0..packed.panels()).for_each(|panel| bytes.extend_from_slice(packed.panel(panel)));
         let bytes = DeviceBuffer::copied(device, &bytes)?;
         Ok(PackedOnDevice { bytes, format: packed.format(), rows: packed.rows(), cols: packed.cols() })
+    }
+
+    /// Brings its bytes back: panel after panel, as they lie in a matrix of its own.
+    pub fn download(&self) -> Result<Vec<u8>, CudaError> {
+        self.bytes.to_vec()
     }
 
     pub fn format(&self) -> PackedFormat {

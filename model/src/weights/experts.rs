@@ -168,6 +168,17 @@ pub fn load_slices(
     loading: Loading<'_>,
     each: &mut dyn FnMut(ExpertSlice, ExpertPiece) -> bool,
 ) -> Result<CacheOutcome, LoadError> {
+    load_slices_onto(from, slices, loading, &mut |slice, piece| each(slice, piece.clone()).then_some(piece))
+}
+
+/// The same for pieces that may go on to a card: `each` returns a piece as it is held, and `None` ends it. What is kept for the
+/// next start is read from there.
+pub fn load_slices_onto(
+    from: LoadFrom<'_>,
+    slices: &[ExpertSlice],
+    loading: Loading<'_>,
+    each: &mut dyn FnMut(ExpertSlice, ExpertPiece) -> Option<ExpertPiece>,
+) -> Result<CacheOutcome, LoadError> {
     let LoadFrom { spec, checkpoint, device, precision, cache } = from;
     check_slices(&inventory(spec, None), slices).map_err(LoadError::Shards)?;
     let mut loader = Loader::new(spec, checkpoint, device, precision, loading);
@@ -179,9 +190,9 @@ pub fn load_slices(
     let uses = loader.expert_uses();
     for slice in slices {
         let piece = load_slice(spec, slice, &uses, &mut loader);
-        if !each(*slice, piece) {
-            return Ok(CacheOutcome::default());
-        }
+        let Some(held) = each(*slice, piece) else { return Ok(CacheOutcome::default()) };
+        let [gate, up, down] = places_of(spec, slice, &loader);
+        loader.settle(&[(gate, &held.gate), (up, &held.up), (down, &held.down)]);
     }
     let (notes, pending) = loader.into_store().map(Store::finish).unwrap_or_default();
     Ok(CacheOutcome { notes, pending })
@@ -211,14 +222,12 @@ fn load_piece(
     usage: Use,
     loader: &mut Loader<'_>,
 ) -> ExpertPiece {
-    let unit = unit_length(spec);
-    let first = slice.units.start as usize * unit;
-    let end = (slice.units.end as usize * unit).min(sparse.width);
     let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
-    let weights = load_matrices(spec, sparse, (layer, expert), first..end, usage, loader);
-    let [gate, up, down] = weights;
+    let columns = columns(spec, sparse, slice);
+    let first = columns.start;
+    let [gate, up, down] = load_matrices(spec, sparse, (layer, expert), columns.clone(), usage, loader);
     let biases = sparse.expert_bias.then(|| load_biases(spec, sparse, layer, expert, loader));
-    let run = |bias: &[f32]| bias[first..end].to_vec();
+    let run = |bias: &[f32]| bias[columns.clone()].to_vec();
     ExpertPiece {
         expert: slice.expert.0,
         gate,
@@ -251,6 +260,20 @@ fn load_matrices(
         let ((_, place), matrix) = matrices.next().unwrap_or_else(|| unreachable!("three of each"));
         loader.run_as(place, matrix, usage)
     })
+}
+
+/// A slice's run along F.
+fn columns(spec: &ModelSpec, sparse: &SparseSpec, slice: &ExpertSlice) -> Range<usize> {
+    let unit = unit_length(spec);
+    slice.units.start as usize * unit..(slice.units.end as usize * unit).min(sparse.width)
+}
+
+/// Where gate, up and down of a slice lie.
+fn places_of(spec: &ModelSpec, slice: &ExpertSlice, loader: &Loader<'_>) -> [Place; 3] {
+    let (layer, expert) = (slice.layer.0 as usize, slice.expert.0 as usize);
+    // Only layers with experts have slices.
+    let run = spec.layers[layer].mlp.sparse().map_or(0..0, |sparse| columns(spec, sparse, slice));
+    places(spec, (layer, expert), &run, &|slot| loader.name(slot)).map(|(_, place)| place)
 }
 
 /// Where gate, up and down of the run lie.

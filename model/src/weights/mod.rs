@@ -15,13 +15,14 @@ mod trunk;
 pub use account::{Share, account, declared_by_role, resident_by_role, resident_bytes};
 pub use expected::{Expected, Form, Part, Role, Slot, expected_tensors, stored_form};
 pub use experts::{
-    ExpertShard, LoadFrom, check_cover, check_slices, inventory, load_shard, load_slices, unit_length,
+    ExpertShard, LoadFrom, check_cover, check_slices, inventory, load_shard, load_slices, load_slices_onto,
+    unit_length,
 };
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use mixed::mixed_layers;
 pub use packed::packed_slices;
-pub use recall::packs_experts;
 pub use precision::{Precision, Use};
+pub use recall::packs_experts;
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,
 };

@@ -87,6 +87,13 @@ impl Loader<'_> {
         self.store = Some(store);
     }
 
+    /// The matrices at these places are held as these weights.
+    pub(super) fn settle(&mut self, at: &[(Place, &Weight)]) {
+        if let Some(store) = &mut self.store {
+            store.settle(at);
+        }
+    }
+
     /// The store, with all that was packed.
     pub(crate) fn into_store(self) -> Option<Store> {
         self.store

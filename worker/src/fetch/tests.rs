@@ -71,7 +71,7 @@ fn take(bytes: &[u8], cut: usize, most: usize) -> Result<Vec<(ExpertSlice, usize
     let mut got = Vec::new();
     let mut each = |slice, piece: ExpertPiece| {
         got.push((slice, piece.gate.rows()));
-        got.len() < most
+        (got.len() < most).then_some(piece)
     };
     let mut pieces = Pieces::new(&served, (&slices, MEMORY), &device, &mut arena, &mut each);
     for message in bytes.chunks(cut) {

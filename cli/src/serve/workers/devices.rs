@@ -5,7 +5,7 @@ use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Precision, packs_experts};
 
 use super::share::CardRoom;
-use crate::cards::{self, Chosen, Here};
+use crate::cards::{self, Chosen, Found, Here};
 use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::terminal;
@@ -39,7 +39,9 @@ pub fn precision(
     if weights != WeightsArg::Auto || !names_card || packs_experts(spec, checkpoint, found) {
         return found;
     }
-    terminal::note("gaterail: weights in int4: cards take experts in 4 and 8 bits (--weights says otherwise)");
+    terminal::note(
+        "gaterail: weights in int4: cards take experts in 4 and 8 bits (--weights says otherwise)",
+    );
     Precision::Int4
 }
 
@@ -52,9 +54,12 @@ pub fn cards_of(
     if devices.iter().all(|device| *device == DeviceArg::Cpu) {
         return Ok(vec![None; devices.len()]);
     }
-    let here: Here = match packs_experts(spec, checkpoint, precision) {
-        true => cards::look(),
-        false => Err(PLAIN.to_string()),
+    let packs = packs_experts(spec, checkpoint, precision);
+    let here: Here = match cards::look() {
+        Ok(found) if !packs && found.iter().any(|card| matches!(card, Found::Free(_))) => {
+            Err(PLAIN.to_string())
+        }
+        here => here,
     };
     let refused = |why| CliError::Refused(format!("--worker-devices: {why}"));
     let chosen = cards::choose(devices, &here).map_err(refused)?;

@@ -1,12 +1,13 @@
 //! Packed weights kept in files, so that a model is packed once.
 //!
 //! `key` says what a file belongs to, `index` what stands in it, `reader` and `writer` move the bytes, `folder` holds all
-//! files within their limit. `store` is what the loader speaks to. A file is read, not mapped: a mapping has small pages,
+//! files within their limit; `matrix` is what is to be written. `store` is what the loader speaks to. A file is read, not mapped: a mapping has small pages,
 //! which decode reads a third slower than the arena's. Whatever is wrong with a file, it is ignored and packed again.
 
 mod folder;
 mod index;
 mod key;
+mod matrix;
 mod reader;
 mod store;
 mod writer;

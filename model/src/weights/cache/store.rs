@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use gaterail_kernels::{Arena, Device, Packed, PackedFormat};
+use gaterail_kernels::{Arena, Device, Packed, PackedFormat, Weight};
 
 use super::CacheError;
 use super::folder;
 use super::index::Place;
 use super::key::CacheKey;
+use super::matrix::Matrix;
 use super::reader::CacheFile;
 use super::writer;
 
@@ -20,8 +21,6 @@ pub struct PackedCache {
     pub bytes_min: u64,
     /// The most that all files may take; `None`: half of what the disk has free.
     pub bytes_max: Option<u64>,
-    /// Nothing is written, so that nothing has to be held until it is: for weights that go on to another memory.
-    pub read_only: bool,
 }
 
 impl PackedCache {
@@ -29,7 +28,7 @@ impl PackedCache {
     pub const BYTES_MIN: u64 = 256 << 20;
 
     pub fn new(folder: PathBuf) -> PackedCache {
-        PackedCache { folder, bytes_min: PackedCache::BYTES_MIN, bytes_max: None, read_only: false }
+        PackedCache { folder, bytes_min: PackedCache::BYTES_MIN, bytes_max: None }
     }
 }
 
@@ -43,9 +42,11 @@ pub struct Store {
     /// Looked into in this order.
     files: Vec<CacheFile>,
     /// Everything that was packed or read, in the order of loading.
-    held: Vec<(Place, Packed)>,
+    held: Vec<(Place, Matrix)>,
     /// How many of them were packed.
     packed: usize,
+    /// How many of them are where they stay.
+    settled: usize,
     notes: Vec<String>,
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn packed_places(cache: &PackedCache, key: &CacheKey) -> Vec<Place> {
 pub struct PendingWrite {
     cache: PackedCache,
     key: CacheKey,
-    matrices: Vec<(Place, Packed)>,
+    matrices: Vec<(Place, Matrix)>,
 }
 
 /// What came of the cache of packed weights.
@@ -86,8 +87,15 @@ impl Store {
     /// Opens this key's file if there is one, then the one that holds all experts, then those of other shards: what one worker
     /// has packed another finds when it takes its place.
     pub fn open(cache: PackedCache, key: CacheKey) -> Store {
-        let mut store =
-            Store { cache, key, files: Vec::new(), held: Vec::new(), packed: 0, notes: Vec::new() };
+        let mut store = Store {
+            cache,
+            key,
+            files: Vec::new(),
+            held: Vec::new(),
+            packed: 0,
+            settled: 0,
+            notes: Vec::new(),
+        };
         let folder = &store.cache.folder;
         let mut paths = vec![store.key.path(folder)];
         paths.extend(store.key.whole_path(folder));
@@ -115,9 +123,7 @@ impl Store {
         while let Some(open) = self.files.get_mut(at) {
             match open.read(place, &accepts, device, arena) {
                 Ok(Some(packed)) => {
-                    if !self.cache.read_only {
-                        self.held.push((place.clone(), packed.clone()));
-                    }
+                    self.held.push((place.clone(), Matrix::Here(packed.clone())));
                     return Some(packed);
                 }
                 Ok(None) => at += 1,
@@ -132,11 +138,19 @@ impl Store {
 
     /// A matrix that had to be packed.
     pub fn keep(&mut self, place: Place, packed: &Packed) {
-        if self.cache.read_only {
-            return;
-        }
-        self.held.push((place, packed.clone()));
+        self.held.push((place, Matrix::Here(packed.clone())));
         self.packed += 1;
+    }
+
+    /// Where the matrices that came since the last call have gone: what a card holds is not held here as well.
+    pub fn settle(&mut self, at: &[(Place, &Weight)]) {
+        for (place, held) in &mut self.held[self.settled..] {
+            let there = at.iter().find(|(moved, _)| moved == place);
+            if let Some(matrix) = there.and_then(|(_, weight)| Matrix::on_card(weight)) {
+                *held = matrix;
+            }
+        }
+        self.settled = self.held.len();
     }
 
     /// What a person should know, and what is to be written.
@@ -145,7 +159,7 @@ impl Store {
         let mut seen = HashSet::new();
         self.held.retain(|(place, _)| seen.insert(place.clone()));
         self.files.iter().filter(|file| file.was_read()).for_each(CacheFile::touch);
-        let bytes: u64 = self.held.iter().map(|(_, packed)| packed.stored_bytes() as u64).sum();
+        let bytes: u64 = self.held.iter().map(|(_, matrix)| matrix.stored_bytes() as u64).sum();
         let worth_it = self.packed > 0 && bytes >= self.cache.bytes_min;
         let pending = PendingWrite { cache: self.cache, key: self.key, matrices: self.held };
         (self.notes, worth_it.then_some(pending))
@@ -159,7 +173,7 @@ fn unusable(path: &std::path::Path, error: &CacheError) -> String {
 impl PendingWrite {
     /// The bytes of all matrices.
     pub fn bytes(&self) -> u64 {
-        self.matrices.iter().map(|(_, packed)| packed.stored_bytes() as u64).sum()
+        self.matrices.iter().map(|(_, matrix)| matrix.stored_bytes() as u64).sum()
     }
 
     /// Writes the file; takes seconds. `written` is told of bytes. Whatever fails, the model runs without.

@@ -4,13 +4,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use gaterail_kernels::Packed;
-use gaterail_kernels::ops::BLOCK_PANELS;
-
 use super::CacheError;
 use super::folder;
 use super::index::{ALIGNMENT, Entry, FIXED, Index, MAGIC, Place, checksum, checksum_of_head, form_name};
 use super::key::CacheKey;
+use super::matrix::Matrix;
 
 /// Writers of one file at a time.
 const WRITERS_MAX: usize = 64;
@@ -27,7 +25,7 @@ struct Unfinished {
 pub fn write(
     folder: &Path,
     key: &CacheKey,
-    matrices: &[(Place, Packed)],
+    matrices: &[(Place, Matrix)],
     written: &mut dyn FnMut(u64),
 ) -> Result<(PathBuf, u64), CacheError> {
     let index = index(key, matrices);
@@ -44,15 +42,15 @@ pub fn write(
         _ => unfinished.file.set_len(bytes).map_err(CacheError::io(cannot))?,
     }
     let mut sums = Vec::new();
-    for ((_, packed), entry) in matrices.iter().zip(&index.entries) {
+    for ((_, matrix), entry) in matrices.iter().zip(&index.entries) {
         let mut at = data + entry.offset;
-        for first in (0..packed.panels()).step_by(BLOCK_PANELS) {
-            let block = packed.panel_run(first..(first + BLOCK_PANELS).min(packed.panels()));
+        matrix.blocks(|block| {
             sums.extend(checksum(block).to_le_bytes());
             unfinished.file.write_all_at(block, at).map_err(CacheError::io(cannot))?;
             at += block.len() as u64;
             written(block.len() as u64);
-        }
+            Ok(())
+        })?;
     }
     unfinished.file.write_all_at(&head(&text, &sums), 0).map_err(CacheError::io(cannot))?;
     unfinished.file.sync_all().map_err(CacheError::io(cannot))?;
@@ -60,10 +58,10 @@ pub fn write(
     Ok((path, bytes))
 }
 
-fn index(key: &CacheKey, matrices: &[(Place, Packed)]) -> Index {
+fn index(key: &CacheKey, matrices: &[(Place, Matrix)]) -> Index {
     let mut end = 0u64;
-    let entries = matrices.iter().map(|(place, packed)| {
-        let (offset, bytes) = (end.next_multiple_of(ALIGNMENT), packed.stored_bytes() as u64);
+    let entries = matrices.iter().map(|(place, matrix)| {
+        let (offset, bytes) = (end.next_multiple_of(ALIGNMENT), matrix.stored_bytes() as u64);
         end = offset + bytes;
         Entry {
             name: place.name.clone(),
@@ -71,7 +69,7 @@ fn index(key: &CacheKey, matrices: &[(Place, Packed)]) -> Index {
             rows: place.rows as u64,
             first_col: place.first_col as u64,
             cols: place.cols as u64,
-            form: form_name(packed.format()),
+            form: form_name(matrix.format()),
             offset,
             bytes,
         }
