@@ -41,21 +41,6 @@ fn seats(count: u64) -> Vec<Seat> {
     (1..=count).map(|worker| seat(worker, u64::MAX >> 20, 1e10)).collect()
 }
 
-fn wanted<'a>(inventory: &'a ExpertInventory, seats: &'a [Seat], mode: Mode) -> Wanted<'a> {
-    Wanted {
-        inventory,
-        seats,
-        mode,
-        copies: 1,
-        replica_bytes: 0,
-        popularity: None,
-        packed: &[],
-        current: None,
-        beside: false,
-        smaller: &[],
-    }
-}
-
 /// Every unit that somebody holds: (worker, expert's place in the inventory, unit).
 type Units = BTreeSet<(WorkerId, usize, u32)>;
 
@@ -141,7 +126,7 @@ fn every_placement_is_whole_within_memory_and_stays() {
             })
             .collect();
         let mode = random_mode(&mut draw, workers);
-        let wanted = Wanted { copies, ..wanted(&inventory, &seats, mode) };
+        let wanted = Wanted { copies, ..Wanted::new(&inventory, &seats, mode) };
         let context = format!("seed {seed}, {mode}, {workers} workers, {copies} copies");
         match place(&wanted) {
             Ok(placement) => {
@@ -185,7 +170,7 @@ fn memory_that_just_suffices_does() {
         let speeds: Vec<f64> = (0..workers).map(|_| draw.within(1, 3) as f64).collect();
         let seats: Vec<Seat> =
             (0..workers).map(|at| seat(at + 1, slots[at as usize] * 1000, speeds[at as usize])).collect();
-        let wanted = Wanted { copies: copies as u32, ..wanted(&inventory, &seats, Mode::Ep) };
+        let wanted = Wanted { copies: copies as u32, ..Wanted::new(&inventory, &seats, Mode::Ep) };
         let context = format!("seed {seed}: {slots:?} for {experts} experts in {copies} copies");
         let placement = place(&wanted).unwrap_or_else(|misfit| panic!("{context}: {misfit}"));
         check(&wanted, &placement, &context);
@@ -199,7 +184,7 @@ fn equal_workers_get_equal_parts_of_every_layer_and_of_all() {
             let inventory = inventory(24, experts, 6, 1000);
             let seats = seats(workers);
             for mode in [Mode::Ep, Mode::Tp] {
-                let placement = place(&wanted(&inventory, &seats, mode)).unwrap();
+                let placement = place(&Wanted::new(&inventory, &seats, mode)).unwrap();
                 let context = format!("{mode}, {workers} workers, {experts} experts");
                 let spread = |row: &[u32]| row.iter().max().unwrap() - row.iter().min().unwrap();
                 let mut sums = vec![0; workers as usize];
@@ -219,14 +204,14 @@ fn work_follows_speed() {
     let inventory = inventory(24, 64, 8, 1000);
     let seats = [seat(1, 1 << 40, 3e10), seat(2, 1 << 40, 1e10)];
     for mode in [Mode::Ep, Mode::Tp] {
-        let placement = place(&wanted(&inventory, &seats, mode)).unwrap();
+        let placement = place(&Wanted::new(&inventory, &seats, mode)).unwrap();
         let parts = held(&inventory, &placement, None);
         assert!((parts[0].share - 0.75).abs() < 0.005, "{mode}: {parts:?}");
     }
     // Memory is the harder bound.
     let seats = [seat(1, total(&inventory) / 4, 3e10), seat(2, 1 << 40, 1e10)];
     for mode in [Mode::Ep, Mode::Tp] {
-        let placement = place(&wanted(&inventory, &seats, mode)).unwrap();
+        let placement = place(&Wanted::new(&inventory, &seats, mode)).unwrap();
         let parts = held(&inventory, &placement, None);
         assert!((parts[0].share - 0.25).abs() < 0.005, "{mode}: {parts:?}");
     }
@@ -242,10 +227,10 @@ fn a_death_moves_the_dead_ones_share_and_a_join_what_the_newcomer_takes() {
             (1..=workers).map(|worker| seat(worker, 1 << 40, draw.within(1, 3) as f64 * 1e10)).collect();
         let mode = random_mode(&mut draw, workers);
         let context = format!("seed {seed}, {mode}, {workers} workers");
-        let before = place(&wanted(&inventory, &seats, mode)).unwrap();
+        let before = place(&Wanted::new(&inventory, &seats, mode)).unwrap();
 
         let dead = seats.remove(draw.within(0, workers - 1) as usize);
-        let then = Wanted { current: Some(&before), ..wanted(&inventory, &seats, mode) };
+        let then = Wanted { current: Some(&before), ..Wanted::new(&inventory, &seats, mode) };
         let after = place(&then).unwrap();
         check_whole(&inventory, &after, &context);
         let (was, is) = (units(&before), units(&after));
@@ -256,7 +241,7 @@ fn a_death_moves_the_dead_ones_share_and_a_join_what_the_newcomer_takes() {
         assert_eq!(is.difference(&was).count(), lost.len(), "{context}: a death");
 
         seats.push(seat(99, 1 << 40, 2e10));
-        let then = Wanted { current: Some(&after), ..wanted(&inventory, &seats, mode) };
+        let then = Wanted { current: Some(&after), ..Wanted::new(&inventory, &seats, mode) };
         let joined = place(&then).unwrap();
         check_whole(&inventory, &joined, &context);
         let others = units(&joined).difference(&is).filter(|at| at.0 != WorkerId(99)).count();
@@ -276,8 +261,8 @@ fn a_newcomer_gets_its_share() {
     for mode in [Mode::Ep, Mode::Tp] {
         for workers in 1..8 {
             let (before, after) = (seats(workers), seats(workers + 1));
-            let first = place(&wanted(&inventory, &before, mode)).unwrap();
-            let then = Wanted { current: Some(&first), ..wanted(&inventory, &after, mode) };
+            let first = place(&Wanted::new(&inventory, &before, mode)).unwrap();
+            let then = Wanted { current: Some(&first), ..Wanted::new(&inventory, &after, mode) };
             let joined = place(&then).unwrap();
             for row in by_layer(&joined).values().filter(|_| mode == Mode::Ep) {
                 let spread = row.iter().max().unwrap() - row.iter().min().unwrap();
@@ -296,7 +281,7 @@ fn a_plan_that_does_not_fit_names_those_that_do() {
     let large = inventory(4, 8, 6, 1000);
     let small = [("--weights int4".to_string(), inventory(4, 8, 6, 300))];
     let tight: Vec<Seat> = (1..=3).map(|worker| seat(worker, 9_000, 1e10)).collect();
-    let wanted = Wanted { smaller: &small, ..wanted(&large, &tight, Mode::Ep) };
+    let wanted = Wanted { smaller: &small, ..Wanted::new(&large, &tight, Mode::Ep) };
     let misfit = place(&wanted).unwrap_err();
     assert_eq!(misfit.missing_bytes, 5_000, "{misfit}");
     let flags: Vec<&str> = misfit.ways.iter().map(|way| way.flags.as_str()).collect();
@@ -328,7 +313,7 @@ fn copies_are_on_different_workers_and_survive_any_death() {
         let workers = draw.within(2, 6);
         let seats = seats(workers);
         let mode = random_mode(&mut draw, workers);
-        let placement = place(&Wanted { copies: 2, ..wanted(&inventory, &seats, mode) }).unwrap();
+        let placement = place(&Wanted { copies: 2, ..Wanted::new(&inventory, &seats, mode) }).unwrap();
         for dead in &placement.workers {
             let left = gaterail_cluster::placement::without(&placement, |worker| worker != *dead);
             let left = left.unwrap_or_else(|| panic!("seed {seed}, {mode}: {dead} took an expert with it"));
@@ -352,7 +337,7 @@ fn hot_experts_get_replicas_within_their_budget() {
         }
         load.iter().map(|row| row.iter().copied().fold(0.0, f64::max)).fold(0.0, f64::max)
     };
-    let plain = wanted(&inventory, &seats, Mode::Ep);
+    let plain = Wanted::new(&inventory, &seats, Mode::Ep);
     let without = place(&Wanted { popularity: Some(&hits), ..plain }).unwrap();
     let with = Wanted { popularity: Some(&hits), replica_bytes: 12_000, ..plain };
     let replicas = place(&with).unwrap();
@@ -374,8 +359,8 @@ fn another_mode_takes_what_is_there() {
     let seats = seats(4);
     let modes = [Mode::Ep, Mode::Tp, Mode::Mixed { ep: 2, tp: 2 }];
     for (from, to) in modes.iter().flat_map(|&from| modes.iter().map(move |&to| (from, to))) {
-        let before = place(&wanted(&inventory, &seats, from)).unwrap();
-        let then = Wanted { current: Some(&before), ..wanted(&inventory, &seats, to) };
+        let before = place(&Wanted::new(&inventory, &seats, from)).unwrap();
+        let then = Wanted { current: Some(&before), ..Wanted::new(&inventory, &seats, to) };
         let after = place(&then).unwrap();
         check(&then, &after, &format!("{from} to {to}"));
         let parts = held(&inventory, &after, None);
@@ -439,7 +424,7 @@ fn what_is_packed_stays_on_its_host() {
     {
         let inventory = inventory(7, experts, units, 1000);
         let first: Vec<Seat> = (1..=4).map(|worker| seat(worker, u64::MAX >> 20, 1e10)).collect();
-        let before = place(&wanted(&inventory, &first, mode)).unwrap();
+        let before = place(&Wanted::new(&inventory, &first, mode)).unwrap();
         // By what each one was then.
         let shard = |index: usize| Arc::new(before.shard(index));
         let packed: Vec<(WorkerId, Arc<ShardSpec>)> =
@@ -447,7 +432,7 @@ fn what_is_packed_stays_on_its_host() {
         let later: Vec<Seat> = (11..=14)
             .map(|worker| seat(worker, u64::MAX >> 20, 1e10 * (1.0 + worker as f64 / 1e4)))
             .collect();
-        let again = |packed| place(&Wanted { packed, ..wanted(&inventory, &later, mode) }).unwrap();
+        let again = |packed| place(&Wanted { packed, ..Wanted::new(&inventory, &later, mode) }).unwrap();
         let moved = |after: &Placement| -> usize {
             let missing = |(index, (_, had)): (usize, &(WorkerId, Arc<ShardSpec>))| {
                 let units = |slices: &[ExpertSlice]| -> BTreeSet<(LayerId, u32, u32)> {

@@ -223,18 +223,7 @@ fn placed(inventory: &ExpertInventory, workers: &[WorkerId], spread: usize) -> P
         read_bytes_per_second: 1.0 + worker.0 as f64 / 100.0,
     };
     let seats: Vec<Seat> = workers.iter().map(seat).collect();
-    let wanted = Wanted {
-        inventory,
-        seats: &seats,
-        mode,
-        copies,
-        replica_bytes: 0,
-        popularity: None,
-        packed: &[],
-        current: None,
-        beside: false,
-        smaller: &[],
-    };
+    let wanted = Wanted { copies, ..Wanted::new(inventory, &seats, mode) };
     place(&wanted).expect("there is room for everything")
 }
 

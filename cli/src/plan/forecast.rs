@@ -75,16 +75,9 @@ fn forecast(known: &Known<'_>, contender: Contender, question: &Question) -> For
         },
         Contender::On(mode) => {
             let wanted = Wanted {
-                inventory: known.inventory,
-                seats: &known.seats,
-                mode,
                 copies: question.copies,
-                replica_bytes: 0,
-                popularity: None,
-                packed: &[],
-                current: None,
-                beside: false,
                 smaller: known.smaller,
+                ..Wanted::new(known.inventory, &known.seats, mode)
             };
             place(&wanted).map(Some).map_err(|misfit| misfit.to_string())
         }

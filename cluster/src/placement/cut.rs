@@ -320,18 +320,7 @@ mod tests {
         let inventory = ExpertInventory { layers: (0..58).map(layer).collect() };
         let seat = |id| Seat { worker: WorkerId(id), memory_bytes: 1 << 40, read_bytes_per_second: 2e12 };
         let seats: Vec<Seat> = (0..seats).map(seat).collect();
-        let wanted = Wanted {
-            inventory: &inventory,
-            seats: &seats,
-            mode,
-            copies: 1,
-            replica_bytes: 0,
-            popularity: None,
-            packed: &[],
-            current: None,
-            beside: false,
-            smaller: &[],
-        };
+        let wanted = Wanted::new(&inventory, &seats, mode);
         let job = Job::new(&wanted, None, true);
         let at = spread(&job).expect("room").at;
         let mut cutter = Cutter::new(&job, &at);

@@ -62,3 +62,21 @@ pub struct Wanted<'a> {
     /// may find room.
     pub smaller: &'a [(String, ExpertInventory)],
 }
+
+impl<'a> Wanted<'a> {
+    /// One copy of every expert on seats that hold nothing yet.
+    pub fn new(inventory: &'a ExpertInventory, seats: &'a [Seat], mode: Mode) -> Wanted<'a> {
+        Wanted {
+            inventory,
+            seats,
+            mode,
+            copies: 1,
+            replica_bytes: 0,
+            popularity: None,
+            packed: &[],
+            current: None,
+            beside: false,
+            smaller: &[],
+        }
+    }
+}

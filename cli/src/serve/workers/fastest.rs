@@ -121,18 +121,7 @@ impl Circumstances<'_> {
             read_bytes_per_second: rate.compute.read_bytes_per_second,
         };
         let seats: Vec<Seat> = rates.workers.iter().map(seat).collect();
-        let wanted = Wanted {
-            inventory: self.inventory,
-            seats: &seats,
-            mode: self.team.mode,
-            copies: self.copies,
-            replica_bytes: 0,
-            popularity: None,
-            packed: &[],
-            current: None,
-            beside: false,
-            smaller: &[],
-        };
+        let wanted = Wanted { copies: self.copies, ..Wanted::new(self.inventory, &seats, self.team.mode) };
         let context = CONTEXT.min(self.context as u32 / 2).max(1);
         let steps = [(Step::decode(self.batch as u32, context), 1.0), (Step::prefill(PROMPT), 1.0)];
         let ranked = choose(&wanted, self.shape, rates, &steps);

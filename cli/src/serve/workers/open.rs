@@ -148,16 +148,8 @@ impl Opening<'_> {
         };
         let seats: Vec<Seat> = self.shares.iter().enumerate().map(seat).collect();
         let wanted = Wanted {
-            inventory: self.served.inventory(),
-            seats: &seats,
-            mode: self.team.mode,
             copies: self.settings.copies,
-            replica_bytes: 0,
-            popularity: None,
-            packed: &[],
-            current: None,
-            beside: false,
-            smaller: &[],
+            ..Wanted::new(self.served.inventory(), &seats, self.team.mode)
         };
         place(&wanted).map(drop).map_err(|misfit| CliError::Refused(misfit.to_string()))
     }
