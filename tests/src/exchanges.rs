@@ -2,24 +2,19 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
-use futures_util::stream::{BoxStream, StreamExt};
 use gaterail_cluster::exchange::Channel;
 use gaterail_cluster::exchange::stream::{self, StreamEnd};
 use gaterail_cluster::tls::ClientTls;
-use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
-use gaterail_proto::grpc::v1::cluster_server::{Cluster, ClusterServer};
-use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
 use gaterail_router::cluster::{ClusterLimits, secured, sockets, teller};
 use gaterail_router::http::{ListenLimits, Listening, Port, Protocol};
 use tokio::runtime::Runtime;
-use tonic::{Request, Response, Status, Streaming};
 
 use crate::certs::Ca;
-
-type Answer<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>;
+use crate::ends::{SESSION, caller, exchanges};
 
 /// A port whose exchanges are handed to a test.
 pub struct GrpcExchange {
@@ -29,7 +24,7 @@ pub struct GrpcExchange {
     pub notes: Arc<Mutex<Vec<String>>>,
     tls: Option<(ClientTls, Ca)>,
     /// How large the bodies of the next exchange may be.
-    body_max: Arc<Mutex<u64>>,
+    body_max: Arc<AtomicU64>,
     ends: Mutex<Receiver<StreamEnd>>,
     _listening: Listening,
 }
@@ -48,12 +43,8 @@ impl GrpcExchange {
     pub fn start(ca: Option<Ca>, limits: ListenLimits) -> GrpcExchange {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("threads");
-        let (sender, ends) = channel();
-        let body_max = Arc::new(Mutex::new(0));
-        let service = Service { body_max: body_max.clone(), ends: Mutex::new(sender) };
-        let service = ClusterServer::new(service)
-            .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(stream::MESSAGE_BYTES_MAX);
+        let body_max = Arc::new(AtomicU64::new(0));
+        let (service, ends) = exchanges(body_max.clone());
         let notes: Arc<Mutex<Vec<String>>> = Arc::default();
         let told = notes.clone();
         let port = Port {
@@ -85,7 +76,7 @@ impl GrpcExchange {
     /// The router's end and the worker's.
     pub fn pair(&self, body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
         let ends = self.ends.lock().expect("ends");
-        *self.body_max.lock().expect("a size") = body_max;
+        self.body_max.store(body_max, Ordering::Relaxed);
         let worker = self.runtime.block_on(async {
             let scheme = if self.tls.is_some() { "https" } else { "http" };
             let endpoint = stream::endpoint(format!("{scheme}://{}", self.address)).expect("an address");
@@ -93,38 +84,9 @@ impl GrpcExchange {
                 Some((tls, _)) => tls.connect(&endpoint).await,
                 None => endpoint.connect().await,
             };
-            let mut client = ClusterClient::new(connection.expect("a connection"))
-                .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(stream::MESSAGE_BYTES_MAX);
-            stream::call(&mut client, "a session", body_max).await.expect("an exchange")
+            let mut client = caller(connection.expect("a connection"));
+            stream::call(&mut client, SESSION, body_max).await.expect("an exchange")
         });
         (Box::new(ends.recv().expect("the router's end")), Box::new(worker))
-    }
-}
-
-struct Service {
-    body_max: Arc<Mutex<u64>>,
-    ends: Mutex<Sender<StreamEnd>>,
-}
-
-#[tonic::async_trait]
-impl Cluster for Service {
-    type JoinStream = BoxStream<'static, Result<FromRouter, Status>>;
-    type ExchangeStream = BoxStream<'static, Result<Bytes, Status>>;
-    type ExpertsStream = BoxStream<'static, Result<Bytes, Status>>;
-
-    async fn join(&self, _: Request<Streaming<FromWorker>>) -> Answer<FromRouter> {
-        Err(Status::unimplemented("only Exchange is here"))
-    }
-
-    async fn exchange(&self, request: Request<Streaming<Bytes>>) -> Answer<Bytes> {
-        let body_max = *self.body_max.lock().expect("a size");
-        let (end, outgoing) = stream::answer(request.into_inner(), body_max);
-        self.ends.lock().expect("ends").send(end).expect("the test waits for it");
-        Ok(Response::new(outgoing.boxed()))
-    }
-
-    async fn experts(&self, _: Request<ExpertsRequest>) -> Answer<Bytes> {
-        Err(Status::unimplemented("only Exchange is here"))
     }
 }

@@ -5,6 +5,7 @@ pub mod broken;
 pub mod certs;
 pub mod control;
 pub mod cuts;
+pub mod ends;
 pub mod exchanges;
 pub mod fuzzing;
 pub mod gguf;

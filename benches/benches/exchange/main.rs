@@ -5,6 +5,8 @@
 //! A hop is half of what a call and its answer take.
 //! `cargo bench -p gaterail-benches --bench exchange -- [calls] [local|shared|gRPC|layer]`
 
+#[path = "../../../tests/src/ends.rs"]
+mod exchange_ends;
 mod grpc;
 mod layer;
 mod sides;

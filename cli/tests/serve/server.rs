@@ -39,8 +39,14 @@ impl Server {
     }
 
     pub fn start_in(folder: tempfile::TempDir, flags: &[&str]) -> Server {
-        let mut child = gaterail(&folder, &["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1"])
-            .args(flags)
+        let mut command = gaterail(&folder, &["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1"]);
+        command.args(flags);
+        Server::run(folder, command)
+    }
+
+    /// The server that a command starts.
+    pub fn run(folder: tempfile::TempDir, mut command: Command) -> Server {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 mod server;
 
+mod cards;
 mod cluster;
 mod death;
 mod door;

@@ -1,52 +1,23 @@
 //! Channels over gRPC on loopback: a server that hands its ends over to whoever connected last.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use futures_util::stream::{BoxStream, StreamExt, iter};
+use futures_util::stream::{StreamExt, iter};
 use gaterail_cluster::exchange::stream::{self, StreamEnd};
 use gaterail_cluster::exchange::{Channel, ChannelError, FrameBody, FrameError, FrameKind};
+use gaterail_proto::grpc::v1::Bytes;
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
-use gaterail_proto::grpc::v1::cluster_server::{Cluster, ClusterServer};
-use gaterail_proto::grpc::v1::{Bytes, ExpertsRequest, FromRouter, FromWorker};
 use tokio::runtime::Runtime;
+use tonic::Request;
 use tonic::transport::{Channel as Connection, Server};
-use tonic::{Request, Response, Status, Streaming};
 
 use super::Ends;
+use super::exchange_ends::{SESSION, caller, exchanges};
 use super::frames::{body, header, send, soon};
-
-type Answer<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>;
-
-/// Gives the router's end of every exchange to the test.
-struct Service {
-    body_max: u64,
-    ends: Mutex<Sender<StreamEnd>>,
-}
-
-#[tonic::async_trait]
-impl Cluster for Service {
-    type JoinStream = BoxStream<'static, Result<FromRouter, Status>>;
-    type ExchangeStream = BoxStream<'static, Result<Bytes, Status>>;
-    type ExpertsStream = BoxStream<'static, Result<Bytes, Status>>;
-
-    async fn join(&self, _: Request<Streaming<FromWorker>>) -> Answer<FromRouter> {
-        Err(Status::unimplemented("only Exchange is tested here"))
-    }
-
-    async fn exchange(&self, request: Request<Streaming<Bytes>>) -> Answer<Bytes> {
-        assert_eq!(request.metadata().get(stream::SESSION).expect("a session"), "a session");
-        let (end, outgoing) = stream::answer(request.into_inner(), self.body_max);
-        self.ends.lock().unwrap().send(end).expect("the test waits for it");
-        Ok(Response::new(outgoing.boxed()))
-    }
-
-    async fn experts(&self, _: Request<ExpertsRequest>) -> Answer<Bytes> {
-        Err(Status::unimplemented("only Exchange is tested here"))
-    }
-}
 
 /// One event loop for all tests: ends outlive the function that made them.
 fn runtime() -> &'static Runtime {
@@ -57,10 +28,7 @@ fn runtime() -> &'static Runtime {
 }
 
 fn serve(body_max: u64) -> (SocketAddr, Receiver<StreamEnd>) {
-    let (sender, ends) = channel();
-    let service = ClusterServer::new(Service { body_max, ends: Mutex::new(sender) })
-        .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(stream::MESSAGE_BYTES_MAX);
+    let (service, ends) = exchanges(Arc::new(AtomicU64::new(body_max)));
     let _inside = runtime().enter();
     let listener = tonic::transport::server::TcpIncoming::bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = listener.local_addr().expect("its number");
@@ -77,16 +45,14 @@ fn serve(body_max: u64) -> (SocketAddr, Receiver<StreamEnd>) {
 
 async fn connect(address: SocketAddr) -> ClusterClient<Connection> {
     let endpoint = stream::endpoint(format!("http://{address}")).expect("an address");
-    ClusterClient::new(endpoint.connect().await.expect("a connection"))
-        .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(stream::MESSAGE_BYTES_MAX)
+    caller(endpoint.connect().await.expect("a connection"))
 }
 
 pub fn ends(body_max: u64) -> Ends {
     let (address, ends) = serve(body_max);
     let worker = runtime().block_on(async {
         let mut client = connect(address).await;
-        stream::call(&mut client, "a session", body_max).await.expect("an exchange")
+        stream::call(&mut client, SESSION, body_max).await.expect("an exchange")
     });
     (Box::new(ends.recv().expect("the router's end")), Box::new(worker))
 }
@@ -98,7 +64,7 @@ fn told(body_max: u64, pieces: Vec<Vec<u8>>) -> StreamEnd {
         let mut client = connect(address).await;
         let pieces = iter(pieces.into_iter().map(|data| Bytes { data }));
         let mut request = Request::new(pieces.chain(futures_util::stream::pending()));
-        request.metadata_mut().insert(stream::SESSION, "a session".parse().unwrap());
+        request.metadata_mut().insert(stream::SESSION, SESSION.parse().unwrap());
         let mut answers = client.exchange(request).await.expect("a call").into_inner();
         while let Ok(Some(_)) = answers.message().await {}
     });

@@ -8,6 +8,8 @@
 //! | [`processes`] | the far end in another process, which may be killed |
 //! | [`hostile`] | bytes that no honest end would send |
 
+#[path = "../../../tests/src/ends.rs"]
+mod exchange_ends;
 mod frames;
 mod grpc;
 mod hostile;
