@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Action, Event, Machine, Policy, Roster, Wish, WorkerAbout, WorkerState};
+use gaterail_cluster::membership::{
+    Action, Event, Machine, Policy, Roster, Search, Wish, WorkerAbout, WorkerState,
+};
 use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, ShardSpec, WorkerId};
 
@@ -60,6 +62,10 @@ struct World {
     activations: usize,
     /// How often there was room only without what survivors held.
     cramped: usize,
+    /// What is being looked for, and when it will be found.
+    search: Option<(Search, Instant)>,
+    /// What was found too late.
+    stale: usize,
     lines: Vec<String>,
 }
 
@@ -98,6 +104,8 @@ impl World {
             planned: Epoch(0),
             activations: 0,
             cramped: 0,
+            search: None,
+            stale: 0,
             lines: Vec::new(),
         }
     }
@@ -206,9 +214,19 @@ impl World {
                         self.processes.remove(&worker);
                     }
                 }
+                Action::Search(search) => {
+                    assert!(self.search.is_none(), "one is looked for at a time");
+                    // Some at once, some when other things have happened.
+                    let takes = match self.draw.one_in(3) {
+                        true => Duration::from_millis(self.draw.within(1, 300)),
+                        false => Duration::ZERO,
+                    };
+                    self.search = Some((*search, self.now + takes));
+                }
                 Action::Explain(_) | Action::Note(_) => {}
             }
         }
+        self.find();
     }
 
     fn asked_to_prepare(&mut self, worker: WorkerId, epoch: Epoch, shard: ShardSpec) {
@@ -249,8 +267,18 @@ impl World {
                     self.tell(event);
                 }
             }
+            self.find();
             self.tick();
         }
+    }
+
+    fn find(&mut self) {
+        let Some((search, _)) = self.search.take_if(|(_, at)| *at <= self.now) else { return };
+        self.lines.push("> found".to_string());
+        let actions = self.roster.found(search.found(), self.now);
+        // Nothing but asking again came of it.
+        self.stale += usize::from(actions.iter().any(|action| matches!(action, Action::Search(_))));
+        self.obey(actions);
     }
 
     fn something(&mut self) {
@@ -340,7 +368,7 @@ impl World {
     }
 }
 
-fn run(seed: u64) -> (usize, usize) {
+fn run(seed: u64) -> [usize; 3] {
     let mut world = World::new(seed);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for _ in 0..world.draw.within(10, 80) {
@@ -355,14 +383,14 @@ fn run(seed: u64) -> (usize, usize) {
         eprintln!("{}\nseed {seed}, {:?}", tail.join("\n"), world.policy);
         std::panic::resume_unwind(panic);
     }
-    (world.activations, world.cramped)
+    [world.activations, world.cramped, world.stale]
 }
 
 #[test]
 fn a_thousand_lives() {
-    let lives: Vec<(usize, usize)> = (0..1000).map(run).collect();
-    let activations: usize = lives.iter().map(|life| life.0).sum();
-    let cramped: usize = lives.iter().map(|life| life.1).sum();
+    let lives: Vec<[usize; 3]> = (0..1000).map(run).collect();
+    let [activations, cramped, stale] = [0, 1, 2].map(|at| lives.iter().map(|life| life[at]).sum::<usize>());
     assert!(cramped > 0, "there was always room");
+    assert!(stale > 100, "{stale} plans were found too late");
     assert!(activations > 6_000, "{activations} activations are too few to show anything");
 }

@@ -8,6 +8,7 @@ use gaterail_proto::{Epoch, Placement, ShardSpec, WorkerId};
 
 use super::WorkerAbout;
 use super::case::Case;
+use super::search::Search;
 use crate::placement::{Misfit, Mode, Popularity};
 
 /// Something happened.
@@ -101,6 +102,8 @@ pub enum Action {
     Dismiss { worker: WorkerId, why: String, again: bool },
     /// What is wanted does not fit: to be said, with what would. That takes long to find.
     Explain(Box<Case>),
+    /// A plan is to be looked for: what is found is told by `Roster::found`. One at a time.
+    Search(Box<Search>),
     /// For the log.
     Note(Note),
 }

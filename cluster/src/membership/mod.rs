@@ -10,6 +10,7 @@ mod member;
 mod penalty;
 mod plan;
 mod roster;
+mod search;
 mod view;
 mod wish;
 
@@ -17,5 +18,6 @@ pub use about::{Machine, Policy, WorkerAbout};
 pub use case::Case;
 pub use event::{Action, Event, Note, Refused, Wish};
 pub use roster::Roster;
+pub use search::{Found, Search};
 pub use view::{PendingView, Progress, RosterView, WorkerState, WorkerView};
 pub use wish::{Begun, Considered, Fitting};

@@ -10,9 +10,10 @@ use super::case::{self, Case};
 use super::member::Member;
 use super::penalty::Who;
 use super::roster::{Pending, Roster};
+use super::search::What;
 use super::wish::Spread;
 use super::{Action, Note, Policy, WorkerAbout};
-use crate::placement::{Balance, Mode, Popularity, Seat, Wanted, balance, copies, fit, speeds, without};
+use crate::placement::{Balance, Popularity, Seat, balance, copies, speeds, without};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -46,21 +47,6 @@ impl Roster {
         seats.iter().find(|seat| seat.worker == worker).map(|seat| seat.read_bytes_per_second)
     }
 
-    pub(super) fn wanted<'a>(&'a self, seats: &'a [Seat]) -> Wanted<'a> {
-        Wanted {
-            inventory: &self.inventory,
-            seats,
-            mode: self.policy.mode,
-            copies: self.policy.copies.max(1),
-            replica_bytes: self.policy.replica_bytes,
-            popularity: self.popularity.as_ref(),
-            packed: &self.packed,
-            current: self.active.as_ref().map(|active| &*active.placement),
-            beside: false,
-            smaller: &[],
-        }
-    }
-
     /// What is wanted, to be taken along.
     pub(super) fn case(&self, seats: &[Seat], beside: bool) -> Case {
         let Policy { mode, copies, replica_bytes, .. } = self.policy;
@@ -84,32 +70,17 @@ impl Roster {
         if self.retry.is_some() || !retired {
             return;
         }
-        if !std::mem::take(&mut self.changed) {
+        if !self.changed {
             return self.follow(now);
         }
-        let seats = self.seats(false);
-        self.makeshift = false;
-        let best = self.best(&seats, true);
-        let wanted = best.is_some().then(|| Spread::of(&self.policy));
-        let Some(placement) = best.or_else(|| self.makeshift(&seats)) else {
-            if self.withdraw() {
-                self.note(Note::Withdrawn);
-            }
-            return;
-        };
-        if self.is_poorer(&placement, &seats) {
-            return;
-        }
-        let same = self.active.as_ref().is_some_and(|active| *active.placement == placement);
-        if !same || self.dregs {
-            self.prepare(placement, wanted, "more or fewer workers, or another balance", now);
-        } else {
-            self.fallback = wanted.unwrap_or(self.fallback);
+        // What is being looked for may be for other circumstances: it is looked at again when that is here.
+        if self.search(What::Better) {
+            self.changed = false;
         }
     }
 
     /// Whether copies would be lost only because somebody who serves cannot load anything else.
-    fn is_poorer(&self, placement: &Placement, seats: &[Seat]) -> bool {
+    pub(super) fn is_poorer(&self, placement: &Placement, seats: &[Seat]) -> bool {
         let Some(active) = &self.active else { return false };
         let left_out = |worker: &&WorkerId| seats.iter().all(|seat| seat.worker != **worker);
         let stays = |worker: &WorkerId| self.members.get(worker).is_some_and(|member| !member.leaving);
@@ -122,28 +93,20 @@ impl Roster {
     fn follow(&mut self, now: Instant) {
         let early =
             self.weighed.is_some_and(|at| now.saturating_duration_since(at) < self.policy.rebalance_every);
-        if early || !std::mem::take(&mut self.heated) {
+        if early || !self.heated || self.active.is_none() || self.popularity.is_none() {
             return;
         }
-        // Looking for a plan takes long, too.
-        self.weighed = Some(now);
-        let (Some(active), Some(hits)) = (&self.active, &self.popularity) else { return };
-        let seats = self.seats(false);
-        let Ok(placement) = fit(&Wanted { beside: true, ..self.wanted(&seats) }) else { return };
-        let slowest = |placement: &Placement| self.balance(placement, hits).slowest;
-        let (before, after) = (slowest(&active.placement), slowest(&placement));
-        if after < before * (1.0 - self.policy.rebalance_gain_min) && self.has_room(&placement) {
-            self.prepare(placement, Some(Spread::of(&self.policy)), "other experts are hot", now);
+        if self.search(What::Hot { gain_min: self.policy.rebalance_gain_min }) {
+            self.heated = false;
+            // Looking for a plan takes long, too.
+            self.weighed = Some(now);
         }
     }
 
     /// How evenly a placement spreads what is hit.
     pub(super) fn balance(&self, placement: &Placement, hits: &Popularity) -> Balance {
         let seats = self.seats(true);
-        let of = |worker: &WorkerId| seats.iter().find(|seat| seat.worker == *worker).copied();
-        let nobody = |worker| Seat { worker, memory_bytes: 0, read_bytes_per_second: 0.0 };
-        let held_by: Vec<Seat> =
-            placement.workers.iter().map(|at| of(at).unwrap_or_else(|| nobody(*at))).collect();
+        let held_by = Seat::of(&placement.workers, &seats);
         balance(&self.inventory, placement, hits, &speeds(&held_by))
     }
 
@@ -159,34 +122,23 @@ impl Roster {
         if !ready || !self.changed {
             return;
         }
-        self.changed = false;
         let alive = |worker| self.members.contains_key(&worker);
         let rest = self.active.as_ref().and_then(|active| {
             let still = |worker| alive(worker) && !active.lost.contains(&worker);
             without(&active.placement, still)
         });
         if let Some(placement) = rest {
+            self.changed = false;
             self.prepare(placement, None, "copies are left", now);
             return;
         }
-        let why = if self.active.is_some() { "somebody is gone" } else { "the first" };
-        let seats = self.seats(false);
-        let best = self.best(&seats, false);
-        let wanted = best.is_some().then(|| Spread::of(&self.policy));
-        let found = best.or_else(|| self.any());
-        match found {
-            Some(placement) => {
-                let has_room = self.has_room(&placement);
-                self.prepare(placement, wanted, why, now);
-                if !has_room {
-                    self.make_room();
-                }
-            }
-            None if !std::mem::replace(&mut self.no_plan, true) => {
-                let why = format!("{} workers do not suffice", self.members.len());
-                self.note(Note::NoPlan { why });
-            }
-            None => {}
+        let hopeless = |worker: &WorkerId| {
+            let member = self.members.get(worker);
+            member.is_some_and(|member| self.penalties.is_hopeless(&Who::of(&member.about)))
+        };
+        let seats = self.seats(true).into_iter().filter(|at| !hopeless(&at.worker)).collect();
+        if self.search(What::Rest { seats }) {
+            self.changed = false;
         }
     }
 
@@ -198,7 +150,7 @@ impl Roster {
     }
 
     /// What is held for any but the pending plan is over. It cannot compute all layers any more.
-    fn make_room(&mut self) {
+    pub(super) fn make_room(&mut self) {
         let (Some(active), Some(pending)) = (&mut self.active, &self.pending) else { return };
         active.retire.clear();
         let before = pending.epoch;
@@ -215,57 +167,13 @@ impl Roster {
         self.first_joined.is_none() || self.members.len() >= self.policy.expected
     }
 
-    /// As wanted, or with as many copies as there is room for.
-    fn best(&mut self, seats: &[Seat], beside: bool) -> Option<Placement> {
-        if seats.is_empty() {
-            return None;
-        }
-        let wanted = Wanted { beside, ..self.wanted(seats) };
-        let first = match fit(&wanted) {
-            Ok(placement) => {
-                self.misfit = None;
-                return Some(placement);
-            }
-            Err(misfit) => misfit,
-        };
-        let fewer = (1..wanted.copies).rev().find_map(|copies| fit(&Wanted { copies, ..wanted }).ok());
-        // What would fit takes long to find, so that others do it; and is said once.
-        if self.misfit.as_ref() != Some(&first) {
-            let case = self.case(seats, beside);
-            self.misfit = Some(first);
-            self.act(Action::Explain(Box::new(case)));
-        }
-        fewer
-    }
-
-    /// Where what is wanted does not fit beside what is there: another mode that takes in who came, as a step on the way.
-    fn makeshift(&mut self, seats: &[Seat]) -> Option<Placement> {
-        let active = self.active.as_ref()?;
-        if seats.iter().all(|seat| active.placement.workers.contains(&seat.worker)) {
-            return None;
-        }
-        let modes = [Mode::Tp, Mode::Ep].into_iter().filter(|&mode| mode != self.policy.mode);
-        let found = modes.into_iter().find_map(|mode| {
-            fit(&Wanted { mode, copies: 1, replica_bytes: 0, beside: true, ..self.wanted(seats) }).ok()
-        });
-        self.makeshift = found.is_some();
-        found
-    }
-
-    /// Anything that has every expert: in another mode, and with those who would like to leave.
-    fn any(&self) -> Option<Placement> {
-        let hopeless = |worker: &WorkerId| {
-            let member = self.members.get(worker);
-            member.is_some_and(|member| self.penalties.is_hopeless(&Who::of(&member.about)))
-        };
-        let seats: Vec<Seat> = self.seats(true).into_iter().filter(|at| !hopeless(&at.worker)).collect();
-        let modes = [self.policy.mode, Mode::Ep, Mode::Tp];
-        modes
-            .iter()
-            .find_map(|&mode| fit(&Wanted { mode, copies: 1, replica_bytes: 0, ..self.wanted(&seats) }).ok())
-    }
-
-    fn prepare(&mut self, placement: Placement, wanted: Option<Spread>, why: &'static str, now: Instant) {
+    pub(super) fn prepare(
+        &mut self,
+        placement: Placement,
+        wanted: Option<Spread>,
+        why: &'static str,
+        now: Instant,
+    ) {
         self.epoch = Epoch(self.epoch.0 + 1);
         let epoch = self.epoch;
         let workers = placement.workers.len();
@@ -283,6 +191,10 @@ impl Roster {
 
     /// Who wants to leave, and is in no plan that counts, may go.
     fn let_go(&mut self) {
+        // Whom the next plan needs is not known yet.
+        if self.searching {
+            return;
+        }
         let mut needed: Vec<_> = Vec::new();
         if let Some(active) = &self.active {
             if !active.retire.is_empty() {

@@ -31,6 +31,8 @@ pub struct Roster {
     pub(super) first_joined: Option<Instant>,
     /// Whether something happened that may ask for another plan.
     pub(super) changed: bool,
+    /// Whether a plan is being looked for.
+    pub(super) searching: bool,
     /// Whether other experts are hot than before; when a plan that follows them was looked for last.
     pub(super) heated: bool,
     pub(super) weighed: Option<Instant>,
@@ -100,6 +102,7 @@ impl Roster {
             pending: None,
             first_joined: None,
             changed: false,
+            searching: false,
             heated: false,
             weighed: None,
             retry: None,
@@ -152,7 +155,7 @@ impl Roster {
                 self.heated = self.policy.replica_bytes > 0;
             }
             Event::Rebalance(wish) => {
-                if let Err(why) = self.wish(wish) {
+                if let Err(why) = self.wish(wish, now) {
                     self.note(Note::Refused(why));
                 }
             }

@@ -5,10 +5,11 @@
 
 use std::time::Instant;
 
-use gaterail_proto::Epoch;
+use gaterail_proto::{Epoch, Placement};
 
 use super::case::{Case, has_room};
 use super::roster::Roster;
+use super::search::Plan;
 use super::{Action, Policy, Refused, Wish};
 use crate::placement::{Misfit, Mode, Seat, Wanted, fit};
 
@@ -42,6 +43,8 @@ pub struct Fitting {
     wish: Wish,
     seats: Vec<Seat>,
     epoch: Option<Epoch>,
+    /// How, where it was looked for beside what is served.
+    placement: Option<Placement>,
 }
 
 /// A wish that is followed.
@@ -58,15 +61,16 @@ impl Considered {
     /// Whether it can be had with those who are there, or why not, with what could. Takes seconds for large models.
     pub fn check(self) -> Result<Fitting, Refused> {
         let Considered { wish, case, epoch } = self;
-        if !case.seats.is_empty() {
-            case.check()?;
-        }
-        Ok(Fitting { wish, seats: case.seats, epoch })
+        let placement = match case.seats.is_empty() {
+            true => None,
+            false => case.check()?.filter(|_| case.beside),
+        };
+        Ok(Fitting { wish, seats: case.seats, epoch, placement })
     }
 }
 
 impl Case {
-    fn check(&self) -> Result<(), Refused> {
+    fn check(&self) -> Result<Option<Placement>, Refused> {
         let wanted = self.wanted();
         let memory = |worker| {
             let seat = self.seats.iter().find(|seat| seat.worker == worker);
@@ -79,11 +83,11 @@ impl Case {
             {
                 Err(Refused::Beside("some worker would hold more than its memory".to_string()))
             }
-            Ok(_) => Ok(()),
+            Ok(placement) => Ok(Some(placement)),
             Err(Misfit { what, .. }) if fit(&Wanted { beside: false, ..wanted }).is_ok() => {
                 Err(Refused::Beside(what))
             }
-            Err(_) => self.misfit().map_or(Ok(()), |misfit| Err(misfit.into())),
+            Err(_) => self.misfit().map_or(Ok(None), |misfit| Err(misfit.into())),
         }
     }
 }
@@ -113,19 +117,20 @@ impl Roster {
     pub fn rebalance(&mut self, fitting: Fitting, now: Instant) -> (Result<Begun, Refused>, Vec<Action>) {
         self.excuse(now);
         let planned = self.epoch;
-        let followed = self.follow_wish(fitting);
+        let followed = self.follow_wish(fitting, now);
         let actions = self.settled(now);
         // What was being prepared before is for somebody else.
         let coming = self.pending.as_ref().map(|pending| pending.epoch).filter(|epoch| *epoch > planned);
         (followed.map(|()| Begun { epoch: coming, planned }), actions)
     }
 
-    pub(super) fn wish(&mut self, wish: Wish) -> Result<(), Refused> {
+    pub(super) fn wish(&mut self, wish: Wish, now: Instant) -> Result<(), Refused> {
         let fitting = self.consider(wish)?.check()?;
-        self.follow_wish(fitting)
+        self.follow_wish(fitting, now)
     }
 
-    fn follow_wish(&mut self, Fitting { wish, seats, epoch }: Fitting) -> Result<(), Refused> {
+    fn follow_wish(&mut self, fitting: Fitting, now: Instant) -> Result<(), Refused> {
+        let Fitting { wish, seats, epoch, placement } = fitting;
         if self.active.as_ref().map(|active| active.epoch) != epoch || self.seats(false) != seats {
             return Err(Refused::Changed);
         }
@@ -137,6 +142,13 @@ impl Roster {
         // What failed before was another plan.
         self.retry = None;
         self.retry_wait = self.policy.retry_wait;
+        let is_free = self.pending.is_none() && self.active.as_ref().is_some_and(|at| at.retire.is_empty());
+        if let Some(placement) = placement.filter(|_| is_free && self.whole()) {
+            // It has been looked for already.
+            self.changed = false;
+            self.misfit = None;
+            self.better(Plan::Best(placement), &seats, now);
+        }
         Ok(())
     }
 

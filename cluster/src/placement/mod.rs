@@ -37,6 +37,15 @@ pub struct Seat {
     pub read_bytes_per_second: f64,
 }
 
+impl Seat {
+    /// The seats of workers by their ids; one that is not among them has nothing.
+    pub(crate) fn of(workers: &[WorkerId], seats: &[Seat]) -> Vec<Seat> {
+        let of = |worker: &WorkerId| seats.iter().find(|seat| seat.worker == *worker).copied();
+        let nobody = |worker| Seat { worker, memory_bytes: 0, read_bytes_per_second: 0.0 };
+        workers.iter().map(|worker| of(worker).unwrap_or_else(|| nobody(*worker))).collect()
+    }
+}
+
 /// How often each expert was hit, in the order of the inventory's slices; any scale.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Popularity(pub Vec<f64>);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::membership::{
-    Action, Begun, Event, Machine, Policy, Refused, Roster, RosterView, Wish, WorkerAbout, WorkerState,
+    Action, Begun, Event, Machine, Policy, Refused, Roster, RosterView, Search, Wish, WorkerAbout,
+    WorkerState,
 };
 use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
@@ -12,6 +13,7 @@ use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, WorkerId};
 mod deaths;
 mod failing;
 mod joining;
+mod searching;
 mod wishes;
 
 fn inventory() -> ExpertInventory {
@@ -43,11 +45,20 @@ struct Bench {
     roster: Roster,
     now: Instant,
     answering: bool,
+    /// Plans are found at once, or when `find` is called.
+    finding: bool,
+    searches: Vec<Search>,
 }
 
 impl Bench {
     fn new(policy: Policy) -> Bench {
-        Bench { roster: Roster::new(policy, inventory()), now: Instant::now(), answering: true }
+        Bench {
+            roster: Roster::new(policy, inventory()),
+            now: Instant::now(),
+            answering: true,
+            finding: true,
+            searches: Vec::new(),
+        }
     }
 
     /// With so many workers, and all of them in the active plan.
@@ -88,6 +99,10 @@ impl Bench {
     fn answered(&mut self, actions: Vec<Action>) -> Vec<Action> {
         let (mut done, mut answers) = (Vec::new(), Vec::new());
         for action in actions {
+            if let Action::Search(search) = action {
+                self.searches.push(*search);
+                continue;
+            }
             if let Action::Prepare { worker, epoch, .. } = action {
                 answers.push(Event::Prepared { worker, epoch });
             }
@@ -98,7 +113,18 @@ impl Bench {
         if self.answering {
             answers.into_iter().for_each(|answer| done.extend(self.on(answer)));
         }
+        if self.finding {
+            done.extend(self.find());
+        }
         done
+    }
+
+    /// Whatever is looked for is found now.
+    fn find(&mut self) -> Vec<Action> {
+        let Some(search) = self.searches.pop() else { return Vec::new() };
+        assert!(self.searches.is_empty(), "one is looked for at a time");
+        let actions = self.roster.found(search.found(), self.now);
+        self.answered(actions)
     }
 }
 

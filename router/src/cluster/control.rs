@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::{Channel, Cut, ExchangeKind};
-use gaterail_cluster::membership::{Begun, Considered, Event, Fitting, Refused, Roster, Wish, WorkerAbout};
+use gaterail_cluster::membership::{
+    Begun, Considered, Event, Fitting, Found, Refused, Roster, Wish, WorkerAbout,
+};
 use gaterail_proto::{Epoch, ExpertInventory, RouterId, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -38,6 +40,8 @@ pub(super) enum Input {
         serial: Serial,
         event: Event,
     },
+    /// A plan that was looked for.
+    Found(Box<Found>),
     /// Its stream is over.
     Left {
         worker: WorkerId,
@@ -103,6 +107,8 @@ struct Control {
     changes: Changes,
     heat: Heat,
     notes: Notes,
+    /// Where threads that work for control tell it what they found.
+    inputs: mpsc::WeakSender<Input>,
 }
 
 /// A worker that is there.
@@ -204,6 +210,10 @@ impl Control {
                 }
             }
             Input::Event(event) => self.tell(event),
+            Input::Found(found) => {
+                let actions = self.roster.found(*found, Instant::now());
+                self.carry_out(actions);
+            }
             // Whoever asked may not wait any more.
             Input::Consider { wish, answer } => drop(answer.send(self.roster.consider(wish))),
             Input::Rebalance { fitting, answer } => self.rebalance(fitting, answer),

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use gaterail_cluster::membership::{Action, Case, Event};
+use gaterail_cluster::membership::{Action, Case, Event, Search};
 use gaterail_proto::grpc::v1::from_router::What;
 use gaterail_proto::grpc::v1::{FromRouter, Goodbye, Prepare, Retire};
 use gaterail_proto::{Epoch, Placement, WorkerId};
 use tokio::sync::mpsc;
 
-use super::Control;
+use super::{Control, Input};
 use crate::cluster::plans::{OwnShard, Plan};
 
 /// The router's own process, dismissed because it could not load, tries again after this.
@@ -51,6 +51,12 @@ impl Control {
                 }
                 Action::Dismiss { worker, why, again } => self.dismiss(worker, &why, again),
                 Action::Explain(case) => self.explain(case),
+                Action::Search(search) => {
+                    if let Err(search) = self.search(search) {
+                        // Without a thread control has to wait for it.
+                        actions.extend(self.roster.found(search.found(), Instant::now()));
+                    }
+                }
                 Action::Note(note) => {
                     self.changes.note(&note, Instant::now());
                     self.notes.tell(note.to_string());
@@ -100,6 +106,20 @@ impl Control {
         self.plans.close();
         let all: Vec<WorkerId> = self.members.keys().copied().collect();
         all.into_iter().for_each(|worker| self.dismiss(worker, "the router ends", true));
+    }
+
+    /// Looks for a plan on a thread of its own, beside deaths and heartbeats; `Input::Found` says what came of it. Gives the search back
+    /// where there is no thread.
+    fn search(&self, search: Box<Search>) -> Result<(), Box<Search>> {
+        let (inputs, copy) = (self.inputs.clone(), search.clone());
+        let work = move || {
+            let found = Box::new(copy.found());
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.blocking_send(Input::Found(found));
+            }
+        };
+        let spawned = std::thread::Builder::new().name("cluster-search".into()).spawn(work);
+        spawned.map(drop).map_err(|_| search)
     }
 
     /// Says what would fit, as soon as a thread has found it.

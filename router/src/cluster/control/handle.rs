@@ -117,6 +117,7 @@ impl Cluster {
             changes: Changes::default(),
             heat: Heat::new(Instant::now()),
             notes: Notes::to(note)?,
+            inputs: inputs.downgrade(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         std::thread::Builder::new()
