@@ -383,18 +383,7 @@ fn a_large_model_is_placed_while_heartbeats_wait() {
     let seats: Vec<Seat> = (0..8).map(|id| seat(id, 140_000_000_000)).collect();
     let hits: Vec<f64> = (0..58 * 256u64).map(|at| 1.0 + (at * 7919 % 97) as f64).collect();
     let hits = Popularity(hits);
-    let first = Wanted {
-        inventory: &inventory,
-        seats: &seats[..7],
-        mode: Mode::Ep,
-        copies: 1,
-        replica_bytes: 0,
-        popularity: None,
-        packed: &[],
-        current: None,
-        beside: false,
-        smaller: &[],
-    };
+    let first = Wanted::new(&inventory, &seats[..7], Mode::Ep);
     let timed = |what: &str, wanted: &Wanted<'_>| {
         let started = std::time::Instant::now();
         let placement = place(wanted).unwrap_or_else(|misfit| panic!("{what}: {misfit}"));
