@@ -109,7 +109,7 @@ fn sixteen_together(
 #[test]
 fn company_in_the_batch_changes_no_bit() {
     let device = device(Isa::detect());
-    let some: Wants = |position, _| hash(position as u64) % 5 == 0;
+    let some: Wants = |position, _| hash(position as u64).is_multiple_of(5);
     let asked: [Wants; 3] = [|_, _| true, some, |position, length| position + 1 == length];
     for (folder, precision) in cases() {
         let mut runner = load_as(&folder, &device, Vec::new(), precision);
