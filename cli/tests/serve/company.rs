@@ -103,6 +103,37 @@ fn who_loses_its_pages_says_what_it_says_alone() {
     few.wait_for_metric("gaterail_kv_pages_used", |pages| pages == 0.0);
 }
 
+/// What the prompt costs is counted, whether its choices find a place at once or one after the other.
+#[test]
+fn four_choices_cost_one_prompt() {
+    let mut texts = Vec::new();
+    for batch in ["16", "1"] {
+        let server = Server::start(&["--max-batch", batch]);
+        let (mut body, mut computed) = (asked(json!(prompt(0)), 0.9), 0);
+        body["max_tokens"] = json!(40);
+        let ask = |n: usize, length: usize| {
+            let mut body = body.clone();
+            (body["n"], body["prompt"]) = (json!(n), json!(prompt(2)[..length]));
+            choices(&answer(&server, &body))
+        };
+        // A page holds 64: one that is full, one that is not, and both.
+        for length in [64, 40, 129] {
+            let four = ask(4, length);
+            let page = server.get("/metrics").text();
+            computed += length;
+            assert_eq!(metric(&page, "gaterail_prompt_tokens_total"), Some(computed as f64), "{length}");
+            // The first is what one alone is; the others are their own.
+            assert_eq!(ask(1, length), four[..1]);
+            assert!(four[1..].iter().all(|other| *other != four[0]));
+            let page = server.get("/metrics").text();
+            computed = metric(&page, "gaterail_prompt_tokens_total").expect("a counter") as usize;
+            texts.push(four);
+        }
+    }
+    let (at_once, one_by_one) = texts.split_at(3);
+    assert_eq!(at_once, one_by_one);
+}
+
 #[test]
 fn company_and_chunks_change_nothing() {
     let bodies: Vec<Value> = (0..16)

@@ -64,7 +64,8 @@ fn attention_case(stream: &Stream, seed: u64) {
     // The first page is where it was copied; no other one is there.
     if seed % 2 == 1 {
         let copy = PageCopy { from: table[0], to: 0 };
-        [&mut key_cache, &mut value_cache].map(|cache| kv_copy(stream, copy, page_count, cache));
+        kv_copy(stream, copy, page_count, &mut key_cache);
+        kv_copy(stream, copy, page_count, &mut value_cache);
         table[0] = copy.to;
     }
     if form == KvForm::F16 {
