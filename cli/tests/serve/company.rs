@@ -86,7 +86,7 @@ fn who_loses_its_pages_says_what_it_says_alone() {
         for (own, expected) in prompts.iter().zip(&expected) {
             let again = answer(&alone, &asked(json!(own), temperature));
             assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() >= Some(64), "{again}");
-            assert_eq!(choices(&again), [expected.clone()]);
+            assert_eq!(choices(&again), std::slice::from_ref(expected));
         }
         // One body, so that all are there at once, however slow this machine is: they cannot all keep their pages.
         let before = preemptions(&few);
