@@ -41,8 +41,8 @@ pub struct Active {
     pub open: usize,
     /// The KV of the prompt is there: from then on all choices run.
     pub prompt_read: bool,
-    /// The end of the prompt, for its choices.
-    pub tail: Option<Tail>,
+    /// What its choices find of the prompt beside what the cache has.
+    pub tails: Vec<Tail>,
 }
 
 /// One choice.
@@ -117,7 +117,7 @@ impl Active {
             paused: None,
             open: sequences.len(),
             prompt_read: false,
-            tail: None,
+            tails: Vec::new(),
         };
         (active, sequences)
     }

@@ -162,6 +162,9 @@ impl Pages {
     /// Makes of an earlier hit for the same tokens what `find` would say now. Takes no time where nothing has changed, and
     /// else none for the tokens of pages that are still there.
     pub fn find_again(&self, hit: &mut Hit, salt: &Salt, tokens: &[u32]) {
+        if !self.keep {
+            *hit = self.find(salt, tokens);
+        }
         if hit.at == self.changes {
             return;
         }
@@ -193,6 +196,10 @@ impl Pages {
             hit.pages.push(page);
             hit.names.push(name);
         }
+        self.count(hit);
+    }
+
+    fn count(&self, hit: &mut Hit) {
         let with = |holders: u32| {
             hit.pages.iter().filter(|page| self.pages[**page as usize].holders == holders).count()
         };
@@ -206,7 +213,8 @@ impl Pages {
     /// Holds the pages of a hit.
     pub fn hold(&mut self, hit: &Hit) {
         for &page in &hit.pages {
-            assert!(self.pages[page as usize].known.is_some(), "page {page} of a hit is gone");
+            let at = &self.pages[page as usize];
+            assert!(at.known.is_some() || at.tail.is_some(), "page {page} of a hit is gone");
             self.hold_one(page);
         }
     }

@@ -88,7 +88,7 @@ impl<M: Model> Core<M> {
             let left = (active.salt.tenant.clone(), active.prompt_tokens);
             self.dequeued.push(left);
         }
-        if is_first {
+        if is_first && self.limits.prefix_cache {
             self.counters.prefix_queries += looked_up as u64;
             self.counters.prefix_hits += cached as u64;
         }

@@ -200,7 +200,7 @@ impl<M: Model> Core<M> {
                 sequence.table.release(&mut self.pages);
             }
         }
-        active.tail.into_iter().for_each(|tail| self.pages.forget_tail(tail));
+        active.tails.into_iter().for_each(|tail| self.pages.forget_tail(tail));
     }
 
     pub(super) fn step_limits(&self) -> StepLimits {

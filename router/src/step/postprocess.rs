@@ -100,10 +100,10 @@ impl<M: Model> Core<M> {
     fn prompt_read(&mut self, request: u64, now: Instant) {
         let Some(active) = self.requests.get_mut(&request) else { return };
         active.prompt_read = true;
-        let first = self.sequences.get(&SequenceId { request, choice: 0 });
-        let page = first.and_then(|first| first.table.written_next());
-        if let Some(page) = page.filter(|_| active.open > 1) {
-            active.tail = Some(self.pages.mark_tail(page, active.prompt_tokens));
+        if let Some(first) = self.sequences.get(&SequenceId { request, choice: 0 })
+            && active.open > 1
+        {
+            active.tails = self.pages.mark(first.table.pages(), active.prompt_tokens);
         }
         if active.max_generated == 0 {
             let choices = active.open as u32;

@@ -61,7 +61,7 @@ impl<M: Model> Core<M> {
                 }
                 None => self.pages.find(&active.salt, tokens),
             };
-            self.pages.find_tail(&mut hit, active.tail, tokens.len());
+            self.pages.find_tails(&mut hit, &active.tails, tokens.len());
             let all = sequence.tokens.len().div_ceil(PAGE_POSITIONS);
             let pending = sequence.tokens.len() - hit.positions();
             let cost = all - hit.pages.len() + hit.idle + hit.beside();

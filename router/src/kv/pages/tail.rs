@@ -1,4 +1,5 @@
-//! The last page of a prompt that several choices share: alike up to where their answers begin.
+//! The last page of a prompt that several choices share: alike up to where their answers begin. And its full pages, where
+//! there is no cache in which they would be found by what they say.
 //!
 //! The first choice goes on writing behind the prompt's end, and so does whoever gets the page after it: no position of
 //! the prompt is written again. So the page can be copied at any time, and who finds it with nobody takes it as it is.
@@ -8,7 +9,7 @@ use gaterail_kernels::ops::PAGE_POSITIONS;
 
 use super::{Hit, Pages};
 
-/// The end of a prompt on a page that it does not fill.
+/// What a prompt has on a page: its end on one that it does not fill, or all of a full one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {
     page: u32,
@@ -44,25 +45,40 @@ impl TailHit {
 }
 
 impl Pages {
-    /// The end of a prompt of `prompt` tokens can be found from now on. `page` is the one that it does not fill.
-    pub fn mark_tail(&mut self, page: u32, prompt: usize) -> Tail {
-        self.tails += 1;
-        self.pages[page as usize].tail = Some(self.tails);
-        let start = prompt / PAGE_POSITIONS * PAGE_POSITIONS;
-        Tail { page, name: self.tails, start, positions: prompt - start }
+    /// A prompt of `prompt` tokens, which begins a sequence with these pages, can be found from now on, as far as it could
+    /// not be already.
+    pub fn mark(&mut self, pages: &[u32], prompt: usize) -> Vec<Tail> {
+        let mut tails = Vec::new();
+        for (page, start) in pages.iter().zip((0..prompt).step_by(PAGE_POSITIONS)) {
+            let positions = (prompt - start).min(PAGE_POSITIONS);
+            if positions < PAGE_POSITIONS || !self.keep {
+                self.tails += 1;
+                self.pages[*page as usize].tail = Some(self.tails);
+                tails.push(Tail { page: *page, name: self.tails, start, positions });
+            }
+        }
+        tails
     }
 
-    /// Adds a tail to a hit, if it goes on from there for at most `most` positions and still is what it was.
-    pub fn find_tail(&self, hit: &mut Hit, tail: Option<Tail>, most: usize) {
+    /// Adds a prompt's tails to a hit, as far as they go on from there for at most `most` positions and still are what
+    /// they were.
+    pub fn find_tails(&self, hit: &mut Hit, tails: &[Tail], most: usize) {
         hit.tail = None;
-        let found = hit.pages.len() * PAGE_POSITIONS;
-        let follows = |tail: &Tail| tail.start == found && found + tail.positions <= most && self.has(tail);
-        if let Some(tail) = tail.filter(follows) {
+        for tail in tails {
+            let found = hit.pages.len() * PAGE_POSITIONS;
+            if tail.start != found || found + tail.positions > most || !self.has(tail) {
+                continue;
+            }
+            if tail.positions == PAGE_POSITIONS {
+                hit.pages.push(tail.page);
+                self.count(hit);
+                continue;
+            }
             let page = &self.pages[tail.page as usize];
             let lone = page.holders == 0 && page.known.is_some();
             // One that needs all pages would wait for one more for ever.
             if !lone || most.div_ceil(PAGE_POSITIONS) < self.total() {
-                hit.tail = Some(TailHit { tail, lone });
+                hit.tail = Some(TailHit { tail: *tail, lone });
             }
         }
     }
@@ -114,7 +130,7 @@ mod tests {
 
     fn hit(pages: &Pages, tail: Tail, most: usize) -> Option<TailHit> {
         let mut hit = pages.find(&salt(), &[]);
-        pages.find_tail(&mut hit, Some(tail), most);
+        pages.find_tails(&mut hit, &[tail], most);
         hit.tail
     }
 
@@ -122,7 +138,7 @@ mod tests {
     fn a_tail_is_copied_while_somebody_has_it_and_taken_when_nobody_has() {
         let mut pages = Pages::new(3, true);
         let page = pages.fresh().unwrap();
-        let tail = pages.mark_tail(page, 10);
+        let tail = pages.mark(&[page], 10)[0];
         // Not further than is wanted, and not behind other pages.
         assert_eq!(hit(&pages, tail, 9), None);
         let found = hit(&pages, tail, 10).unwrap();
@@ -147,10 +163,29 @@ mod tests {
     }
 
     #[test]
+    fn without_a_cache_a_prompt_is_found_by_its_own_request_until_it_is_over() {
+        let mut pages = Pages::new(4, false);
+        let held = [pages.fresh().unwrap(), pages.fresh().unwrap()];
+        let tails = pages.mark(&held, 70);
+        pages.release(held.to_vec());
+        let mut hit = pages.find(&salt(), &[0; 70]);
+        assert_eq!(hit.positions(), 0);
+        pages.find_tails(&mut hit, &tails, 70);
+        assert_eq!((&hit.pages[..], hit.idle, hit.positions()), (&held[..1], 1, 70));
+        pages.hold(&hit);
+        pages.find_again(&mut hit, &salt(), &[0; 70]);
+        pages.find_tails(&mut hit, &tails, 69);
+        assert_eq!((hit.held_once, hit.positions()), (1, 64));
+        pages.release(hit.pages);
+        tails.into_iter().for_each(|tail| pages.forget_tail(tail));
+        assert_eq!((pages.available(), pages.idle()), (4, 0));
+    }
+
+    #[test]
     fn a_tail_on_a_page_that_others_find_is_not_taken() {
         let mut pages = Pages::new(2, true);
         let page = pages.fresh().unwrap();
-        let tail = pages.mark_tail(page, 10);
+        let tail = pages.mark(&[page], 10)[0];
         let held = hit(&pages, tail, 10).unwrap();
         assert_eq!(pages.complete(page, Parent::Root(salt()), [7; PAGE_POSITIONS]).0, page);
         pages.release(vec![page]);

@@ -97,13 +97,15 @@ fn choices(prompt: usize, max_tokens: usize) -> GenerateRequest {
 #[test]
 fn four_choices_cost_one_prompt() {
     for prompt in [1, 40, 64, 65, 100, 127, 128, 300] {
-        for (batch_max, rows_max) in [(16, 512), (16, 17), (2, 100), (1, 512)] {
-            let limits = EngineLimits { batch_max, rows_max, ..EngineLimits::default() };
+        let cases = [(16, 512), (16, 17), (2, 100), (1, 512)].map(|at| [(at, true), (at, false)]);
+        for ((batch_max, rows_max), prefix_cache) in cases.into_iter().flatten() {
+            let limits = EngineLimits { batch_max, rows_max, prefix_cache, ..EngineLimits::default() };
             let mut house = House::new(64, limits, 512);
             let client = house.ask(choices(prompt, 90));
             house.finish();
             house.check(client);
-            let what = format!("{prompt} tokens, {batch_max} at once, {rows_max} rows");
+            let what =
+                format!("{prompt} tokens, {batch_max} at once, {rows_max} rows, a cache: {prefix_cache}");
             assert_eq!(house.core.counters.prompt_tokens, prompt as u64, "{what}");
             // Of each answer all tokens are computed but the last.
             assert_eq!(house.core.parts.runner.rows, prompt as u64 + 4 * 89, "{what}");
