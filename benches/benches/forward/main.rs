@@ -96,7 +96,7 @@ fn prefills(model: &mut Model, device: &Device, rounds: usize) -> String {
         prefill(model, PREFILL)
     });
     let peak = Spread::new(peaks).median;
-    let done = rates.median * model.row_operations();
+    let done = rates.median * model.prefill_operations(PREFILL) / PREFILL as f64;
     let note = format!("{:.3} TOPS = {:.0} % of int8's {:.3}", done / 1e12, done / peak * 100.0, peak / 1e12);
     row(&format!("prefill of {PREFILL}"), "tokens/s", &rates, &note)
 }

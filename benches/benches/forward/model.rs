@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use gaterail_kernels::Device;
+use gaterail_model::spec::AttentionSpec;
 use gaterail_model::walk::{Choice, LocalExperts, Recorded, Runner, RunnerOptions};
 use gaterail_model::weights::{Precision, Role, account, resident_by_role};
 use gaterail_model::{ModelError, ModelSource};
@@ -58,10 +59,18 @@ impl Model {
         self.weights.iter().map(bytes).sum()
     }
 
-    /// Integer multiplications and additions of one row's projections and experts, head and attention's dots left out.
-    pub fn row_operations(&self) -> f64 {
+    /// Integer multiplications and additions of projections and experts in a prompt of which the last row's logits are wanted, head and
+    /// attention's dots left out. Behind the last layer's keys and values only that row goes on; layers are taken as alike.
+    pub fn prefill_operations(&self, rows: usize) -> f64 {
         let products = [Role::Attention, Role::Experts, Role::SharedExperts, Role::DenseLayers];
-        2.0 * products.iter().filter_map(|role| self.parameters.get(role)).sum::<u64>() as f64
+        let row = products.iter().filter_map(|role| self.parameters.get(role)).sum::<u64>() as f64;
+        let spec = self.runner.spec();
+        let stored: usize = spec.layers.last().map_or(0, |layer| match &layer.attention {
+            AttentionSpec::Grouped(grouped) => 2 * grouped.kv_heads * grouped.head_dim,
+            AttentionSpec::Latent(latent) => latent.stored_dim(),
+        });
+        let stays_out = row / spec.layers.len() as f64 - (spec.hidden * stored) as f64;
+        2.0 * (rows as f64 * row - (rows - 1) as f64 * stays_out)
     }
 }
 

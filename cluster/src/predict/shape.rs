@@ -63,6 +63,14 @@ impl Step {
     }
 }
 
+impl Shape {
+    /// The rows of a step that meet experts in a sparse layer: in the last one, behind its keys and values, those whose logits are
+    /// wanted. (Models end with a sparse layer; that attention narrows there, too, is a percent and left out.)
+    pub fn rows(&self, layer: usize, step: Step) -> u32 {
+        if layer + 1 == self.layers.len() { step.sequences.min(step.rows) } else { step.rows }
+    }
+}
+
 impl LayerShape {
     /// Of a row in all of an expert: gate, up and down, a product and a sum for each weight.
     pub fn expert_operations(&self) -> f64 {

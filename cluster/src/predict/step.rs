@@ -116,7 +116,7 @@ pub fn predict(shape: &Shape, rates: &Rates, at: Where<'_>, step: Step, drawn: D
             for (at, held) in cluster.layers.iter().enumerate() {
                 let layer = &shape.layers[at];
                 let draw = drawn.layer(at, held.0, layer.experts);
-                let sample = cluster.layer(layer, held, step.rows, draw, &mut routing);
+                let sample = cluster.layer(layer, held, shape.rows(at, step), draw, &mut routing);
                 touched += sample.touched;
                 terms.dispatch += sample.dispatch;
                 terms.experts += sample.experts;
@@ -167,7 +167,8 @@ fn beside(shape: &Shape, rates: &Rates, walked: &Walked, step: Step) -> Terms {
 fn lane(shape: &Shape, rates: &Rates, step: Step) -> Terms {
     let Rates { router, attention, .. } = rates;
     let (rows, last) = (f64::from(step.rows), f64::from(step.sequences));
-    let gate = |layer: &LayerShape| {
+    let gate = |(at, layer): (usize, &LayerShape)| {
+        let rows = f64::from(shape.rows(at, step));
         let operations = 2.0 * f64::from(layer.hidden) * f64::from(layer.experts) * rows;
         product(router, layer.gate_bytes, operations, rows)
     };
@@ -177,7 +178,7 @@ fn lane(shape: &Shape, rates: &Rates, step: Step) -> Terms {
     let kv = stored * shape.kv_bytes_per_position / attention.read_bytes_per_second;
     let pairs = seen * shape.attention_operations_per_position / attention.operations_per_second;
     let trunk = projections + kv.max(pairs) + router.call_seconds * shape.layers.len() as f64;
-    Terms { trunk, gate: shape.layers.iter().map(gate).sum(), ends, ..Terms::default() }
+    Terms { trunk, gate: shape.layers.iter().enumerate().map(gate).sum(), ends, ..Terms::default() }
 }
 
 /// A product of `rows` rows with weights that are read once.
@@ -195,10 +196,11 @@ fn local(shape: &Shape, rates: &Rates, step: Step, drawn: Drawn<'_>, routing: &m
     for (at, layer) in shape.layers.iter().enumerate() {
         let draw = drawn.layer(at, first, layer.experts);
         first += layer.experts as usize;
-        let (count, own) = (draws(step.rows), &rates.own);
+        let (rows, own) = (shape.rows(at, step), &rates.own);
+        let count = draws(rows);
         let (mut distinct, mut computed) = (0, 0.0);
         for _ in 0..count {
-            let hit = Hit::draw(layer, step.rows, &draw, routing);
+            let hit = Hit::draw(layer, rows, &draw, routing);
             for &rows in hit.rows.iter().filter(|&&rows| rows > 0) {
                 let rows = f64::from(rows);
                 distinct += 1;

@@ -1,11 +1,14 @@
 //! The first half of a layer: norm, projections, positions, KV, attention, output projection.
+//!
+//! Keys and values of all rows are stored. Behind the last layer's, rows whose logits nobody wants have nothing left to do: from
+//! there on only the others go.
 
 use gaterail_kernels::ops::{self, AttentionArgs, KvBuffer, KvView, KvWrite, Mask, Projection, QuantRows};
 use gaterail_kernels::{Buffer, Stream, View, ViewMut};
 
 use super::cursor::Cursor;
 use super::lane::Lane;
-use super::workspace::{Inputs, Workspace};
+use super::workspace::{Inputs, RowInputs, Workspace};
 use crate::kv::LayerKv;
 use crate::spec::{AttentionSpec, GroupedSpec, LatentSpec, QkNorm, RopeUse};
 use crate::weights::{AttentionWeights, Latent, Linear};
@@ -22,7 +25,9 @@ impl Cursor {
         let hidden = View::rows(&work.hidden, rows, spec.hidden);
         let normed = ViewMut::rows(&mut work.normed, rows, spec.hidden);
         ops::rms_norm(&stream, hidden, Some(&at.input_norm), spec.norm_eps, normed);
-        let call = Call { stream: &stream, rows, hidden: spec.hidden, eps: spec.norm_eps };
+        let narrows = self.narrows && layer + 1 == spec.layers.len();
+        let asked = if narrows { self.wanted } else { rows };
+        let call = Call { stream: &stream, rows, asked, narrows, hidden: spec.hidden, eps: spec.norm_eps };
         match (&spec.layers[layer].attention, &at.attention) {
             (AttentionSpec::Grouped(spec), weights) => call.grouped(spec, weights, work, kv),
             (AttentionSpec::Latent(spec), AttentionWeights::Latent(weights)) => {
@@ -30,15 +35,23 @@ impl Cursor {
             }
             (AttentionSpec::Latent(_), _) => panic!("weights of another attention"),
         }
-        let projected = View::rows(&work.projected, rows, spec.hidden);
-        ops::add(&stream, ViewMut::rows(&mut work.hidden, rows, spec.hidden), projected);
+        self.rows = asked;
+        if asked > 0 {
+            let projected = View::rows(&work.projected, asked, spec.hidden);
+            ops::add(&stream, ViewMut::rows(&mut work.hidden, asked, spec.hidden), projected);
+        }
     }
 }
 
 /// What both kinds of attention share in one layer.
 struct Call<'a> {
     stream: &'a Stream,
+    /// Rows whose keys and values are stored.
     rows: usize,
+    /// Rows that go on from there.
+    asked: usize,
+    /// Whether those are not all.
+    narrows: bool,
     hidden: usize,
     eps: f32,
 }
@@ -56,103 +69,100 @@ impl Call<'_> {
         else {
             panic!("weights of another attention");
         };
-        let (rows, stream) = (self.rows, self.stream);
+        let (rows, asked, stream) = (self.rows, self.asked, self.stream);
         let (heads, kv_heads, dim) = (spec.heads, spec.kv_heads, spec.head_dim);
         let x = View::rows(&work.normed, rows, self.hidden);
-        let mut projections = [
-            projection(query, rows, &mut work.query),
-            projection(key, rows, &mut work.key),
-            projection(value, rows, &mut work.value),
-        ];
-        ops::project(stream, x, &mut work.quantized, &mut projections);
-        let per_head = spec.qk_norm == QkNorm::PerHead;
-        if matches!(spec.qk_norm, QkNorm::PerHead | QkNorm::AllHeads) {
-            self.norm(
-                &mut work.query,
-                &mut work.query_normed,
-                query_norm.as_ref(),
-                shape(heads, dim, per_head),
-            );
-            self.norm(&mut work.key, &mut work.key_normed, key_norm.as_ref(), shape(kv_heads, dim, per_head));
+        let key_value = [projection(key, rows, &mut work.key), projection(value, rows, &mut work.value)];
+        if self.narrows {
+            let mut projections = key_value;
+            ops::project(stream, x, &mut work.quantized, &mut projections);
+        } else {
+            let [key, value] = key_value;
+            let mut projections = [projection(query, rows, &mut work.query), key, value];
+            ops::project(stream, x, &mut work.quantized, &mut projections);
         }
+        let keys = Heads { spec, call: self, count: kv_heads, rows };
+        keys.turn(&mut work.key, &mut work.key_normed, key_norm.as_ref(), &work.inputs.rows);
         if let Some(limit) = spec.clip {
-            ops::clamp(stream, limit, ViewMut::rows(&mut work.query, rows, heads * dim));
-            ops::clamp(stream, limit, ViewMut::rows(&mut work.key, rows, kv_heads * dim));
             ops::clamp(stream, limit, ViewMut::rows(&mut work.value, rows, kv_heads * dim));
-        }
-        if let Some(rope) = spec.rope {
-            self.rope(rope, &work.inputs, ViewMut::heads(&mut work.query, rows, heads, dim));
-            self.rope(rope, &work.inputs, ViewMut::heads(&mut work.key, rows, kv_heads, dim));
-        }
-        if spec.qk_norm == QkNorm::AfterRope {
-            self.norm(&mut work.query, &mut work.query_normed, None, (heads, dim));
-            self.norm(&mut work.key, &mut work.key_normed, None, (kv_heads, dim));
-        }
-        if spec.temperature.is_some() {
-            let query = ViewMut::heads(&mut work.query, rows, heads, dim);
-            ops::scale_rows(stream, &work.inputs.temperature, query);
         }
         let Some(values) = kv.values.as_mut() else { panic!("a cache of another attention") };
         self.store(View::heads(&work.key, rows, kv_heads, dim), &work.inputs, (dim, 0), &mut kv.keys);
         self.store(View::heads(&work.value, rows, kv_heads, dim), &work.inputs, (dim, 0), values);
+        if asked == 0 {
+            return;
+        }
+        if self.narrows {
+            self.narrow(work);
+            self.linear(&work.normed, self.hidden, query, &mut work.quantized, &mut work.query);
+        }
+        let of = if self.narrows { &work.inputs.asked } else { &work.inputs.rows };
+        let queries = Heads { spec, call: self, count: heads, rows: asked };
+        queries.turn(&mut work.query, &mut work.query_normed, query_norm.as_ref(), of);
+        if spec.temperature.is_some() {
+            let query = ViewMut::heads(&mut work.query, asked, heads, dim);
+            ops::scale_rows(stream, &of.temperature, query);
+        }
         let args = AttentionArgs {
-            q: View::heads(&work.query, rows, heads, dim),
+            q: View::heads(&work.query, asked, heads, dim),
             kv: KvView { keys: &kv.keys, values: Some(values), kv_heads, key_width: dim, value_width: dim },
             tables: &work.inputs.tables,
             table_stride: work.inputs.table_stride,
-            sequences: &work.inputs.sequences,
-            positions: &work.inputs.positions,
+            sequences: &of.sequences,
+            positions: &of.positions,
             mask: spec.mask,
             sinks: sinks.as_ref(),
             scale: spec.scale,
         };
-        ops::attention(stream, &args, ViewMut::heads(&mut work.attended, rows, heads, dim));
+        ops::attention(stream, &args, ViewMut::heads(&mut work.attended, asked, heads, dim));
         self.linear(&work.attended, heads * dim, output, &mut work.quantized, &mut work.projected);
     }
 
     /// normed -> projected, in the absorbed form: queries meet the stored latents directly.
     fn latent(&self, spec: &LatentSpec, weights: &Latent, work: &mut Workspace, kv: &mut LayerKv) {
-        let (rows, stream, heads) = (self.rows, self.stream, spec.heads);
+        let (rows, asked, stream, heads) = (self.rows, self.asked, self.stream, spec.heads);
         let (rank, nope, rotated, stored) = (spec.kv_rank, spec.nope_dim, spec.rope_dim, spec.stored_dim());
-        self.latent_query(spec, weights, work);
-        let raw = View::heads(&work.attended, rows, heads, spec.query_dim());
-        let absorbed = ViewMut::heads(&mut work.query, rows, heads, stored).columns(0, rank);
-        ops::linear_heads(stream, raw.columns(0, nope), &weights.key_up, absorbed);
-        let turned = ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated);
-        ops::copy_rows(stream, raw.columns(nope, rotated), turned);
-        self.rope(
-            spec.rope,
-            &work.inputs,
-            ViewMut::heads(&mut work.query, rows, heads, stored).columns(rank, rotated),
-        );
-
-        self.linear(&work.normed, self.hidden, &weights.kv_a, &mut work.quantized, &mut work.key);
+        let x = View::rows(&work.normed, rows, self.hidden);
+        let key = projection(&weights.kv_a, rows, &mut work.key);
+        ops::project(stream, x, &mut work.quantized, &mut [key]);
         let latent = View::rows(&work.key, rows, stored).columns(0, rank);
         let normed = ViewMut::rows(&mut work.key_normed, rows, rank);
         ops::rms_norm(stream, latent, Some(&weights.kv_norm), spec.norm_eps, normed);
-        self.rope(
-            spec.rope,
-            &work.inputs,
-            ViewMut::heads(&mut work.key, rows, 1, stored).columns(rank, rotated),
-        );
+        let turned = ViewMut::heads(&mut work.key, rows, 1, stored).columns(rank, rotated);
+        self.rope(spec.rope, &work.inputs.rows, turned);
         self.store(View::rows(&work.key_normed, rows, rank), &work.inputs, (stored, 0), &mut kv.keys);
         let turned = View::rows(&work.key, rows, stored).columns(rank, rotated);
         self.store(turned, &work.inputs, (stored, rank), &mut kv.keys);
 
+        if asked == 0 {
+            return;
+        }
+        if self.narrows {
+            self.narrow(work);
+        }
+        self.latent_query(spec, weights, work);
+        let of = if self.narrows { &work.inputs.asked } else { &work.inputs.rows };
+        let raw = View::heads(&work.attended, asked, heads, spec.query_dim());
+        let absorbed = ViewMut::heads(&mut work.query, asked, heads, stored).columns(0, rank);
+        ops::linear_heads(stream, raw.columns(0, nope), &weights.key_up, absorbed);
+        let turned = ViewMut::heads(&mut work.query, asked, heads, stored).columns(rank, rotated);
+        ops::copy_rows(stream, raw.columns(nope, rotated), turned);
+        let turned = ViewMut::heads(&mut work.query, asked, heads, stored).columns(rank, rotated);
+        self.rope(spec.rope, of, turned);
         let args = AttentionArgs {
-            q: View::heads(&work.query, rows, heads, stored),
+            q: View::heads(&work.query, asked, heads, stored),
             kv: KvView { keys: &kv.keys, values: None, kv_heads: 1, key_width: stored, value_width: rank },
             tables: &work.inputs.tables,
             table_stride: work.inputs.table_stride,
-            sequences: &work.inputs.sequences,
-            positions: &work.inputs.positions,
+            sequences: &of.sequences,
+            positions: &of.positions,
             mask: Mask::Full,
             sinks: None,
             scale: spec.scale,
         };
-        ops::attention(stream, &args, ViewMut::heads(&mut work.latent, rows, heads, rank));
-        let latent = View::heads(&work.latent, rows, heads, rank);
-        let values = ViewMut::heads(&mut work.attended, rows, heads, spec.value_dim);
+        ops::attention(stream, &args, ViewMut::heads(&mut work.latent, asked, heads, rank));
+        let latent = View::heads(&work.latent, asked, heads, rank);
+        let values = ViewMut::heads(&mut work.attended, asked, heads, spec.value_dim);
         ops::linear_heads(stream, latent, &weights.value_up, values);
         self.linear(
             &work.attended,
@@ -165,7 +175,7 @@ impl Call<'_> {
 
     /// normed -> attended `[T, heads, nope + rope]`, by way of the query's own low rank where it has one.
     fn latent_query(&self, spec: &LatentSpec, weights: &Latent, work: &mut Workspace) {
-        let (rows, stream) = (self.rows, self.stream);
+        let (rows, stream) = (self.asked, self.stream);
         let raw = spec.heads * spec.query_dim();
         match (&weights.query_a, spec.q_rank) {
             (Some((down, norm)), Some(rank)) => {
@@ -188,6 +198,18 @@ impl Call<'_> {
         }
     }
 
+    /// Leaves only the rows that are asked for in `hidden` and `normed`, in the order of `Batch::logits`.
+    fn narrow(&self, work: &mut Workspace) {
+        for rows in [&mut work.normed, &mut work.hidden] {
+            let all = View::rows(rows, self.rows, self.hidden);
+            // What comes home from experts goes there, later.
+            let asked = ViewMut::rows(&mut work.combined, self.asked, self.hidden);
+            ops::gather_rows(self.stream, all, &work.inputs.wanted, asked);
+            std::mem::swap(rows, &mut work.combined);
+        }
+    }
+
+    /// Of the rows that are asked for.
     fn linear(
         &self,
         x: &Buffer<f32>,
@@ -196,26 +218,12 @@ impl Call<'_> {
         quantized: &mut QuantRows,
         out: &mut Buffer<f32>,
     ) {
-        let x = View::rows(x, self.rows, width);
-        ops::project(self.stream, x, quantized, &mut [projection(by, self.rows, out)]);
+        let x = View::rows(x, self.asked, width);
+        ops::project(self.stream, x, quantized, &mut [projection(by, self.asked, out)]);
     }
 
-    /// Norms `x` by way of `scratch`, which takes its place.
-    fn norm(
-        &self,
-        x: &mut Buffer<f32>,
-        scratch: &mut Buffer<f32>,
-        weight: Option<&Buffer<f32>>,
-        shape: (usize, usize),
-    ) {
-        let (heads, width) = shape;
-        let from = View::heads(x, self.rows, heads, width);
-        ops::rms_norm(self.stream, from, weight, self.eps, ViewMut::heads(scratch, self.rows, heads, width));
-        std::mem::swap(x, scratch);
-    }
-
-    fn rope(&self, rope: RopeUse, inputs: &Inputs, x: ViewMut<'_>) {
-        let (cos, sin) = &inputs.angles[rope.index];
+    fn rope(&self, rope: RopeUse, of: &RowInputs, x: ViewMut<'_>) {
+        let (cos, sin) = &of.angles[rope.index];
         ops::rope(self.stream, rope.style, cos, sin, x);
     }
 
@@ -226,9 +234,54 @@ impl Call<'_> {
     }
 }
 
-/// A norm per head, or over all heads at once.
-fn shape(heads: usize, dim: usize, per_head: bool) -> (usize, usize) {
-    if per_head { (heads, dim) } else { (1, heads * dim) }
+/// Queries or keys of grouped attention.
+struct Heads<'a> {
+    spec: &'a GroupedSpec,
+    call: &'a Call<'a>,
+    /// Heads of a row.
+    count: usize,
+    rows: usize,
+}
+
+impl Heads<'_> {
+    /// Norm, clip and position, in the model's order.
+    fn turn(
+        &self,
+        x: &mut Buffer<f32>,
+        scratch: &mut Buffer<f32>,
+        weight: Option<&Buffer<f32>>,
+        of: &RowInputs,
+    ) {
+        let (spec, dim, stream) = (self.spec, self.spec.head_dim, self.call.stream);
+        match spec.qk_norm {
+            QkNorm::PerHead => self.norm(x, scratch, weight, (self.count, dim)),
+            QkNorm::AllHeads => self.norm(x, scratch, weight, (1, self.count * dim)),
+            _ => {}
+        }
+        if let Some(limit) = spec.clip {
+            ops::clamp(stream, limit, ViewMut::rows(x, self.rows, self.count * dim));
+        }
+        if let Some(rope) = spec.rope {
+            self.call.rope(rope, of, ViewMut::heads(x, self.rows, self.count, dim));
+        }
+        if spec.qk_norm == QkNorm::AfterRope {
+            self.norm(x, scratch, None, (self.count, dim));
+        }
+    }
+
+    /// Norms `x` by way of `scratch`, which takes its place.
+    fn norm(
+        &self,
+        x: &mut Buffer<f32>,
+        scratch: &mut Buffer<f32>,
+        weight: Option<&Buffer<f32>>,
+        (heads, width): (usize, usize),
+    ) {
+        let from = View::heads(x, self.rows, heads, width);
+        let to = ViewMut::heads(scratch, self.rows, heads, width);
+        ops::rms_norm(self.call.stream, from, weight, self.call.eps, to);
+        std::mem::swap(x, scratch);
+    }
 }
 
 /// A projection of `rows` rows to the front of a buffer.

@@ -9,7 +9,7 @@ use super::lane::{Lane, LaneId};
 use super::seam::{ActRows, Routing, StepError};
 use super::times::LaneTimes;
 use super::workspace::Workspace;
-use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
+use crate::spec::{MlpSpec, ModelSpec};
 use crate::weights::MlpWeights;
 
 /// A batch between two layers. `begin` starts it over with the next batch.
@@ -18,10 +18,12 @@ pub struct Cursor {
     pub(super) work: Workspace,
     /// The layer that comes next; the number of layers when the logits are there.
     layer: usize,
-    /// T of the batch.
+    /// T of the batch; behind the last layer's keys and values the rows whose logits are wanted, if it narrows.
     pub(super) rows: usize,
     /// Rows whose logits are wanted.
-    wanted: usize,
+    pub(super) wanted: usize,
+    /// Whether those are fewer than all.
+    pub(super) narrows: bool,
     done: bool,
 }
 
@@ -29,7 +31,7 @@ impl Cursor {
     /// A cursor on a lane, with room for `rows_max` rows.
     pub fn new(id: LaneId, lane: &Lane, rows_max: usize) -> Result<Cursor, KernelError> {
         let work = Workspace::new(&lane.spec, lane.stream().device(), rows_max)?;
-        Ok(Cursor { lane: id, work, layer: 0, rows: 0, wanted: 0, done: true })
+        Ok(Cursor { lane: id, work, layer: 0, rows: 0, wanted: 0, narrows: false, done: true })
     }
 
     /// Bytes of a cursor's buffers.
@@ -66,6 +68,7 @@ impl Cursor {
         let times = lane.times().clone();
         let _clock = LaneTimes::clock(&times.ends_ns);
         (self.rows, self.wanted, self.layer, self.done) = (batch.rows.len(), batch.logits.len(), 0, false);
+        self.narrows = self.wanted < self.rows;
         if self.work.logits.len() < self.wanted * spec.vocab {
             self.work.logits = Buffer::zeros(lane.stream().device(), self.wanted * spec.vocab)?;
         }
@@ -85,6 +88,10 @@ impl Cursor {
             let clock = LaneTimes::clock(&times.attention_ns);
             self.attention(lane, self.layer);
             drop(clock);
+            if self.rows == 0 {
+                // Nobody asks for more than keys and values.
+                break;
+            }
             match &lane.spec.layers[self.layer].mlp {
                 MlpSpec::Dense { .. } => {
                     let _clock = LaneTimes::clock(&times.dense_ns);
@@ -166,10 +173,13 @@ impl Cursor {
 
     fn upload(&mut self, lane: &Lane, batch: &Batch) -> Result<(), StepError> {
         let (spec, stream, inputs) = (&lane.spec, lane.stream(), &mut self.work.inputs);
-        let column = |of: fn(&super::Row) -> u32| batch.rows.iter().map(of).collect::<Vec<u32>>();
-        stream.upload(&column(|row| row.token), &mut inputs.tokens)?;
-        stream.upload(&column(|row| row.position), &mut inputs.positions)?;
-        stream.upload(&column(|row| row.sequence), &mut inputs.sequences)?;
+        let tokens: Vec<u32> = batch.rows.iter().map(|row| row.token).collect();
+        stream.upload(&tokens, &mut inputs.tokens)?;
+        inputs.rows.upload(spec, stream, batch.rows.iter())?;
+        if self.narrows {
+            let asked = batch.logits.iter().map(|&row| &batch.rows[row as usize]);
+            inputs.asked.upload(spec, stream, asked)?;
+        }
         let slot = |row: &super::Row| {
             let page = batch.tables[row.sequence as usize][row.position as usize / PAGE_POSITIONS];
             page * PAGE_POSITIONS as u32 + row.position % PAGE_POSITIONS as u32
@@ -185,32 +195,26 @@ impl Cursor {
             inputs.tables = Buffer::zeros(stream.device(), tables.len().next_power_of_two())?;
         }
         stream.upload(&tables, &mut inputs.tables)?;
-        for (rope, (cos_to, sin_to)) in spec.ropes.iter().zip(&mut inputs.angles) {
-            let (mut cos, mut sin) = (Vec::new(), Vec::new());
-            batch.rows.iter().for_each(|row| rope.angles(row.position, &mut cos, &mut sin));
-            stream.upload(&cos, cos_to)?;
-            stream.upload(&sin, sin_to)?;
-        }
-        let temperature = spec.layers.iter().find_map(|layer| match &layer.attention {
-            AttentionSpec::Grouped(grouped) => grouped.temperature,
-            AttentionSpec::Latent(_) => None,
-        });
-        if let Some(temperature) = temperature {
-            let scales: Vec<f32> = batch.rows.iter().map(|row| temperature.at(row.position)).collect();
-            stream.upload(&scales, &mut inputs.temperature)?;
-        }
         Ok(())
     }
 
     /// Final norm and head for the wanted rows.
     fn head(&mut self, lane: &Lane) {
         let (spec, stream, work) = (&lane.spec, lane.stream(), &mut self.work);
-        let hidden = View::rows(&work.hidden, self.rows, spec.hidden);
-        let gathered = ViewMut::rows(&mut work.normed, self.wanted, spec.hidden);
-        ops::gather_rows(stream, hidden, &work.inputs.wanted, gathered);
-        let gathered = View::rows(&work.normed, self.wanted, spec.hidden);
+        if self.wanted == 0 {
+            return;
+        }
+        let wanted = if self.narrows {
+            &work.hidden
+        } else {
+            let hidden = View::rows(&work.hidden, self.rows, spec.hidden);
+            let gathered = ViewMut::rows(&mut work.normed, self.wanted, spec.hidden);
+            ops::gather_rows(stream, hidden, &work.inputs.wanted, gathered);
+            &work.normed
+        };
+        let wanted = View::rows(wanted, self.wanted, spec.hidden);
         let last = ViewMut::rows(&mut work.last, self.wanted, spec.hidden);
-        ops::rms_norm(stream, gathered, Some(&lane.weights.norm), spec.norm_eps, last);
+        ops::rms_norm(stream, wanted, Some(&lane.weights.norm), spec.norm_eps, last);
         let last = View::rows(&work.last, self.wanted, spec.hidden);
         let logits = ViewMut::rows(&mut work.logits, self.wanted, spec.vocab);
         let head = Projection { w: &lane.weights.head, bias: None, out: logits };

@@ -1,26 +1,75 @@
 //! The buffers of one cursor: made for a number of rows, used again for every step that fits.
 
 use gaterail_kernels::ops::{QuantRows, attention_scratch_bytes};
-use gaterail_kernels::{Buffer, Device, KernelError};
+use gaterail_kernels::{Buffer, Device, KernelError, Stream};
 
+use super::batch::Row;
 use crate::spec::{AttentionSpec, MlpSpec, ModelSpec};
 
 /// A step's inputs on the device.
 pub(super) struct Inputs {
     /// `[T]` each
     pub tokens: Buffer<u32>,
-    pub positions: Buffer<u32>,
-    pub sequences: Buffer<u32>,
     pub slots: Buffer<u32>,
+    pub rows: RowInputs,
+    /// Of the rows whose logits are wanted, where those are not all.
+    pub asked: RowInputs,
     /// `[sequences, table_stride]`
     pub tables: Buffer<u32>,
     pub table_stride: usize,
     /// Rows whose logits are wanted.
     pub wanted: Buffer<u32>,
+}
+
+/// What attention has to know of rows.
+pub(super) struct RowInputs {
+    /// `[T]` each
+    pub positions: Buffer<u32>,
+    pub sequences: Buffer<u32>,
     /// Per rotation: cosines and sines, `[T, rotated / 2]`.
     pub angles: Vec<(Buffer<f32>, Buffer<f32>)>,
     /// The temperature of each row, `[T]`.
     pub temperature: Buffer<f32>,
+}
+
+impl RowInputs {
+    fn new(spec: &ModelSpec, device: &Device, rows_max: usize) -> Result<RowInputs, KernelError> {
+        let values = |width: usize| Buffer::<f32>::zeros(device, rows_max * width);
+        let angles =
+            |rope: &crate::config::Rope| Ok((values(rope.inv_freq.len())?, values(rope.inv_freq.len())?));
+        Ok(RowInputs {
+            positions: Buffer::zeros(device, rows_max)?,
+            sequences: Buffer::zeros(device, rows_max)?,
+            angles: spec.ropes.iter().map(angles).collect::<Result<_, KernelError>>()?,
+            temperature: values(1)?,
+        })
+    }
+
+    pub fn upload<'a>(
+        &mut self,
+        spec: &ModelSpec,
+        stream: &Stream,
+        rows: impl Iterator<Item = &'a Row> + Clone,
+    ) -> Result<(), KernelError> {
+        let column = |of: fn(&Row) -> u32| rows.clone().map(of).collect::<Vec<u32>>();
+        stream.upload(&column(|row| row.position), &mut self.positions)?;
+        stream.upload(&column(|row| row.sequence), &mut self.sequences)?;
+        for (rope, (cos_to, sin_to)) in spec.ropes.iter().zip(&mut self.angles) {
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            rows.clone().for_each(|row| rope.angles(row.position, &mut cos, &mut sin));
+            stream.upload(&cos, cos_to)?;
+            stream.upload(&sin, sin_to)?;
+        }
+        let temperature = spec.layers.iter().find_map(|layer| match &layer.attention {
+            AttentionSpec::Grouped(grouped) => grouped.temperature,
+            AttentionSpec::Latent(_) => None,
+        });
+        if let Some(temperature) = temperature {
+            let scales: Vec<f32> = rows.map(|row| temperature.at(row.position)).collect();
+            stream.upload(&scales, &mut self.temperature)?;
+        }
+        Ok(())
+    }
 }
 
 /// What the layers write, `[T, …]` each.
@@ -105,18 +154,14 @@ impl Workspace {
         let w = Widths::of(spec);
         let values = |width: usize| Buffer::<f32>::zeros(device, rows_max * width);
         let numbers = |width: usize| Buffer::<u32>::zeros(device, rows_max * width);
-        let angles =
-            |rope: &crate::config::Rope| Ok((values(rope.inv_freq.len())?, values(rope.inv_freq.len())?));
         let inputs = Inputs {
             tokens: numbers(1)?,
-            positions: numbers(1)?,
-            sequences: numbers(1)?,
+            rows: RowInputs::new(spec, device, rows_max)?,
+            asked: RowInputs::new(spec, device, rows_max)?,
             slots: numbers(1)?,
             tables: numbers(1)?,
             table_stride: 1,
             wanted: numbers(1)?,
-            angles: spec.ropes.iter().map(angles).collect::<Result<_, KernelError>>()?,
-            temperature: values(1)?,
         };
         Ok(Workspace {
             rows_max,
@@ -149,7 +194,9 @@ impl Workspace {
     pub fn bytes(spec: &ModelSpec, rows: usize, wanted: usize) -> u64 {
         let w = Widths::of(spec);
         let per_row = 6 * spec.hidden + 2 * w.query + 3 * w.key + w.attended + w.latent + 2 * w.mlp;
-        let per_row = per_row + w.experts + 2 * w.top_k + 8;
+        let angles: usize = spec.ropes.iter().map(|rope| 2 * rope.inv_freq.len()).sum();
+        // Twice: of all rows, and of those that are asked for.
+        let per_row = per_row + w.experts + 2 * w.top_k + 2 * (angles + 3) + 4;
         let quantized = QuantRows::bytes(rows, w.widest(spec));
         let attention = spec.layers.iter().map(|layer| match &layer.attention {
             AttentionSpec::Grouped(a) => attention_scratch_bytes(rows, spec.context, a.heads, a.head_dim),
