@@ -262,6 +262,17 @@ fn unknown_key(table: &[Setting], key: &str) -> String {
     }
 }
 
+/// What to say of variables that are none of ours and look very much like one: they would be passed over in silence.
+pub fn misspelt(table: &[Setting], variables: impl Iterator<Item = String>) -> Vec<String> {
+    let ours: Vec<String> = table.iter().map(Setting::variable).collect();
+    let note = |name: String| {
+        let near = ours.iter().map(|own| (distance(own, &name), own)).min()?;
+        let note = || format!("gaterail: no setting has the variable {name}; did you mean {}?", near.1);
+        (name.starts_with("GATERAIL_") && (1..=2).contains(&near.0)).then(note)
+    };
+    variables.filter_map(note).collect()
+}
+
 /// Letters to insert, delete or change (Levenshtein).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
@@ -280,6 +291,18 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_are_nearly_ours_are_named() {
+        let table =
+            [Setting { name: "max-batch", also: &[], kind: Kind::One, value: "N", default: "", help: "" }];
+        let seen = ["GATERAIL_MAX_BATHC", "GATERAIL_MAX_BATCH", "GATERAIL_CACHE", "MAX_BATCH"];
+        let notes = misspelt(&table, seen.map(str::to_owned).into_iter());
+        assert_eq!(
+            notes,
+            ["gaterail: no setting has the variable GATERAIL_MAX_BATHC; did you mean GATERAIL_MAX_BATCH?"]
+        );
+    }
 
     #[test]
     fn distances() {

@@ -433,6 +433,28 @@ fn kv_rows_lie_where_their_slots_say() {
     }
 }
 
+/// A page lies where it was copied, bit for bit, and all others are as they were.
+#[test]
+fn pages_of_kv_are_copied_whole() {
+    let (pages, page) = (5, 2 * PAGE_POSITIONS * 3);
+    let values = Random(12).values(pages * page);
+    let mut expected = values.clone();
+    expected.copy_within(3 * page..4 * page, page);
+    expected.copy_within(page..2 * page, 4 * page);
+    for stream in all_streams() {
+        let copies = [PageCopy { from: 3, to: 1 }, PageCopy { from: 1, to: 4 }];
+        let mut cache = KvBuffer::F32(put(&stream, &values));
+        copies.iter().for_each(|copy| kv_copy(&stream, *copy, pages, &mut cache));
+        let KvBuffer::F32(stored) = &cache else { panic!("another form") };
+        same("pages of KV", &get(&stream, stored), &expected);
+        let narrow = |values: &[f32]| values.iter().map(|v| half::f16::from_f32(*v)).collect::<Vec<_>>();
+        let mut cache = KvBuffer::F16(put(&stream, &narrow(&values)));
+        copies.iter().for_each(|copy| kv_copy(&stream, *copy, pages, &mut cache));
+        let KvBuffer::F16(stored) = &cache else { panic!("another form") };
+        assert_eq!(get(&stream, stored), narrow(&expected));
+    }
+}
+
 /// Products that underflow to -0 in lanes beyond a ragged end stay -0.
 #[test]
 fn a_ragged_end_leaves_the_other_lanes_alone() {

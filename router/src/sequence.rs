@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::admission::{Admitted, choice_seed, has_penalties};
 use crate::api::{Event, RequestId, Timing, Usage};
-use crate::kv::{Hit, Salt, Table};
+use crate::kv::{Hit, Salt, Table, Tail};
 use crate::schedule::TenantSlot;
 
 /// Events that one choice may have in one step, and those that a request has beside them.
@@ -41,6 +41,8 @@ pub struct Active {
     pub open: usize,
     /// The KV of the prompt is there: from then on all choices run.
     pub prompt_read: bool,
+    /// What its choices find of the prompt beside what the cache has.
+    pub tails: Vec<Tail>,
 }
 
 /// One choice.
@@ -115,6 +117,7 @@ impl Active {
             paused: None,
             open: sequences.len(),
             prompt_read: false,
+            tails: Vec::new(),
         };
         (active, sequences)
     }
@@ -133,9 +136,9 @@ impl Active {
     /// whose log-probability is still to be sent.
     pub fn cacheable(&self, sequence: &Sequence) -> usize {
         let before_last = sequence.tokens.len() - 1;
-        match self.prompt_logprobs {
-            Some(_) => before_last.min(sequence.next_logprob - 1),
-            None => before_last,
+        match self.wants_every_logit(sequence) {
+            true => before_last.min(sequence.next_logprob - 1),
+            false => before_last,
         }
     }
 

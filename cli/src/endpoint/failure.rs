@@ -7,7 +7,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Failure {
     /// Nobody listens there.
-    #[error("{0}")]
+    #[error("{0}: nobody listens there; `gaterail serve` starts a server")]
     NobodyListens(String),
     /// No connection, or it broke before there was an answer.
     #[error("{0}")]

@@ -74,6 +74,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
         terminal::speak_json();
     }
     let config = ServeConfig::new(&settings)?;
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    settings::misspelt(&table::TABLE, variables).iter().for_each(|note| terminal::note(note));
     if settings.switch("print-config") {
         return terminal::print(&settings.show(&table::SECRET));
     }

@@ -143,6 +143,10 @@ impl MemoryPlan {
             left.map(|left| left / page_bytes(spec, config.kv_form()).max(1) * PAGE_POSITIONS as u64);
         let flag = match (fitting, config.kv_bytes) {
             (Some(0), _) => "a smaller --weights (int4), or --no-memory-check (reads weights from disk again and again, very slow)".to_string(),
+            (_, Some(_)) if fits && self.context == 0 => {
+                let page = bytes_text(page_bytes(spec, config.kv_form()));
+                format!("--kv-memory has to hold a page at least: {PAGE_POSITIONS} tokens, {page}")
+            }
             (_, Some(_)) if fits => format!("--max-context {} would fit, or a larger --kv-memory", self.context),
             (Some(tokens), Some(_)) => format!("--kv-memory {} would fit", left_text(left, tokens)),
             (Some(tokens), None) => format!("--max-context {} would fit", tokens * KV_SHARE.0 / KV_SHARE.1),

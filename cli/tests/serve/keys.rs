@@ -24,7 +24,7 @@ const ROUTES: [(&str, &str); 14] = [
     ("GET", "/no/such/route"),
 ];
 
-fn add(folder: &tempfile::TempDir, flags: &[&str]) -> String {
+pub fn add(folder: &tempfile::TempDir, flags: &[&str]) -> String {
     let output = gaterail(folder, &["keys", "add"]).args(flags).output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text").trim().to_string()

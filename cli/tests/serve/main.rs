@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod clients;
+mod company;
 mod grpc;
 mod keys;
 mod lifecycle;
@@ -12,3 +13,4 @@ mod secret;
 mod server;
 mod slow;
 mod stream;
+mod tenants;

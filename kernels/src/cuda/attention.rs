@@ -1,11 +1,13 @@
-//! `attention` and `kv_write` (`attention.cu`): as `ops`' of the same name.
+//! `attention` and `kv_write` (`attention.cu`), `kv_copy` (`rows_copy` of `rows.cu`): as `ops`' of the same name.
 
-use super::arguments::{AttentionArgs, KvWriteArgs};
+use half::f16;
+
+use super::arguments::{AttentionArgs, KvWriteArgs, RowsArgs};
 use super::compile::Source;
 use super::device::{CudaQueue, Strided};
 use super::driver::Kernel;
 use super::quantize::MOST_ROWS;
-use crate::ops::{self, ATTENTION_CHUNK, KvBuffer, Mask, PAGE_POSITIONS};
+use crate::ops::{self, ATTENTION_CHUNK, KvBuffer, Mask, PAGE_POSITIONS, PageCopy};
 
 /// out <- attention of `args`, whose shapes `ops::attention` has checked.
 pub(crate) fn attention(queue: &CudaQueue, args: &ops::AttentionArgs<'_>, out: Strided<'_>) {
@@ -86,4 +88,18 @@ pub(crate) fn kv_write(queue: &CudaQueue, write: &ops::KvWrite<'_>, cache: &mut 
     let kernel = Kernel { source: Source::Attention, name: "kv_write", form: None };
     // SAFETY: the shapes were checked by the caller, the view against its buffer; pages are checked by the kernel.
     unsafe { queue.launch(kernel, [from.width.div_ceil(256), from.heads, from.rows], 256, 0, &args) };
+}
+
+/// One page over another, `page` elements each: bits, whatever they mean.
+pub(crate) fn kv_copy(queue: &CudaQueue, copy: PageCopy, page: usize, cache: &mut KvBuffer) {
+    let (cache, len, half) = cache_of(cache);
+    let bytes = page * if half { size_of::<f16>() } else { size_of::<f32>() };
+    assert!(bytes.is_multiple_of(size_of::<f32>()), "kv_copy: half a word");
+    assert!((copy.from.max(copy.to) as usize + 1) * page <= len, "kv_copy: pages");
+    let at = |page: u32| cache + (page as usize * bytes) as u64;
+    let width = bytes / size_of::<f32>();
+    let args = RowsArgs { to: at(copy.to), from: at(copy.from), width: width as u32, ..RowsArgs::default() };
+    let kernel = Kernel { source: Source::Rows, name: "rows_copy", form: None };
+    // SAFETY: both pages lie in the cache.
+    unsafe { queue.launch(kernel, [width.div_ceil(256), 1, 1], 256, 0, &args) };
 }

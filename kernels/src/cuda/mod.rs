@@ -29,7 +29,7 @@ mod select;
 mod sums;
 mod weight;
 
-pub(crate) use attention::{attention, kv_write};
+pub(crate) use attention::{attention, kv_copy, kv_write};
 pub use compile::{Form, Source, check_compiler, compile_all, sources};
 pub use device::{CudaDevice, CudaQueue, DeviceBuffer, Strided};
 pub use driver::{Card, Driver, Graph, Kernel, Launch, Mark, Properties, Queue};

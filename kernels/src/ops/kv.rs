@@ -1,4 +1,4 @@
-//! What KV stores, and `kv_write` that fills it.
+//! What KV stores, `kv_write` that fills it, and `kv_copy` that copies a page of it.
 //!
 //! A cache is `[pages, kv_heads, PAGE_POSITIONS, width]`, f32 or f16 (ARITHMETIC.md, 4). The threads share out the heads.
 
@@ -47,6 +47,22 @@ impl KvBuffer {
             KvForm::F16 => KvBuffer::F16(Buffer::zeros(device, len)?),
         })
     }
+
+    /// Elements of all pages.
+    #[allow(clippy::len_without_is_empty)] // A cache has pages.
+    pub fn len(&self) -> usize {
+        match self {
+            KvBuffer::F32(cache) => cache.len(),
+            KvBuffer::F16(cache) => cache.len(),
+        }
+    }
+}
+
+/// One page over another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageCopy {
+    pub from: u32,
+    pub to: u32,
 }
 
 /// Rows on their way into a cache.
@@ -72,6 +88,22 @@ pub fn kv_write(stream: &Stream, write: &KvWrite<'_>, cache: &mut KvBuffer) {
             let isa = stream.cpu().isa;
             write_all(stream, write, cache, |from, to| narrow(isa, from, to));
         }
+    }
+}
+
+/// Copies a page of a cache that has `pages` of them.
+pub fn kv_copy(stream: &Stream, copy: PageCopy, pages: usize, cache: &mut KvBuffer) {
+    let PageCopy { from, to } = copy;
+    assert!((from as usize) < pages && (to as usize) < pages, "kv_copy: pages");
+    assert!(pages > 0 && cache.len().is_multiple_of(pages), "kv_copy: shapes");
+    let page = cache.len() / pages;
+    if let Some(queue) = stream.cuda() {
+        return cuda::kv_copy(queue, copy, page, cache);
+    }
+    let (from, to) = (from as usize * page, to as usize * page);
+    match cache {
+        KvBuffer::F32(cache) => cache.host_mut().copy_within(from..from + page, to),
+        KvBuffer::F16(cache) => cache.host_mut().copy_within(from..from + page, to),
     }
 }
 

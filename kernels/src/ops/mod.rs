@@ -22,7 +22,7 @@ pub use experts::{
     WeightOn, experts, partial_sums, unit_length,
 };
 pub use gate::{Gate, GateOutput, GroupScore, Groups, Score, select};
-pub use kv::{KvBuffer, KvForm, KvWrite, PAGE_POSITIONS, kv_write};
+pub use kv::{KvBuffer, KvForm, KvWrite, PAGE_POSITIONS, PageCopy, kv_copy, kv_write};
 pub use linear::{linear, linear_heads};
 pub use norm::rms_norm;
 pub use pack::{Packing, pack};

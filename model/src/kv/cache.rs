@@ -1,7 +1,7 @@
 //! The buffers of the KV cache on one device.
 
-use gaterail_kernels::ops::{KvBuffer, KvForm, PAGE_POSITIONS};
-use gaterail_kernels::{Device, KernelError};
+use gaterail_kernels::ops::{KvBuffer, KvForm, PAGE_POSITIONS, PageCopy, kv_copy};
+use gaterail_kernels::{Device, KernelError, Stream};
 
 use super::PagePool;
 use crate::spec::{AttentionSpec, ModelSpec};
@@ -33,7 +33,8 @@ impl KvCache {
         form: KvForm,
         pages: usize,
     ) -> Result<KvCache, KernelError> {
-        let rows = pages * PAGE_POSITIONS;
+        let pool = PagePool::new(pages);
+        let rows = pool.total() * PAGE_POSITIONS;
         let layer = |attention: &AttentionSpec| {
             Ok(match attention {
                 AttentionSpec::Grouped(grouped) => {
@@ -47,7 +48,16 @@ impl KvCache {
             })
         };
         let layers = spec.layers.iter().map(|at| layer(&at.attention)).collect::<Result<_, KernelError>>()?;
-        Ok(KvCache { pool: PagePool::new(pages), layers })
+        Ok(KvCache { pool, layers })
+    }
+
+    /// Copies a page of every layer.
+    pub fn copy_page(&mut self, stream: &Stream, copy: PageCopy) {
+        let pages = self.pool.total();
+        for LayerKv { keys, values } in &mut self.layers {
+            kv_copy(stream, copy, pages, keys);
+            values.iter_mut().for_each(|values| kv_copy(stream, copy, pages, values));
+        }
     }
 
     pub fn layer(&mut self, layer: usize) -> &mut LayerKv {

@@ -1,5 +1,7 @@
 //! What one lane is to compute in one step: a plain value.
 
+use gaterail_kernels::ops::PageCopy;
+
 use crate::kv::PageTable;
 
 /// A token at its position.
@@ -15,6 +17,8 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     pub rows: Vec<Row>,
+    /// Pages that are copied, one after the other, before anything is computed.
+    pub copies: Vec<PageCopy>,
     /// The pages of each sequence.
     pub tables: Vec<Vec<u32>>,
     /// The rows whose logits are wanted.
@@ -36,14 +40,19 @@ impl Batch {
     }
 
     /// The same rows in two batches that take turns, the first half ahead of the second in every layer: a row finds in KV
-    /// whatever came before it.
+    /// whatever came before it. What is to be copied has been.
     pub fn halves(&self) -> [Batch; 2] {
         let middle = self.rows.len() / 2;
         let (first, second) = self.rows.split_at(middle);
         let (before, behind): (Vec<u32>, Vec<u32>) =
             self.logits.iter().partition(|row| (**row as usize) < middle);
         let behind = behind.into_iter().map(|row| row - middle as u32).collect();
-        let half = |rows: &[Row], logits| Batch { rows: rows.to_vec(), tables: self.tables.clone(), logits };
+        let half = |rows: &[Row], logits| Batch {
+            rows: rows.to_vec(),
+            copies: Vec::new(),
+            tables: self.tables.clone(),
+            logits,
+        };
         [half(first, before), half(second, behind)]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gaterail_kernels::ops::KvForm;
+use gaterail_kernels::ops::{KvForm, PageCopy};
 use gaterail_kernels::{Device, KernelError, Stream};
 
 use super::times::LaneTimes;
@@ -43,6 +43,11 @@ impl Lane {
     /// Where its time goes.
     pub fn times(&self) -> &Arc<LaneTimes> {
         &self.times
+    }
+
+    /// Copies pages of KV, one after the other.
+    pub fn copy_pages(&mut self, copies: &[PageCopy]) {
+        copies.iter().for_each(|copy| self.kv.copy_page(&self.stream, *copy));
     }
 
     pub fn kv(&mut self) -> &mut KvCache {

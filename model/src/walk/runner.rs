@@ -193,6 +193,7 @@ impl<E: ExpertLayer> Runner<E> {
         let _clock = LaneTimes::clock(&times.step_ns);
         times.steps.fetch_add(1, Ordering::Relaxed);
         times.rows.fetch_add(batch.rows.len() as u64, Ordering::Relaxed);
+        self.lanes[0].copy_pages(&batch.copies);
         if self.overlap_from.is_some_and(|rows| batch.rows.len() >= rows) {
             times.overlapped.fetch_add(1, Ordering::Relaxed);
             return self.step_in_halves(batch);
@@ -245,6 +246,7 @@ impl<E: ExpertLayer> Runner<E> {
     pub fn step_in_turns(&mut self, batches: &[Batch]) -> Result<Vec<Vec<f32>>, StepError> {
         let mut cursors = Vec::new();
         for batch in batches {
+            self.lanes[0].copy_pages(&batch.copies);
             let mut cursor = Cursor::new(LaneId(0), &self.lanes[0], batch.rows.len())?;
             cursor.begin(&self.lanes[0], batch)?;
             cursors.push(cursor);

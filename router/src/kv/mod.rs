@@ -4,5 +4,5 @@
 mod pages;
 mod table;
 
-pub use pages::{Hit, Pages, Parent, Salt};
-pub use table::Table;
+pub use pages::{Hit, Pages, Parent, Salt, Tail};
+pub use table::{Begun, Table};

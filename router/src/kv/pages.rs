@@ -15,6 +15,10 @@ use gaterail_kernels::ops::PAGE_POSITIONS;
 
 use crate::api::TenantId;
 
+mod tail;
+
+pub use tail::{Tail, TailHit, Taken};
+
 /// Who may share pages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Salt {
@@ -49,6 +53,8 @@ struct Page {
     /// Sequences that hold it.
     holders: u32,
     known: Option<Known>,
+    /// The tail that ends on it, by its name.
+    tail: Option<u64>,
     /// When the last holder let it go: its place in `Pages::idle`.
     let_go: u64,
 }
@@ -65,8 +71,22 @@ pub struct Hit {
     pub idle: usize,
     /// Those that one sequence alone holds. Whoever holds a page holds what it follows: it is the same one for all.
     pub held_once: usize,
+    /// Behind all of them.
+    pub tail: Option<TailHit>,
     /// What had happened to the pages when all this was looked up.
     at: Changes,
+}
+
+impl Hit {
+    /// Positions that need not be computed.
+    pub fn positions(&self) -> usize {
+        self.pages.len() * PAGE_POSITIONS + self.tail.map_or(0, |tail| tail.positions())
+    }
+
+    /// Pages that taking it takes from those that can be had, though it does not get them.
+    pub fn beside(&self) -> usize {
+        usize::from(self.tail.is_some_and(|tail| tail.lone))
+    }
 }
 
 /// How often the pages changed in what makes a hit.
@@ -85,11 +105,13 @@ struct Changes {
 pub struct Pages {
     pages: Vec<Page>,
     free: Vec<u32>,
-    /// Known pages without a holder, by the time they were let go.
+    /// Pages without a holder that are known or have a tail, by the time they were let go.
     idle: BTreeMap<u64, u32>,
     index: HashMap<Arc<Content>, u32>,
     keep: bool,
     changes: Changes,
+    /// Tails there were.
+    tails: u64,
     clock: u64,
 }
 
@@ -103,6 +125,7 @@ impl Pages {
             index: HashMap::new(),
             keep,
             changes: Changes::default(),
+            tails: 0,
             clock: 0,
         }
     }
@@ -129,6 +152,7 @@ impl Pages {
             parent: Parent::Root(salt.clone()),
             idle: 0,
             held_once: 0,
+            tail: None,
             at: self.changes,
         };
         self.go_on(&mut hit, tokens);
@@ -138,6 +162,9 @@ impl Pages {
     /// Makes of an earlier hit for the same tokens what `find` would say now. Takes no time where nothing has changed, and
     /// else none for the tokens of pages that are still there.
     pub fn find_again(&self, hit: &mut Hit, salt: &Salt, tokens: &[u32]) {
+        if !self.keep {
+            *hit = self.find(salt, tokens);
+        }
         if hit.at == self.changes {
             return;
         }
@@ -169,6 +196,10 @@ impl Pages {
             hit.pages.push(page);
             hit.names.push(name);
         }
+        self.count(hit);
+    }
+
+    fn count(&self, hit: &mut Hit) {
         let with = |holders: u32| {
             hit.pages.iter().filter(|page| self.pages[**page as usize].holders == holders).count()
         };
@@ -182,14 +213,19 @@ impl Pages {
     /// Holds the pages of a hit.
     pub fn hold(&mut self, hit: &Hit) {
         for &page in &hit.pages {
-            let at = &mut self.pages[page as usize];
-            assert!(at.known.is_some(), "page {page} of a hit is gone");
-            if at.holders == 0 {
-                self.idle.remove(&at.let_go);
-            }
-            at.holders += 1;
+            let at = &self.pages[page as usize];
+            assert!(at.known.is_some() || at.tail.is_some(), "page {page} of a hit is gone");
+            self.hold_one(page);
         }
-        self.changes.held += 1;
+    }
+
+    fn hold_one(&mut self, page: u32) {
+        let at = &mut self.pages[page as usize];
+        if at.holders == 0 {
+            self.idle.remove(&at.let_go);
+        }
+        at.holders += 1;
+        self.changes.held += u64::from(at.known.is_some());
     }
 
     /// A page to write, held once; of the idle ones the one that was let go first. `None` when all are held.
@@ -214,13 +250,8 @@ impl Pages {
         }
         let content = Content { parent, tokens };
         if let Some(&older) = self.index.get(&content) {
-            let at = &mut self.pages[older as usize];
-            if at.holders == 0 {
-                self.idle.remove(&at.let_go);
-            }
-            at.holders += 1;
-            self.changes.held += 1;
-            let name = at.known.as_ref().map_or(0, |known| known.name);
+            self.hold_one(older);
+            let name = self.name(older).unwrap_or(0);
             self.let_go(page);
             return (older, Parent::Page(name));
         }
@@ -260,7 +291,7 @@ impl Pages {
         if at.holders > 0 {
             return;
         }
-        if at.known.is_some() {
+        if at.known.is_some() || at.tail.is_some() {
             self.clock += 1;
             at.let_go = self.clock;
             self.idle.insert(self.clock, page);
@@ -270,6 +301,7 @@ impl Pages {
     }
 
     fn forget(&mut self, page: u32) {
+        self.pages[page as usize].tail = None;
         if let Some(known) = self.pages[page as usize].known.take() {
             self.index.remove(&known.content);
             self.changes.forgotten += 1;
@@ -299,6 +331,12 @@ impl Pages {
             }
             if written[index] > 0 && (page.holders > 1 || page.known.is_some()) {
                 return wrong("written by one sequence and found or held by others");
+            }
+            if self.idle.get(&page.let_go) == Some(&(index as u32))
+                && page.known.is_none()
+                && page.tail.is_none()
+            {
+                return wrong("kept, and cannot be found");
             }
             let found = page.known.as_ref().map(|known| self.index.get(&known.content));
             if found.is_some_and(|found| found != Some(&(index as u32))) {

@@ -2,7 +2,7 @@
 
 use gaterail_kernels::ops::PAGE_POSITIONS;
 
-use super::pages::{Hit, Pages, Parent, Salt};
+use super::pages::{Hit, Pages, Parent, Salt, Taken};
 
 /// Pages that a sequence holds: first full ones, which are never written again, then those that it writes.
 #[derive(Debug)]
@@ -15,15 +15,39 @@ pub struct Table {
     parent: Parent,
 }
 
+/// A table that begins with what was there.
+#[must_use]
+pub struct Begun {
+    pub table: Table,
+    /// Positions that are there, or will be when the page is copied.
+    pub computed: usize,
+    /// A page that is held until it is copied over the first one that is not full.
+    pub copied: Option<u32>,
+}
+
 impl Table {
     pub fn new(salt: &Salt) -> Table {
         Table { pages: Vec::new(), full: 0, parent: Parent::Root(salt.clone()) }
     }
 
     /// Begins with the pages of a hit.
-    pub fn begin(hit: Hit, pages: &mut Pages) -> Table {
+    pub fn begin(mut hit: Hit, pages: &mut Pages) -> Begun {
         pages.hold(&hit);
-        Table { full: hit.pages.len(), pages: hit.pages, parent: hit.parent }
+        let taken = hit.tail.and_then(|tail| pages.take_tail(tail));
+        if taken.is_none() {
+            hit.tail = None;
+        }
+        let computed = hit.positions();
+        let mut table = Table { full: hit.pages.len(), pages: hit.pages, parent: hit.parent };
+        let copied = match taken {
+            Some(Taken::ToCopy(page)) => Some(page),
+            Some(Taken::Whole(page)) => {
+                table.pages.push(page);
+                None
+            }
+            None => None,
+        };
+        Begun { table, computed, copied }
     }
 
     pub fn pages(&self) -> &[u32] {
@@ -33,6 +57,11 @@ impl Table {
     /// Pages that are full and will not be written again.
     pub fn full(&self) -> usize {
         self.full
+    }
+
+    /// The first page that is not full.
+    pub fn written_next(&self) -> Option<u32> {
+        self.pages.get(self.full).copied()
     }
 
     /// Positions that have a page.

@@ -33,6 +33,8 @@ pub struct Scope {
     prompt_tokens: usize,
     cached_tokens: usize,
     generated_tokens: usize,
+    /// Times that a choice lost its pages, of those that are done.
+    preemptions: u32,
     first_token: Option<Instant>,
     /// By choice.
     last_token: Vec<Option<Instant>>,
@@ -53,6 +55,7 @@ impl Scope {
             prompt_tokens: 0,
             cached_tokens: 0,
             generated_tokens: 0,
+            preemptions: 0,
             first_token: None,
             last_token: Vec::new(),
             end: None,
@@ -95,6 +98,7 @@ impl Scope {
             }
             Event::Finished { reason, usage, timing, .. } => {
                 self.finished += 1;
+                self.preemptions += timing.preemptions;
                 self.server.entrance.metrics.timing(timing, usage.generated_tokens);
                 self.server.entrance.metrics.generated_tokens.record(usage.generated_tokens as f64);
                 if self.finished == self.choices {
@@ -145,6 +149,9 @@ impl Scope {
         put("prompt_tokens", json!(self.prompt_tokens));
         put("cached_tokens", json!(self.cached_tokens));
         put("generated_tokens", json!(self.generated_tokens));
+        if self.preemptions > 0 {
+            put("preemptions", json!(self.preemptions));
+        }
         if let Some(first) = self.first_token {
             put("ttft_ms", json!(ms(first - self.meta.started)));
             let rest = (now - first).as_secs_f64();

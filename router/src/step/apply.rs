@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use gaterail_kernels::ops::PAGE_POSITIONS;
+use gaterail_kernels::ops::{PAGE_POSITIONS, PageCopy};
 use gaterail_model::walk::Row;
 
 use super::core::Core;
 use super::view::Seen;
 use crate::api::Event;
-use crate::kv::Table;
+use crate::kv::{Begun, Table};
 use crate::model::Model;
 use crate::schedule::{Plan, Who};
 use crate::sequence::SequenceId;
@@ -29,14 +29,17 @@ impl<M: Model> Core<M> {
     pub(super) fn apply(&mut self, plan: &Plan, seen: Seen, now: Instant) -> Vec<Ran> {
         plan.preempt.iter().for_each(|&at| self.preempt(seen.running[at]));
         // First all hits are held, then pages are taken for the rest: so that none is taken that is part of a hit.
+        let mut copied = Vec::new();
         for &at in &plan.admit {
-            self.begin(seen.waiting[at], now);
+            let id = seen.waiting[at];
+            copied.extend(self.begin(id, now).map(|page| (id, page)));
         }
         for &at in &plan.admit {
             let id = seen.waiting[at];
             let positions = self.sequences[&id].tokens.len();
             self.grow_or_put_back(id, positions);
         }
+        copied.into_iter().for_each(|(id, page)| self.copy(id, page));
         self.batch.rows.clear();
         self.batch.logits.clear();
         self.batch.tables.clear();
@@ -67,17 +70,17 @@ impl<M: Model> Core<M> {
         self.counters.preemptions += 1;
     }
 
-    /// A sequence gets in, with what the cache has of it.
-    fn begin(&mut self, id: SequenceId, now: Instant) {
+    /// A sequence gets in, with what the cache has of it. The page that is held for it until it is copied.
+    fn begin(&mut self, id: SequenceId, now: Instant) -> Option<u32> {
         // Who is in the view was looked up for it.
         let hit = self.sequence_mut(id).1.hit.take().expect("a hit of one who waits");
-        let table = Table::begin(hit, &mut self.pages);
+        let Begun { table, computed, copied } = Table::begin(hit, &mut self.pages);
         let cached = table.full() * PAGE_POSITIONS;
         let (active, sequence) = self.sequence_mut(id);
-        (sequence.computed, sequence.table) = (cached, table);
+        (sequence.computed, sequence.table) = (computed, table);
         let (tenant, looked_up) = (active.tenant, sequence.tokens.len());
         let is_first = sequence.preemptions == 0;
-        sequence.charged = sequence.charged.max(cached);
+        sequence.charged = sequence.charged.max(computed);
         if active.started.is_none() {
             active.started = Some(now);
             active.cached_tokens = cached;
@@ -85,12 +88,22 @@ impl<M: Model> Core<M> {
             let left = (active.salt.tenant.clone(), active.prompt_tokens);
             self.dequeued.push(left);
         }
-        if is_first {
+        if is_first && self.limits.prefix_cache {
             self.counters.prefix_queries += looked_up as u64;
             self.counters.prefix_hits += cached as u64;
         }
         self.waiting[tenant.0].remove(&id);
         self.running.insert(id);
+        copied
+    }
+
+    /// Copies a page for a sequence that has got its own by now, unless that was taken from it.
+    fn copy(&mut self, id: SequenceId, from: u32) {
+        if let Some(to) = self.sequences.get(&id).and_then(|sequence| sequence.table.written_next()) {
+            // With the next batch that is run, before all of its rows.
+            self.batch.copies.push(PageCopy { from, to });
+        }
+        self.pages.release(vec![from]);
     }
 
     /// Gives a sequence pages for `positions`. Where the plan counted on pages that are not there the sequence loses its

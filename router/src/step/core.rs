@@ -161,6 +161,7 @@ impl<M: Model> Core<M> {
         let batch = std::mem::take(&mut self.batch);
         let outcome = self.compute(&batch, ran, now);
         self.batch = batch;
+        self.batch.copies.clear();
         let time = started.elapsed();
         self.counters.steps += 1;
         self.counters.step_time += time;
@@ -199,6 +200,7 @@ impl<M: Model> Core<M> {
                 sequence.table.release(&mut self.pages);
             }
         }
+        active.tails.into_iter().for_each(|tail| self.pages.forget_tail(tail));
     }
 
     pub(super) fn step_limits(&self) -> StepLimits {

@@ -1,5 +1,6 @@
 //! From logits to tokens, text and events.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use gaterail_model::sampler::{FinishReason, Sampled, SamplerError, Step, logprob_of, sample};
@@ -17,6 +18,8 @@ use crate::sequence::{Active, Sequence, SequenceId};
 struct Heard {
     prompt: Vec<PromptLogprob>,
     sampled: Option<Sampled>,
+    /// Where the prompt was read for several choices: the others' first tokens, from the same logits.
+    others: Vec<(SequenceId, Sampled)>,
 }
 
 impl<M: Model> Core<M> {
@@ -30,7 +33,8 @@ impl<M: Model> Core<M> {
         let mut heard = Vec::with_capacity(ran.len());
         for ran in ran {
             let (active, sequence) = (&self.requests[&ran.id.request], &self.sequences[&ran.id]);
-            let listener = Listener { active, sequence, stop_ids: &self.parts.stop_ids };
+            let others = stand_by(&self.sequences, active, ran);
+            let listener = Listener { active, sequence, others, stop_ids: &self.parts.stop_ids };
             let mut wanted = rows.by_ref().take(ran.wanted);
             let outcome = listener.hear(ran, &mut wanted);
             // A row that was not looked at belongs to nobody else.
@@ -65,6 +69,19 @@ impl<M: Model> Core<M> {
         if let Some(sampled) = heard.sampled {
             self.say(id, sampled, now);
         }
+        heard.others.into_iter().for_each(|(id, sampled)| self.join(id, sampled, now));
+    }
+
+    /// A choice that stood by has its first token, and goes on when it finds a place.
+    fn join(&mut self, id: SequenceId, sampled: Sampled, now: Instant) {
+        // One that failed took the others along.
+        if self.sequences.contains_key(&id) {
+            self.say(id, sampled, now);
+        }
+        if self.sequences.contains_key(&id) {
+            let tenant = self.sequence(id).0.tenant;
+            self.waiting[tenant.0].insert(id);
+        }
     }
 
     /// The rows are computed: full pages can be found, and the tenant has had them.
@@ -79,18 +96,20 @@ impl<M: Model> Core<M> {
         self.counters.prompt_tokens += read as u64;
     }
 
-    /// The prompt's KV is there: the other choices find it in the cache.
+    /// The prompt's KV is there: the other choices find its full pages in the cache, and copy what is behind them.
     fn prompt_read(&mut self, request: u64, now: Instant) {
         let Some(active) = self.requests.get_mut(&request) else { return };
         active.prompt_read = true;
-        let (tenant, choices, only_read) = (active.tenant, active.open as u32, active.max_generated == 0);
-        for choice in 0..choices {
-            let id = SequenceId { request, choice };
-            if only_read {
-                self.finish(id, FinishReason::Length, now);
-            } else if choice > 0 {
-                self.waiting[tenant.0].insert(id);
-            }
+        if let Some(first) = self.sequences.get(&SequenceId { request, choice: 0 })
+            && active.open > 1
+        {
+            active.tails = self.pages.mark(first.table.pages(), active.prompt_tokens);
+        }
+        if active.max_generated == 0 {
+            let choices = active.open as u32;
+            (0..choices).for_each(|choice| {
+                self.finish(SequenceId { request, choice }, FinishReason::Length, now);
+            });
         }
     }
 
@@ -141,10 +160,25 @@ impl<M: Model> Core<M> {
     }
 }
 
+/// The choices for which the last row of `ran` reads the prompt, beside its own.
+fn stand_by<'a>(
+    sequences: &'a BTreeMap<SequenceId, Sequence>,
+    active: &Active,
+    ran: &Ran,
+) -> Vec<(SequenceId, &'a Sequence)> {
+    if active.open < 2 || active.prompt_read || ran.start + ran.rows < active.prompt_tokens {
+        return Vec::new();
+    }
+    let SequenceId { request, choice } = ran.id;
+    let others = SequenceId { request, choice: choice + 1 }..=SequenceId { request, choice: u32::MAX };
+    sequences.range(others).map(|(id, sequence)| (*id, sequence)).collect()
+}
+
 /// Who listens to the logits of one sequence.
 struct Listener<'a> {
     active: &'a Active,
     sequence: &'a Sequence,
+    others: Vec<(SequenceId, &'a Sequence)>,
     stop_ids: &'a [u32],
 }
 
@@ -155,7 +189,7 @@ impl Listener<'_> {
         ran: &Ran,
         rows: &mut impl Iterator<Item = &'a mut [f32]>,
     ) -> Result<Heard, SamplerError> {
-        let mut heard = Heard { prompt: Vec::new(), sampled: None };
+        let mut heard = Heard { prompt: Vec::new(), sampled: None, others: Vec::new() };
         let wanted = (ran.start..ran.start + ran.rows)
             .filter(|&position| self.active.wants_logits(self.sequence, position));
         for (position, logits) in wanted.zip(rows) {
@@ -166,16 +200,20 @@ impl Listener<'_> {
                 let (logprob, top) = logprob_of(logits, token, count)?;
                 heard.prompt.push(PromptLogprob { token, logprob, top });
             } else {
-                heard.sampled = Some(self.sample(logits)?);
+                for (id, other) in &self.others {
+                    // Bias and penalties change them in place.
+                    heard.others.push((*id, self.sample(other, &mut logits.to_vec())?));
+                }
+                heard.sampled = Some(self.sample(self.sequence, logits)?);
             }
         }
         Ok(heard)
     }
 
-    fn sample(&self, logits: &mut [f32]) -> Result<Sampled, SamplerError> {
-        let position = self.sequence.tokens.len() as u64;
-        let generated = self.sequence.tokens.len() - self.active.prompt_tokens;
-        let step = Step { counts: &self.sequence.counts, position, generated, stop_ids: self.stop_ids };
-        sample(logits, &self.sequence.params, &step)
+    fn sample(&self, sequence: &Sequence, logits: &mut [f32]) -> Result<Sampled, SamplerError> {
+        let position = sequence.tokens.len() as u64;
+        let generated = sequence.tokens.len() - self.active.prompt_tokens;
+        let step = Step { counts: &sequence.counts, position, generated, stop_ids: self.stop_ids };
+        sample(logits, &sequence.params, &step)
     }
 }

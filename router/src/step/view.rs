@@ -54,16 +54,17 @@ impl<M: Model> Core<M> {
             let active = self.requests.get(&id.request).expect("a request that is there");
             let sequence = self.sequences.get_mut(id).expect("a choice that is not done");
             let tokens = &sequence.tokens[..active.cacheable(sequence)];
-            let hit = match sequence.hit.take() {
+            let mut hit = match sequence.hit.take() {
                 Some(mut hit) => {
                     self.pages.find_again(&mut hit, &active.salt, tokens);
                     hit
                 }
                 None => self.pages.find(&active.salt, tokens),
             };
-            let cached = hit.pages.len() * PAGE_POSITIONS;
+            self.pages.find_tails(&mut hit, &active.tails, tokens.len());
             let all = sequence.tokens.len().div_ceil(PAGE_POSITIONS);
-            let (pending, cost) = (sequence.tokens.len() - cached, all - hit.pages.len() + hit.idle);
+            let pending = sequence.tokens.len() - hit.positions();
+            let cost = all - hit.pages.len() + hit.idle + hit.beside();
             let (tenant, every_logit) = (active.tenant, active.wants_every_logit(sequence));
             let shared = self.shared(&hit, &seen.running);
             seen.view.waiting.push(Waiting { tenant, pending, every_logit, cost, shared });

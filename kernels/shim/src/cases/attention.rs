@@ -1,7 +1,7 @@
-//! `attention` over paged KV, and `kv_write`.
+//! `attention` over paged KV, `kv_write` and `kv_copy`.
 
 use gaterail_kernels::ops::{
-    self, AttentionArgs, KvBuffer, KvForm, KvView, KvWrite, Mask, PAGE_POSITIONS, kv_write,
+    self, AttentionArgs, KvBuffer, KvForm, KvView, KvWrite, Mask, PAGE_POSITIONS, PageCopy, kv_copy, kv_write,
 };
 use gaterail_kernels::{Device, Stream, View, ViewMut, reference};
 
@@ -39,7 +39,7 @@ fn attention_case(stream: &Stream, seed: u64) {
         _ => Mask::Chunked { size },
     };
     let pages = length.div_ceil(PAGE_POSITIONS);
-    let table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
+    let mut table: Vec<u32> = (0..pages as u32).map(|p| (p * 7 + 3) % (pages as u32 * 7 + 11)).collect();
     let page_count = pages * 7 + 11;
     let form = if seed % 5 < 3 { KvForm::F16 } else { KvForm::F32 };
     let cache = |width: usize| {
@@ -61,6 +61,13 @@ fn attention_case(stream: &Stream, seed: u64) {
     let from = View::heads(&value_rows, length, kv_heads, value_width);
     kv_write(stream, &KvWrite { from, slots: &slots, width: value_width, column: 0 }, &mut value_cache);
 
+    // The first page is where it was copied; no other one is there.
+    if seed % 2 == 1 {
+        let copy = PageCopy { from: table[0], to: 0 };
+        kv_copy(stream, copy, page_count, &mut key_cache);
+        kv_copy(stream, copy, page_count, &mut value_cache);
+        table[0] = copy.to;
+    }
     if form == KvForm::F16 {
         for value in keys.iter_mut().chain(&mut values) {
             *value = half::f16::from_f32(*value).to_f32();

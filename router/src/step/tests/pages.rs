@@ -88,3 +88,73 @@ fn a_prompt_that_is_known_costs_its_last_token_only() {
     }
     (0..6).for_each(|client| house.check(client));
 }
+
+/// A request for four choices, some of whose prompts end with a page.
+fn choices(prompt: usize, max_tokens: usize) -> GenerateRequest {
+    GenerateRequest { n: 4, ..plain("a", prompt, max_tokens) }
+}
+
+#[test]
+fn four_choices_cost_one_prompt() {
+    for prompt in [1, 40, 64, 65, 100, 127, 128, 300] {
+        let cases = [(16, 512), (16, 17), (2, 100), (1, 512)].map(|at| [(at, true), (at, false)]);
+        for ((batch_max, rows_max), prefix_cache) in cases.into_iter().flatten() {
+            let limits = EngineLimits { batch_max, rows_max, prefix_cache, ..EngineLimits::default() };
+            let mut house = House::new(64, limits, 512);
+            let client = house.ask(choices(prompt, 90));
+            house.finish();
+            house.check(client);
+            let what =
+                format!("{prompt} tokens, {batch_max} at once, {rows_max} rows, a cache: {prefix_cache}");
+            assert_eq!(house.core.counters.prompt_tokens, prompt as u64, "{what}");
+            // Of each answer all tokens are computed but the last.
+            assert_eq!(house.core.parts.runner.rows, prompt as u64 + 4 * 89, "{what}");
+            // Nothing is kept for whoever might still want the prompt's end.
+            assert_eq!(house.core.pages.idle(), known_pages(&house), "{what}");
+        }
+    }
+}
+
+/// Full pages that can be found: all that may be kept when nobody is there.
+fn known_pages(house: &House) -> usize {
+    let request = &house.clients[0].request;
+    let mut found = std::collections::BTreeSet::new();
+    for choice in 0..request.n {
+        let said = &house.clients[0].answer.choices[&choice].0;
+        let tokens: Vec<u32> = request.prompt.iter().copied().chain(said.iter().map(|said| said.0)).collect();
+        let salt = crate::kv::Salt { tenant: request.tenant.clone(), extra: None };
+        found.extend(house.core.pages.find(&salt, &tokens).pages);
+    }
+    found.len()
+}
+
+#[test]
+fn a_choice_that_is_preempted_shares_its_prompt_again() {
+    // Four answers of six pages each do not fit beside each other.
+    let mut house = House::new(12, EngineLimits::default(), 512);
+    let client = house.ask(choices(100, 300));
+    house.finish();
+    house.check(client);
+    let preemptions = house.core.counters.preemptions;
+    assert!(preemptions > 0 && house.core.counters.short_plans == 0, "{preemptions} preemptions");
+    assert_eq!(house.core.counters.prompt_tokens, 100);
+}
+
+#[test]
+fn all_choices_begin_with_the_prompts_last_logits() {
+    let limits = EngineLimits { batch_max: 1, ..EngineLimits::default() };
+    let mut house = House::new(16, limits, 512);
+    let one = house.ask(choices(70, 1));
+    house.finish();
+    house.check(one);
+    assert_eq!((house.core.parts.runner.rows, house.core.parts.runner.steps), (70, 1));
+    let none = house.ask(choices(70, 0));
+    house.finish();
+    house.check(none);
+    // Log-probabilities of the prompt are read once, too.
+    let logprobs = house.ask(GenerateRequest { prompt_logprobs: Some(2), ..choices(129, 30) });
+    let before = house.core.parts.runner.rows;
+    house.finish();
+    house.check(logprobs);
+    assert_eq!(house.core.parts.runner.rows - before, 129 + 4 * 29);
+}

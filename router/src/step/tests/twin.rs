@@ -49,6 +49,7 @@ pub(super) struct Twin {
     /// Steps that fail, by number.
     pub(super) failing: Vec<u64>,
     pub(super) steps: u64,
+    pub(super) rows: u64,
 }
 
 impl Model for Twin {
@@ -74,8 +75,13 @@ impl Model for Twin {
 
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.steps += 1;
+        self.rows += batch.rows.len() as u64;
         assert!(batch.rows.len() <= self.rows_max);
         self.logits.clear();
+        for copy in &batch.copies {
+            let from = copy.from as usize * PAGE_POSITIONS;
+            self.kv.copy_within(from..from + PAGE_POSITIONS, copy.to as usize * PAGE_POSITIONS);
+        }
         let slot = |table: &[u32], position: usize| {
             table[position / PAGE_POSITIONS] as usize * PAGE_POSITIONS + position % PAGE_POSITIONS
         };
