@@ -84,21 +84,29 @@ impl GrpcExchange {
 
     /// The router's end and the worker's.
     pub fn pair(&self, body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
+        self.try_pair(body_max).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// The same where the port may hang up on who is slow to call.
+    pub fn try_pair(&self, body_max: u64) -> Result<(Box<dyn Channel>, Box<dyn Channel>), String> {
         let ends = self.ends.lock().expect("ends");
         *self.body_max.lock().expect("a size") = body_max;
+        // Of a call whose connection ended before it was answered.
+        while ends.try_recv().is_ok() {}
         let worker = self.runtime.block_on(async {
             let scheme = if self.tls.is_some() { "https" } else { "http" };
             let endpoint = stream::endpoint(format!("{scheme}://{}", self.address)).expect("an address");
             let connection = match &self.tls {
-                Some((tls, _)) => tls.connect(&endpoint).await,
-                None => endpoint.connect().await,
+                Some((tls, _)) => tls.connect(&endpoint).await.map_err(|error| error.to_string()),
+                None => endpoint.connect().await.map_err(|error| error.to_string()),
             };
-            let mut client = ClusterClient::new(connection.expect("a connection"))
+            let mut client = ClusterClient::new(connection.map_err(|why| format!("no connection: {why}"))?)
                 .max_decoding_message_size(stream::MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(stream::MESSAGE_BYTES_MAX);
-            stream::call(&mut client, "a session", body_max).await.expect("an exchange")
-        });
-        (Box::new(ends.recv().expect("the router's end")), Box::new(worker))
+            let called = stream::call(&mut client, "a session", body_max).await;
+            called.map_err(|error| format!("no exchange: {error}"))
+        })?;
+        Ok((Box::new(ends.recv().expect("the router's end")), Box::new(worker)))
     }
 }
 
