@@ -109,7 +109,10 @@ fn goodput_counts_what_kept_the_promise() {
         let ran = bench(&fake, &flags);
         let kept = ran.numbers("ttfts").iter().filter(|ttft| **ttft <= 0.3).count();
         let share = ran.number("request_goodput") / ran.number("request_throughput");
-        assert!((share - kept as f64 / 8.0).abs() < 1e-9 && share < 0.5 + 1e-9, "{share} of which {kept} kept it");
+        assert!(
+            (share - kept as f64 / 8.0).abs() < 1e-9 && share < 0.5 + 1e-9,
+            "{share} of which {kept} kept it"
+        );
         // On a machine that stood still for a while fewer than half did.
         kept == 4
     };

@@ -178,7 +178,8 @@ fn health_is_told_and_changes_before_the_drain() {
     large.logprobs = Some(20);
     let mut client = InferenceClient::new(channel);
     let mut running = runtime.block_on(client.generate(with(KEY, large))).expect("it").into_inner();
-    let mut event = || runtime.block_on(running.message()).expect("an answer").and_then(|answer| answer.event);
+    let mut event =
+        || runtime.block_on(running.message()).expect("an answer").and_then(|answer| answer.event);
     assert!(event().is_some(), "it begins");
     server.signal("TERM");
     assert_eq!(next(), ServingStatus::NotServing);

@@ -129,9 +129,8 @@ fn a_key_works_until_it_is_revoked_and_is_nowhere_to_be_read() {
 #[test]
 fn limits_are_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let few: Vec<String> = ["few", "slow", "slower"]
-        .map(|name| add(&folder, &[name, "--requests-per-minute", "3"]))
-        .to_vec();
+    let few: Vec<String> =
+        ["few", "slow", "slower"].map(|name| add(&folder, &[name, "--requests-per-minute", "3"])).to_vec();
     let small = add(&folder, &["small", "--tokens-per-minute", "100"]);
     let one = add(&folder, &["one", "--streams", "1"]);
     let server = Server::start_in(folder, &["--stall-seconds", "600"]);

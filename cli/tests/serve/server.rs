@@ -255,7 +255,9 @@ pub fn unread(server: &Server, headers: &[(&str, &str)]) -> TcpStream {
         "prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": true, "stream": true, "logprobs": 20,
     });
     let body = body.to_string();
-    stream.write_all(&request_bytes("POST", "/v1/completions", headers, body.as_bytes())).expect("it listens");
+    stream
+        .write_all(&request_bytes("POST", "/v1/completions", headers, body.as_bytes()))
+        .expect("it listens");
     stream.read_exact(&mut [0; 64]).expect("the beginning of an answer");
     stream
 }

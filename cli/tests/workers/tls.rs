@@ -366,7 +366,8 @@ fn clients_are_answered_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let dir = certs(&folder, "certs", &[]);
     let (cert, key) = (format!("{dir}/router.pem"), format!("{dir}/router-key.pem"));
-    let start = |seconds| Server::start(&["--tls-cert", &cert, "--tls-key", &key, "--header-seconds", seconds]);
+    let start =
+        |seconds| Server::start(&["--tls-cert", &cert, "--tls-key", &key, "--header-seconds", seconds]);
     // Somebody who never says anything, somebody who stops in the middle, and somebody in clear.
     let slow = |server: &Server| {
         let silent = TcpStream::connect(server.address).unwrap();

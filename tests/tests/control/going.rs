@@ -124,8 +124,7 @@ async fn a_worker_that_lives_and_computes_nothing_is_done_without() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_outlives_its_router() {
     let port = OwnPort::new();
-    let (first, runner) =
-        Router::start(&fixture(), Precision::Int4, options(1), None, port.address).await;
+    let (first, runner) = Router::start(&fixture(), Precision::Int4, options(1), None, port.address).await;
     let address = first.address;
     let worker = RunningWorker::start(worker_options(&[address], "faithful"));
     let id = first.serving(1).await.workers[0].id.clone();

@@ -73,7 +73,12 @@ fn a_cut_goes_on_at_the_right_byte() {
         rig.pull().unwrap();
         rig.hub.ranges("model.safetensors")
     };
-    assert!(SILENCES.into_iter().map(asked).any(|ranges| ranges == [None, Some(300_000), Some(400_000), Some(450_000)]));
+    assert!(
+        SILENCES
+            .into_iter()
+            .map(asked)
+            .any(|ranges| ranges == [None, Some(300_000), Some(400_000), Some(450_000)])
+    );
 }
 
 /// What is tolerated; where this process stood still for longer, it is tried with the next.
