@@ -19,6 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::certs::Ca;
 
+/// The router's end and the worker's.
+pub type Ends = (Box<dyn Channel>, Box<dyn Channel>);
 type Answer<T> = Result<Response<BoxStream<'static, Result<T, Status>>>, Status>;
 
 /// A port whose exchanges are handed to a test.
@@ -83,12 +85,12 @@ impl GrpcExchange {
     }
 
     /// The router's end and the worker's.
-    pub fn pair(&self, body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
+    pub fn pair(&self, body_max: u64) -> Ends {
         self.try_pair(body_max).unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// The same where the port may hang up on who is slow to call.
-    pub fn try_pair(&self, body_max: u64) -> Result<(Box<dyn Channel>, Box<dyn Channel>), String> {
+    pub fn try_pair(&self, body_max: u64) -> Result<Ends, String> {
         let ends = self.ends.lock().expect("ends");
         *self.body_max.lock().expect("a size") = body_max;
         // Of a call whose connection ended before it was answered.
