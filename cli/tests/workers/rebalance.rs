@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{Said, Stream, page, pids, request, wait_for_workers};
-use crate::server::{PATIENCE, Server, gaterail};
+use crate::server::{PATIENCE, Server, gaterail, skipped};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Longer is no gap between two steps any more, on the busiest machine; one attempt of a few has to stay below it.
@@ -91,7 +91,7 @@ fn check(streams: usize, tokens: usize) {
     let (longest, usual) = gaps(&quiet);
     eprintln!("{streams} streams, quiet: longest gap {longest:?}, usual {usual:?}");
     for wish in wishes() {
-        let mut longest_of_best = Duration::MAX;
+        let (mut longest_of_best, mut quietest) = (Duration::MAX, longest);
         for attempt in 1.. {
             let under_way = open(&server, streams, tokens);
             let all_run = wait_for_all(&server, streams as u64, &under_way);
@@ -109,12 +109,19 @@ fn check(streams: usize, tokens: usize) {
             if longest_of_best < GAP_MAX || attempt == ATTEMPTS {
                 break;
             }
+            // Beside it the same without another plan: what a machine does by itself is no plan's.
+            let (_, times) = finish(open(&server, streams, tokens));
+            quietest = quietest.min(gaps(&times).0);
             // There and back again.
             rebalance(
                 &server,
                 &json!({"parallel": if wish["parallel"] == "tp" { "ep" } else { "tp" }, "expert_copies": 1}),
             );
             wait_for_workers(&server, 2);
+        }
+        if longest_of_best >= GAP_MAX && quietest >= GAP_MAX {
+            skipped(&format!("{wish}: without another plan there were {quietest:?} between two tokens, too"));
+            continue;
         }
         assert!(longest_of_best < GAP_MAX, "{wish}: {longest_of_best:?} between two tokens");
         wait_for_workers(&server, 2);
