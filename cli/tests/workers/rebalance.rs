@@ -211,7 +211,8 @@ fn hot_experts_get_further_copies() {
         "--rebalance-gain",
         "0.01",
     ];
-    let mut server = Server::start(&flags);
+    // Another plan forgets what was hot: nobody is gone who is only held up.
+    let mut server = Server::start(&[&flags[..], &PATIENT].concat());
     wait_for_workers(&server, 2);
     let ask = || Stream::open(&server, &request(0, 400)).finish();
     let expected = ask();
