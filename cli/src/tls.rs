@@ -188,8 +188,22 @@ mod tests {
         let shown = [ends_in("long.pem", 30), ends_in("soon.pem", 29), ends_in("past.pem", -2)];
         let (said, heard) = channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a clock");
-        let forever = watch_every(Duration::from_millis(1), &shown, |line| said.send(line).expect("heard"));
-        let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(200), forever).await });
+        let count = std::cell::Cell::new(0);
+        let forever = watch_every(Duration::from_millis(1), &shown, |line| {
+            said.send(line).expect("heard");
+            count.set(count.get() + 1);
+        });
+        let enough = async {
+            while count.get() < 4 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = forever => {}
+                done = tokio::time::timeout(Duration::from_secs(60), enough) => done.expect("again and again"),
+            }
+        });
         let lines: Vec<String> = heard.try_iter().collect();
         assert!(lines.len() >= 4 && lines.len().is_multiple_of(2), "{lines:?}");
         for pair in lines.chunks(2) {

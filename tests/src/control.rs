@@ -161,6 +161,28 @@ pub fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
+/// A port that is this test's while this lives, whether or not somebody listens there: it is bound, so that no other socket is
+/// given its number, and whoever is told the number may still listen on it.
+pub struct OwnPort {
+    pub address: SocketAddr,
+    _socket: tokio::net::TcpSocket,
+}
+
+impl OwnPort {
+    pub fn new() -> OwnPort {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
+        socket.bind(loopback()).expect("a free port");
+        OwnPort { address: socket.local_addr().expect("its number"), _socket: socket }
+    }
+}
+
+impl Default for OwnPort {
+    fn default() -> OwnPort {
+        OwnPort::new()
+    }
+}
+
 /// A worker on one thread, for a small model.
 pub fn worker_options(routers: &[SocketAddr], name: &str) -> WorkerOptions {
     let open = || Device::cpu(CpuOptions { threads: 1, pin: false, isa: Isa::detect(), grain: 512 });

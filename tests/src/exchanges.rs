@@ -16,6 +16,9 @@ use tokio::runtime::Runtime;
 use crate::certs::Ca;
 use crate::ends::{SESSION, caller, exchanges};
 
+/// The router's end and the worker's.
+pub type Ends = (Box<dyn Channel>, Box<dyn Channel>);
+
 /// A port whose exchanges are handed to a test.
 pub struct GrpcExchange {
     runtime: Runtime,
@@ -74,19 +77,27 @@ impl GrpcExchange {
     }
 
     /// The router's end and the worker's.
-    pub fn pair(&self, body_max: u64) -> (Box<dyn Channel>, Box<dyn Channel>) {
+    pub fn pair(&self, body_max: u64) -> Ends {
+        self.try_pair(body_max).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// The same where the port may hang up on who is slow to call.
+    pub fn try_pair(&self, body_max: u64) -> Result<Ends, String> {
         let ends = self.ends.lock().expect("ends");
         self.body_max.store(body_max, Ordering::Relaxed);
+        // Of a call whose connection ended before it was answered.
+        while ends.try_recv().is_ok() {}
         let worker = self.runtime.block_on(async {
             let scheme = if self.tls.is_some() { "https" } else { "http" };
             let endpoint = stream::endpoint(format!("{scheme}://{}", self.address)).expect("an address");
             let connection = match &self.tls {
-                Some((tls, _)) => tls.connect(&endpoint).await,
-                None => endpoint.connect().await,
+                Some((tls, _)) => tls.connect(&endpoint).await.map_err(|error| error.to_string()),
+                None => endpoint.connect().await.map_err(|error| error.to_string()),
             };
-            let mut client = caller(connection.expect("a connection"));
-            stream::call(&mut client, SESSION, body_max).await.expect("an exchange")
-        });
-        (Box::new(ends.recv().expect("the router's end")), Box::new(worker))
+            let mut client = caller(connection.map_err(|why| format!("no connection: {why}"))?);
+            let called = stream::call(&mut client, SESSION, body_max).await;
+            called.map_err(|error| format!("no exchange: {error}"))
+        })?;
+        Ok((Box::new(ends.recv().expect("the router's end")), Box::new(worker)))
     }
 }

@@ -96,7 +96,7 @@ impl Cluster {
         let math = ExpertMath::of(&spec);
         let limits = RemoteLimits {
             call_max: std::time::Duration::from_secs(60),
-            plan_max: std::time::Duration::from_secs(20),
+            plan_max: std::time::Duration::from_secs(60),
         };
         let experts = RemoteExperts::new(math.clone(), ROUTER, plans.clone(), stats.clone(), limits);
         let experts = experts.on_road(road);

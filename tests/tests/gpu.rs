@@ -78,7 +78,7 @@ async fn a_worker_on_a_gpu_joins_a_router() {
     let folder = fixtures_folder().join("olmoe_a");
     let mut options = ClusterOptions::default();
     options.policy.expected = 2;
-    options.policy.silence_max = Duration::from_secs(20);
+    options.policy.silence_max = gaterail_tests::control::PATIENCE;
     let (router, mut runner) = Router::start(&folder, Precision::Int4, options, None, loopback()).await;
     let gpu = worker_options(&[router.address], "gpu");
     let gpu = RunningWorker::start(WorkerOptions { gpu: Some(Shim::device(3)), ..gpu });
@@ -246,6 +246,7 @@ async fn experts_that_a_gpu_cannot_compute_are_refused_in_words() {
     let folder = fixtures_folder().join("olmoe_a");
     let mut options = ClusterOptions::default();
     options.policy.expected = 1;
+    options.policy.silence_max = gaterail_tests::control::PATIENCE;
     let (router, _runner) = Router::start(&folder, Precision::F32, options, None, loopback()).await;
     let gpu = worker_options(&[router.address], "gpu");
     let gpu = RunningWorker::start(WorkerOptions { gpu: Some(Shim::device(1)), ..gpu });

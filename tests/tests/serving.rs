@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use gaterail_kernels::{Device, Isa};
 use gaterail_model::kv::PageTable;
@@ -21,6 +22,10 @@ use gaterail_router::{
 };
 use gaterail_tests::cuts::hash;
 use gaterail_tests::{device, fixtures_folder};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often requests are sent together until they are together.
+const MEETINGS: usize = 5;
 
 /// Models of every attention and mask, one with packed weights, and the one that has a tokenizer.
 fn models() -> Vec<(PathBuf, Precision)> {
@@ -245,14 +250,31 @@ fn compare(
     load
 }
 
+/// The same, again where requests came so slowly, one after another, that they did not meet in the engine.
+fn meet(
+    served: &Served,
+    expected: &[(GenerateRequest, Answer)],
+    (positions, limits): (usize, EngineLimits),
+    seed: u64,
+    met: impl Fn(&LoadSnapshot) -> bool,
+) {
+    for _ in 0..MEETINGS {
+        if met(&compare(served, expected, (positions, limits.clone()), seed)) {
+            return;
+        }
+    }
+    panic!("{}: {positions} positions, seed {seed}: they never met", served.folder.display());
+}
+
 /// The load once nobody is there.
 fn at_rest(engine: &Engine) -> LoadSnapshot {
-    for _ in 0..10_000 {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
         let load = engine.load();
         if load.running + load.waiting + load.queued_requests == 0 {
             return load;
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
     }
     panic!("somebody is still there: {:?}", engine.load());
 }
@@ -289,12 +311,10 @@ fn a_request_gives_the_same_bytes_in_any_company() {
         drop(engine);
         thread.join().expect("the engine's thread");
         // Together: in large and small chunks, with and without a cache, with few pages and with fewest.
-        let together = compare(&served, &expected, (4096, told(512, 16, 64, true)), 1);
-        assert!(together.prefix_hits > 0, "{name}: {together:?}");
+        meet(&served, &expected, (4096, told(512, 16, 64, true)), 1, |load| load.prefix_hits > 0);
         compare(&served, &expected, (4096, told(16, 16, 64, false)), 2);
         compare(&served, &expected, (2048, told(23, 5, 3, true)), 3);
-        let few = compare(&served, &expected, (512, told(200, 16, 16, true)), 4);
-        assert!(few.preemptions > 0, "{name}: nobody was preempted: {few:?}");
+        meet(&served, &expected, (512, told(200, 16, 16, true)), 4, |load| load.preemptions > 0);
         // Clients that are read one after the other, so that most have to wait with little room for what they are sent.
         let slow = EngineLimits { events_max: 8, ..told(40, 8, 64, false) };
         compare(&served, &expected, (320, slow), 5);
@@ -310,7 +330,9 @@ fn a_request_gives_the_same_bytes_in_any_company() {
 #[test]
 fn clients_that_vanish_leave_nothing_behind() {
     let served = Served::of(fixtures_folder().join("qwen3_moe_a"), Precision::F32);
-    let (engine, thread) = served.engine(1024, EngineLimits::default());
+    // Few events are kept for who does not read: no answer gets to its end before its client is gone.
+    let limits = EngineLimits { events_max: 64, ..EngineLimits::default() };
+    let (engine, thread) = served.engine(1024, limits);
     let requests = requests(&served);
     let mut refused = 0;
     for at in 0..1000u64 {
@@ -321,7 +343,7 @@ fn clients_that_vanish_leave_nothing_behind() {
                 Ok(ticket) => break ticket,
                 Err(Refusal::QueueFull { .. }) => {
                     refused += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(refusal) => panic!("{refusal}"),
             }

@@ -20,6 +20,9 @@ use gaterail_tests::workers::{
 use gaterail_tests::{bits, demo_model, device, fixtures, load_as, logits_in_chunks, some_text};
 use gaterail_worker::{Compute, Progress, Shards};
 
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Sparse fixtures and the demo model, in f32, bf16 and int4.
 fn cases() -> Vec<(std::path::PathBuf, Precision)> {
     let folders: Vec<_> = fixtures().into_iter().chain([demo_model()]).collect();
@@ -112,7 +115,7 @@ fn ask(header: &Header, parts: &[&[u8]]) -> Asked {
     let worker = std::thread::spawn(move || {
         let _ = compute.serve(&mut own, &Progress::default());
     });
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     router.send(header, parts, deadline).unwrap();
     let mut body = FrameBody::default();
     let reply = router.receive(&mut body, deadline).unwrap();
@@ -223,16 +226,17 @@ fn a_death_changes_no_bit() {
             runner.overlap_from(2).unwrap();
         }
         let stats = cluster.stats.clone();
-        let finished = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let (split, deaths) = std::thread::scope(|scope| {
-            let done = finished.clone();
+        let until = Instant::now() + PATIENCE;
+        // The text is read again until three have died, however late control is.
+        let texts = std::thread::scope(|scope| {
             let cluster = &mut cluster;
             let control = scope.spawn(move || {
                 let (mut alive, mut deaths, mut killed) = (ids, 0, false);
-                while !done.load(Ordering::Relaxed) {
+                while deaths < 3 {
+                    assert!(Instant::now() < until, "{deaths} have died");
                     // The next to die is the last one that is left but one, after some calls of its.
                     let victim = alive.len() - 1;
-                    if victim > 0 && cluster.calls(victim) > 5 * (deaths + 1) {
+                    if cluster.calls(victim) > 5 * (deaths + 1) {
                         cluster.workers[victim].kill.now();
                         killed = true;
                     }
@@ -247,7 +251,7 @@ fn a_death_changes_no_bit() {
                             continue;
                         }
                         let why = format!("{fault:?}, {alive:?} are left");
-                        assert!(fault.worker == alive[victim] && victim > 0, "{why}");
+                        assert!(fault.worker == alive[victim], "{why}");
                         cluster.plans.leave(fault.worker);
                     }
                     alive.pop();
@@ -256,14 +260,15 @@ fn a_death_changes_no_bit() {
                     let next = any_placement(&cluster.inventory, &alive, 1000 * seed as u64 + deaths);
                     cluster.activate(next);
                 }
-                deaths
             });
-            let split = bits(&logits_in_chunks(&mut runner, &tokens, chunks()));
-            finished.store(true, Ordering::Relaxed);
-            (split, control.join().unwrap())
+            let mut texts = Vec::new();
+            while !control.is_finished() {
+                texts.push(bits(&logits_in_chunks(&mut runner, &tokens, chunks())));
+            }
+            control.join().unwrap();
+            texts
         });
-        assert!(alone == split, "{precision:?}, seed {seed}");
-        assert_eq!(deaths, 3, "{precision:?}, seed {seed}: deaths");
+        assert!(!texts.is_empty() && texts.iter().all(|split| *split == alone), "{precision:?}, seed {seed}");
         assert!(stats.again.load(Ordering::Relaxed) >= 2, "layers that were computed again");
     }
 }

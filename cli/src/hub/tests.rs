@@ -69,6 +69,9 @@ impl Rig {
     }
 }
 
+/// Longer than anything here takes on a busy machine, where it is not the silence that is tested.
+const LONG: Duration = Duration::from_secs(60);
+
 /// The configuration that an environment with these variables gives, with little patience.
 fn config(endpoint: &str, home: &Path, vars: &[(&str, &str)]) -> HubConfig {
     let fixed = [("HF_ENDPOINT", endpoint), ("HF_HOME", home.to_str().expect("a plain path"))];
@@ -84,12 +87,20 @@ fn config(endpoint: &str, home: &Path, vars: &[(&str, &str)]) -> HubConfig {
         connect_attempts_max: 2,
         pause_first: Duration::from_millis(1),
         pause_max: Duration::from_millis(4),
-        connect_timeout: Duration::from_secs(5),
-        response_timeout: Duration::from_secs(5),
-        read_timeout: Duration::from_secs(1),
-        listing_timeout: Duration::from_secs(5),
+        connect_timeout: LONG,
+        response_timeout: LONG,
+        read_timeout: LONG,
+        listing_timeout: LONG,
     };
     config
+}
+
+/// A port where nothing listens, and nobody else will while the socket lives.
+fn closed_port() -> (tokio::net::TcpSocket, std::net::SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let address = socket.local_addr().expect("its number");
+    (socket, address)
 }
 
 /// A model of three shards, with the copies and the other formats that real repositories have beside it.

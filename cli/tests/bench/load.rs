@@ -105,7 +105,9 @@ fn a_trace_is_replayed() {
     std::fs::write(&path, lines.map(|line| line.to_string()).join("\n")).expect("written");
     let fake = quick();
     let ran = bench(&fake, &["--warmup", "0", "--trace", path.to_str().expect("UTF-8")]);
-    let asked = fake.asked();
+    let mut asked = fake.asked();
+    // Each is sent by a thread of its own, and one that is late comes last; when they were sent is looked at below.
+    asked.sort_by_key(|body| body["max_tokens"].as_u64());
     let limits: Vec<&Value> = asked.iter().map(|body| &body["max_tokens"]).collect();
     assert_eq!(limits, [&json!(2), &json!(9)]);
     assert_eq!(
@@ -118,17 +120,25 @@ fn a_trace_is_replayed() {
 /// Time ends a closed loop; several values of a flag are several runs.
 #[test]
 fn runs_end_in_time_and_stand_side_by_side() {
+    // Where the machine stands still for a part of that time there is another run, and a longer one.
+    let as_much_as_that = ["0.5", "2", "8", "32"].into_iter().any(ended_in_time);
+    assert!(as_much_as_that, "hardly anything was completed in any time");
+}
+
+fn ended_in_time(seconds: &str) -> bool {
     let fake = Fake::start(|_, _| Reply::Stream(good(20, 1, 0, 3)));
-    let ran = bench(&fake, &["--concurrency", "1,4", "--seconds", "0.5", "--input-len", "12"]);
+    let ran = bench(&fake, &["--concurrency", "1,4", "--seconds", seconds, "--input-len", "12"]);
     assert_eq!(ran.results.len(), 2, "{}", ran.err);
     let completed = |index: usize| ran.results[index]["completed"].as_f64().expect("a number");
-    // At 20 ms an answer: at most 26 by one, 104 by four.
-    assert!((2.0..=26.0).contains(&completed(0)) && completed(1) > completed(0), "{}", ran.out);
+    // At 20 ms an answer: so many by one at most, and up to four times as many by four.
+    let most = seconds.parse::<f64>().expect("a number") / 0.02 + 1.0;
+    assert!(completed(0) <= most && completed(1) <= 4.0 * most, "{}", ran.out);
     // A prompt that came twice would be in the server's cache.
     let (prompts, asked) = (prompts(&fake), fake.asked().len());
     assert_eq!(prompts.into_iter().collect::<std::collections::BTreeSet<_>>().len(), asked);
     let heading = ran.out.lines().next().expect("a heading");
     assert!(heading.contains("c=1") && heading.contains("c=4"), "{heading}");
+    completed(0) >= 2.0 && completed(1) > completed(0)
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! From the first setting to the last connection.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::server::{PATIENCE, Server, gaterail, parse_answer, request_bytes};
+use crate::server::{PATIENCE, Server, gaterail, parse_answer, read_answer, request_bytes, unread};
 
 fn ends(args: &[&str]) -> Output {
     gaterail(&tempfile::tempdir().unwrap(), args).output().expect("it runs")
@@ -91,7 +91,14 @@ fn a_port_that_is_taken_is_said() {
 
 #[test]
 fn a_signal_drains_and_ends() {
-    let mut server = Server::start(&["--drain-grace-seconds", "2"]);
+    // Whoever looks too late finds nobody there any more, and gives the next one more time.
+    let drained = [2, 20, 100].into_iter().any(a_signal_drains_and_ends_within);
+    assert!(drained, "its port is closed before the grace is over");
+}
+
+/// Whether it was there to say so; how it ends is the same in any case.
+fn a_signal_drains_and_ends_within(grace: u64) -> bool {
+    let mut server = Server::start(&["--drain-grace-seconds", &grace.to_string()]);
     let body = json!({"prompt": [5, 6], "max_tokens": 600, "ignore_eos": true, "stream": true}).to_string();
     let mut stream = server.connect();
     stream.write_all(&request_bytes("POST", "/v1/completions", &[], body.as_bytes())).unwrap();
@@ -100,34 +107,44 @@ fn a_signal_drains_and_ends() {
     server.signal("TERM");
     // Not ready at once, and still serving.
     let until = Instant::now() + PATIENCE;
-    while server.get("/readyz").status != 503 {
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(server.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(&request_bytes("GET", path, &[], b"")).ok()?;
+        Some(read_answer(&mut stream)).filter(|answer| answer.status != 0)
+    };
+    let mut not_ready = get("/readyz");
+    while not_ready.as_ref().is_some_and(|answer| answer.status == 200) {
         assert!(Instant::now() < until, "it says that it is ready");
+        not_ready = get("/readyz");
     }
-    assert_eq!(server.get("/readyz").json()["status"], "draining");
-    assert_eq!(server.get("/livez").status, 200);
+    let alive = get("/livez");
+    if let Some(not_ready) = &not_ready {
+        assert_eq!((not_ready.status, &not_ready.json()["status"]), (503, &json!("draining")));
+    }
+    if let Some(alive) = &alive {
+        assert_eq!(alive.status, 200);
+    }
     stream.read_to_end(&mut bytes).unwrap();
     let answer = parse_answer(&bytes);
     assert_eq!(answer.events().last().map(String::as_str), Some("[DONE]"), "the answer that ran is whole");
     assert!(server.wait().success());
     server.line_with(&["stopping"]);
+    not_ready.is_some() && alive.is_some()
 }
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let mut server = Server::start(&["--drain-seconds", "600"]);
-    let body = json!({"prompt": [5, 6], "max_tokens": 4000, "ignore_eos": true, "stream": true}).to_string();
-    let mut streams: Vec<_> = (0..16).map(|_| server.connect()).collect();
-    for stream in &mut streams {
-        stream.write_all(&request_bytes("POST", "/v1/completions", &[], body.as_bytes())).unwrap();
-        stream.read_exact(&mut [0; 64]).unwrap();
-    }
+    // Answers that are not over before the second one comes, whenever that is.
+    let mut server = Server::start(&["--drain-seconds", "600", "--stall-seconds", "600"]);
+    let streams: Vec<_> = (0..16).map(|_| unread(&server, &[])).collect();
     server.signal("INT");
     server.line_with(&["stopping"]);
     std::thread::sleep(Duration::from_millis(200));
     server.signal("INT");
-    let began = Instant::now();
+    // Long before the drain would have ended.
     assert_eq!(server.wait().code(), Some(130));
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    drop(streams);
 }
 
 #[test]

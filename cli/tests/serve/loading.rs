@@ -2,7 +2,7 @@
 //!
 //! The model's chat template is a pipe here, so that loading takes as long as nobody writes into it.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::server::{Answer, PATIENCE, gaterail, read_answer, request_bytes};
+use crate::server::{Answer, OwnPort, PATIENCE, gaterail, read_answer, request_bytes};
 
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -61,7 +61,8 @@ fn model_with_a_pipe(folder: &Path) -> Vec<u8> {
 fn who_comes_before_the_model_is_told_to_come_again() {
     let (folder, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let template = model_with_a_pipe(model.path());
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let port = OwnPort::new();
+    let address = port.address;
     let key = "a-key-of-the-command-line";
     let flags = ["serve", "--threads", "1", "--log", "off", "--api-key", key, "--listen"];
     let child = gaterail(&folder, &flags)

@@ -71,8 +71,8 @@ impl Server {
     #[allow(dead_code)] // Not every test that has this file asks.
     pub fn start_unread(flags: &[&str]) -> Server {
         let folder = tempfile::tempdir().expect("a folder");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
-        let address = free.expect("a free port");
+        let port = OwnPort::new();
+        let address = port.address;
         let mut child =
             gaterail(&folder, &["serve", "demo", "--listen", &address.to_string(), "--threads", "1"])
                 .args(flags)
@@ -89,6 +89,7 @@ impl Server {
         let (lines, log) = (channel().1, Vec::new());
         let server = Server { child, address, grpc: None, folder, lines, log, start: first };
         server.wait_until_ready();
+        drop(port);
         let until = Instant::now() + PATIENCE;
         while server.get("/readyz").status != 200 {
             assert!(Instant::now() < until, "not ready");
@@ -231,6 +232,40 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// A port that is this test's while this lives, whether or not somebody listens there: it is bound, so that no other socket is
+/// given its number, and a program that is told the number may still listen on it.
+pub struct OwnPort {
+    pub address: SocketAddr,
+    _socket: tokio::net::TcpSocket,
+}
+
+impl OwnPort {
+    pub fn new() -> OwnPort {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        OwnPort { address: socket.local_addr().expect("its number"), _socket: socket }
+    }
+}
+
+/// A long answer that nobody reads to its end: a token is so large, and so little is kept on its way, that the server has to
+/// wait for its reader, however long that one takes. The server has to bear it (`--stall-seconds`).
+#[allow(dead_code)] // Not every test that has this file asks.
+pub fn unread(server: &Server, headers: &[(&str, &str)]) -> TcpStream {
+    let mut stream = server.connect();
+    // What the two systems would keep for it is more than the whole answer.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).expect("an option");
+    let body = serde_json::json!({
+        "prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": true, "stream": true, "logprobs": 20,
+    });
+    let body = body.to_string();
+    stream
+        .write_all(&request_bytes("POST", "/v1/completions", headers, body.as_bytes()))
+        .expect("it listens");
+    stream.read_exact(&mut [0; 64]).expect("the beginning of an answer");
+    stream
 }
 
 /// What a line says: with `--log json` it is a part of an object.

@@ -94,7 +94,7 @@ impl Stream {
     pub fn read_events(&mut self, count: usize) {
         let mut chunk = [0; 1024];
         while self.events() < count {
-            match self.socket.read(&mut chunk).expect("more of the answer") {
+            match read(&mut self.socket, &mut chunk) {
                 0 => return,
                 read => self.bytes.extend_from_slice(&chunk[..read]),
             }
@@ -116,12 +116,9 @@ impl Stream {
         let (mut times, mut chunk) = (Vec::new(), [0; 4096]);
         loop {
             let seen = self.bytes.len().saturating_sub(5);
-            match self.socket.read(&mut chunk) {
-                Ok(0) => return (self.finish(), times),
-                Ok(read) => self.bytes.extend_from_slice(&chunk[..read]),
-                // Whoever stopped this program lets it go on.
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => panic!("more of the answer: {error}"),
+            match read(&mut self.socket, &mut chunk) {
+                0 => return (self.finish(), times),
+                read => self.bytes.extend_from_slice(&chunk[..read]),
             }
             let now = Instant::now();
             let new = self.bytes[seen..].windows(6).filter(|window| window == b"data: ").count();
@@ -145,6 +142,17 @@ impl Stream {
             logprobs.push(choice["logprobs"].clone());
         }
         (text, logprobs)
+    }
+}
+
+fn read(socket: &mut TcpStream, into: &mut [u8]) -> usize {
+    loop {
+        match socket.read(into) {
+            Ok(read) => return read,
+            // Whoever stopped this program lets it go on.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("more of the answer: {error}"),
+        }
     }
 }
 

@@ -3,13 +3,19 @@
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Said, Signal, Stream, page, pids, request, signal, wait_for_others, wait_for_workers};
-use crate::server::{Server, metric};
+use crate::server::{PATIENCE, Server, metric};
 
 /// Long enough that a signal hits an answer and not its end.
 const TOKENS: usize = 150;
 
-/// Where a signal has one chance only.
+/// Where a signal that comes too late costs much.
 const LONG: usize = 4 * TOKENS;
+
+/// How often a signal may come after the answers.
+const ATTEMPTS: usize = 5;
+
+/// Workers that are killed break their connections; who is only held up is none of them.
+const PATIENT: [&str; 2] = ["--worker-silence-seconds", "60"];
 
 fn open(server: &Server, streams: usize, tokens: usize) -> Vec<Stream> {
     (0..streams).map(|number| Stream::open(server, &request(number, tokens))).collect()
@@ -68,7 +74,7 @@ fn check_with(mode: &str, streams: usize, overlap: &str) {
         (TOKENS / 3, Signal::STOP),
     ] {
         // Where this process gets no processor for a while, the answers end first.
-        let hit = (0..5).any(|_| {
+        let hit = (0..ATTEMPTS).any(|_| {
             let (found, without) = answers_with(&server, streams, TOKENS, after, what);
             assert!(
                 found == expected,
@@ -114,32 +120,50 @@ fn two_micro_batches_in_flight() {
 
 #[test]
 fn with_a_second_copy_nothing_is_loaded_for_a_death() {
-    let mut server = Server::start(&["--workers", "2", "--expert-copies", "2", "--no-prefix-cache"]);
+    // Only the first death makes the second epoch: each attempt has a server of its own.
+    assert!((0..ATTEMPTS).any(|_| a_second_copy_is_enough()), "the signal missed the answer each time");
+}
+
+fn a_second_copy_is_enough() -> bool {
+    let flags = ["--workers", "2", "--expert-copies", "2", "--no-prefix-cache"];
+    let mut server = Server::start(&[&flags[..], &PATIENT].concat());
     let expected = answers(&server, 1, LONG);
     let (found, without) = answers_with(&server, 1, LONG, TOKENS / 2, Signal::KILL);
-    assert!(found == expected && without > 0.0, "{without} tokens without the worker");
+    assert!(found == expected, "another answer");
+    if without == 0.0 {
+        return false;
+    }
     server.line_with(&["epoch 2 on 1 workers", "copies are left"]);
     eprintln!("{}", server.line_with(&["computed again", "stood still for"]));
+    true
 }
 
 #[test]
 fn all_workers_gone_and_back() {
-    let server = Server::start(&["--workers", "2", "--no-prefix-cache"]);
+    let server = Server::start(&[&["--workers", "2", "--no-prefix-cache"][..], &PATIENT].concat());
     let expected = answers(&server, 4, LONG);
-    let all = pids(&wait_for_workers(&server, 2));
-    let mut open = open(&server, 4, LONG);
-    open[0].read_events(TOKENS / 4);
-    // Both at once: there is nobody left, and the answers wait for who is started next.
-    all.iter().for_each(|pid| signal(*pid, Signal::STOP));
-    all.iter().for_each(|pid| signal(*pid, Signal::KILL));
-    let found: Vec<Said> = open.into_iter().map(Stream::finish).collect();
-    assert!(found == expected, "another answer");
-    assert!(stalls(&server) >= 1.0, "the signals missed the answers");
-    wait_for_others(&server, 2, &all);
+    let hit = (0..ATTEMPTS).any(|_| {
+        let all = pids(&wait_for_workers(&server, 2));
+        let (mut open, before) = (open(&server, 4, LONG), stalls(&server));
+        open[0].read_events(TOKENS / 4);
+        // Both at once: there is nobody left, and the answers wait for who is started next.
+        all.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        all.iter().for_each(|pid| signal(*pid, Signal::KILL));
+        let found: Vec<Said> = open.into_iter().map(Stream::finish).collect();
+        assert!(found == expected, "another answer");
+        wait_for_others(&server, 2, &all);
+        stalls(&server) > before
+    });
+    assert!(hit, "the signals missed the answers each time");
 }
 
 #[test]
 fn nobody_waits_for_workers_for_ever() {
+    assert!((0..ATTEMPTS).any(|_| an_answer_breaks_off()), "the answers were over each time");
+}
+
+/// `false` where the answer was over before its worker was stopped.
+fn an_answer_breaks_off() -> bool {
     let flags = ["--cluster-listen", "127.0.0.1:0", "--workers", "1", "--workers-gone-seconds", "1"];
     let mut server = Server::start(&flags);
     let only = pids(&wait_for_workers(&server, 1))[0];
@@ -148,7 +172,7 @@ fn nobody_waits_for_workers_for_ever() {
     // Stopped, it is dismissed, and its supervisor sees nothing to start again.
     signal(only, Signal::STOP);
     let started = Instant::now();
-    let until = started + Duration::from_secs(30);
+    let until = started + PATIENCE;
     while page(&server)["status"] == "ready" && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -157,11 +181,15 @@ fn nobody_waits_for_workers_for_ever() {
     assert!(answer.status >= 500, "{} {}", answer.status, answer.text());
     // Nor does an answer that had begun: it says that it broke off, and the log says why.
     let broken = stream.read_to_end();
+    if broken.ends_with("data: [DONE]\n\n") && !broken.contains("\"error\"") {
+        return false;
+    }
     assert!(broken.contains("\"error\"") && broken.contains("its log says why"), "{broken}");
     server.line_with(&["no workers that hold all of them"]);
-    assert!(started.elapsed() < Duration::from_secs(30));
+    assert!(started.elapsed() < PATIENCE);
     signal(only, Signal::CONT);
     wait_for_workers(&server, 1);
     let answer = server.post("/v1/completions", &serde_json::json!({"prompt": [5, 6], "max_tokens": 3}));
     assert_eq!(answer.status, 200, "{}", answer.text());
+    true
 }

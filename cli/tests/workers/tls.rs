@@ -4,13 +4,13 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::cluster::{WorkerProcess, wait_for_workers};
-use crate::server::{PATIENCE, Server, gaterail, skipped};
+use crate::server::{OwnPort, PATIENCE, Server, gaterail, skipped};
 
 const FILES: [(&str, u32); 6] = [
     ("ca.pem", 0o644),
@@ -35,11 +35,6 @@ fn certs(folder: &TempDir, name: &str, flags: &[&str]) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn free_port() -> String {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    port.to_string()
 }
 
 /// Whether another program is here; tests say so where they could not ask it.
@@ -119,7 +114,8 @@ fn certificates_are_renewed_for_the_same_keys() {
         std::fs::copy(path(file), old.join(file)).unwrap();
     }
     // What ends soon is said at a start.
-    let port = free_port();
+    let own = OwnPort::new();
+    let port = own.address.to_string();
     let router = ["--cluster-certs", &dir, "--workers", "1", "--wait-for-workers", "1"];
     let server = Server::start(&[&["--cluster-listen", &port][..], &router].concat());
     assert!(server.start.contains("ends on") && server.start.contains("--renew"), "{}", server.start);
@@ -142,8 +138,12 @@ fn certificates_are_renewed_for_the_same_keys() {
     }
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
     let shown = text(&run(&folder, &["certs", "show", &dir]).stdout);
-    assert!(shown.contains("router.example") && shown.contains("825 days: workers"), "{shown}");
-    let port = free_port();
+    // Whoever looks a moment later sees one that is no more whole.
+    let is_whole =
+        |shown: &str| ["825 days: workers", "824 days: workers"].iter().any(|days| shown.contains(days));
+    assert!(shown.contains("router.example") && is_whole(&shown), "{shown}");
+    let own = OwnPort::new();
+    let port = own.address.to_string();
     let mut server = Server::start(&[&["--cluster-listen", &port][..], &router].concat());
     assert!(!server.start.contains("--renew"), "{}", server.start);
     for (name, certs) in [("old", old.to_str().unwrap()), ("new", &dir)] {
@@ -206,7 +206,8 @@ fn another_library_believes_the_certificates() {
 fn workers_join_over_tls_and_no_byte_changes() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, other) = (certs(&folder, "certs", &[]), certs(&folder, "other", &[]));
-    let port = free_port();
+    let own = OwnPort::new();
+    let port = own.address.to_string();
     let secret = format!("https://{port}");
     // Without the file and without shared memory: control, weights and rows come over the network.
     let remote = ["--weights-from-router", "--no-shared-memory", "--name", "far"];
@@ -265,7 +266,8 @@ fn tokens_and_certificates_go_together() {
     for (asked, brought) in
         [(&["--cluster-certs", &dir][..], &["--certs", &dir][..]), (&shown, &["--tls-ca", &ca])]
     {
-        let port = free_port();
+        let own = OwnPort::new();
+        let port = own.address.to_string();
         let flags = ["--cluster-listen", &port, "--join-token", TOKEN, "--workers", "1"];
         let server = Server::start(&[&flags[..], asked].concat());
         let join = [&["--join", &port], brought].concat();
@@ -291,7 +293,7 @@ def hello(certificate):
     context.set_alpn_protocols(["h2"])
     if certificate:
         context.load_cert_chain(folder + "/worker.pem", folder + "/worker-key.pem")
-    with socket.create_connection((host, int(port)), timeout=20) as plain:
+    with socket.create_connection((host, int(port)), timeout=120) as plain:
         with context.wrap_socket(plain, server_hostname=host) as secret:
             return secret.version(), secret.selected_alpn_protocol(), secret.recv(9)
 version, protocol, settings = hello(True)
@@ -367,11 +369,18 @@ fn clients_are_answered_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let dir = certs(&folder, "certs", &[]);
     let (cert, key) = (format!("{dir}/router.pem"), format!("{dir}/router-key.pem"));
-    let server = Server::start(&["--tls-cert", &cert, "--tls-key", &key, "--header-seconds", "2"]);
+    let start =
+        |seconds| Server::start(&["--tls-cert", &cert, "--tls-key", &key, "--header-seconds", seconds]);
     // Somebody who never says anything, somebody who stops in the middle, and somebody in clear.
-    let silent = TcpStream::connect(server.address).unwrap();
-    let mut half = TcpStream::connect(server.address).unwrap();
-    std::io::Write::write_all(&mut half, &[22, 3, 1, 2, 0, 1, 0]).unwrap();
+    let slow = |server: &Server| {
+        let silent = TcpStream::connect(server.address).unwrap();
+        let mut half = TcpStream::connect(server.address).unwrap();
+        std::io::Write::write_all(&mut half, &[22, 3, 1, 2, 0, 1, 0]).unwrap();
+        [silent, half]
+    };
+    // Where they may be slow for as long as this takes, and where they may not.
+    let (server, hasty) = (start("600"), start("2"));
+    let _slow = slow(&server);
     let clear = server.get("/livez");
     assert_eq!(clear.status, 400, "{}", clear.head);
     assert!(clear.text().contains("https://"), "{}", clear.text());
@@ -394,7 +403,7 @@ fn clients_are_answered_over_tls() {
         let script = r#"
 import ssl, sys, urllib.request
 context = ssl.create_default_context(cafile=sys.argv[1] + "/ca.pem")
-print(urllib.request.urlopen("https://" + sys.argv[2] + "/v1/models", context=context, timeout=20).read().decode())
+print(urllib.request.urlopen("https://" + sys.argv[2] + "/v1/models", context=context, timeout=120).read().decode())
 "#;
         let address = server.address.to_string();
         let output = Command::new("python3").args(["-c", script, &dir, &address]).output().expect("it runs");
@@ -402,12 +411,11 @@ print(urllib.request.urlopen("https://" + sys.argv[2] + "/v1/models", context=co
         assert!(text(&output.stdout).contains("\"demo\""), "{}", text(&output.stdout));
     }
     let since = Instant::now();
-    for mut slow in [silent, half] {
+    for mut slow in slow(&hasty) {
         slow.set_read_timeout(Some(PATIENCE)).unwrap();
         // An alert may come first.
         let ended = std::io::Read::read_to_end(&mut slow, &mut Vec::new());
         assert!(ended.is_ok() || since.elapsed() < PATIENCE, "{ended:?}");
     }
     assert!(since.elapsed() < PATIENCE / 2, "given up after {:?}", since.elapsed());
-    assert!(since.elapsed() < Duration::from_secs(60));
 }

@@ -9,6 +9,7 @@ use gaterail_cluster::exchange::{
 };
 
 use super::frames::{self, expect_answer, send, soon};
+use super::suite::{SLACK, soon_enough};
 
 const OFFER: &str = "GATERAIL_TEST_OFFER";
 const MAX: u64 = 1_000_000;
@@ -99,9 +100,12 @@ fn sleepers_are_woken() {
         expect_answer(&mut router, call, 64);
         start.elapsed()
     };
-    let mut rounds: Vec<Duration> = (0..200).map(&mut round).collect();
-    rounds.sort();
-    assert!(rounds[100] < Cut::LATENCY_MAX / 2, "half of all rounds take more than {:?}", rounds[100]);
+    let mut calls = 0..;
+    soon_enough("half of all rounds", Cut::LATENCY_MAX / 2, || {
+        let mut rounds: Vec<Duration> = calls.by_ref().take(200).map(&mut round).collect();
+        rounds.sort();
+        rounds[100]
+    });
     drop(child);
 }
 
@@ -109,19 +113,21 @@ fn sleepers_are_woken() {
 #[test]
 fn a_killed_process_is_noticed() {
     for waiting in 0..3 {
-        let (mut router, mut child) = answering_process(waiting);
-        send(&mut router, FrameKind::Call, 1, 1000).unwrap();
-        expect_answer(&mut router, 1, 1000);
-        let start = Instant::now();
-        child.0.kill().expect("a living process");
-        let outcome = router.receive(&mut FrameBody::default(), soon());
-        assert!(matches!(outcome, Err(ChannelError::Closed)), "{outcome:?}");
-        let took = start.elapsed();
-        assert!(took < Cut::LATENCY_MAX + Duration::from_millis(400), "{took:?}");
-        // A full channel to a dead process as well.
-        let ended = (0..1000).find_map(|call| send(&mut router, FrameKind::Call, call, 100_000).err());
-        assert!(matches!(ended, Some(ChannelError::Closed)), "{ended:?}");
-        child.0.wait().expect("an end");
+        soon_enough("kill -9", Cut::LATENCY_MAX + SLACK, || {
+            let (mut router, mut child) = answering_process(waiting);
+            send(&mut router, FrameKind::Call, 1, 1000).unwrap();
+            expect_answer(&mut router, 1, 1000);
+            let start = Instant::now();
+            child.0.kill().expect("a living process");
+            let outcome = router.receive(&mut FrameBody::default(), soon());
+            assert!(matches!(outcome, Err(ChannelError::Closed)), "{outcome:?}");
+            let took = start.elapsed();
+            // A full channel to a dead process as well.
+            let ended = (0..1000).find_map(|call| send(&mut router, FrameKind::Call, call, 100_000).err());
+            assert!(matches!(ended, Some(ChannelError::Closed)), "{ended:?}");
+            child.0.wait().expect("an end");
+            took
+        });
     }
 }
 

@@ -10,7 +10,21 @@ use super::frames::{self, Numbers, expect, expect_answer, send, soon};
 /// A body of a few hundred rows.
 const MAX: usize = 1_500_000;
 /// What a machine with other work may add to a wait.
-const SLACK: Duration = Duration::from_millis(400);
+pub const SLACK: Duration = Duration::from_millis(400);
+/// Where it adds more, it is asked again, so often.
+const TRIES: usize = 10;
+
+/// The quickest of several times is below `most`: where this process stood still, the time says nothing of who is slow.
+pub fn soon_enough(what: &str, most: Duration, mut take: impl FnMut() -> Duration) {
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        quickest = quickest.min(take());
+        if quickest < most {
+            return;
+        }
+    }
+    panic!("{what}: {quickest:?} at least, where {most:?} are enough");
+}
 
 macro_rules! over {
     ($($ends:ident),*) => { $(mod $ends {
@@ -102,10 +116,13 @@ pub fn deadlines(ends: fn(u64) -> Ends) {
     let (mut router, mut worker) = ends(1000);
     let mut body = FrameBody::default();
     for wait in [0, 1, 30, 100].map(Duration::from_millis) {
-        let start = Instant::now();
-        let outcome = router.receive(&mut body, start + wait);
-        assert!(matches!(outcome, Err(ChannelError::Deadline)), "{outcome:?}");
-        assert!((wait..wait + SLACK).contains(&start.elapsed()), "{:?} for {wait:?}", start.elapsed());
+        soon_enough("a deadline", wait + SLACK, || {
+            let start = Instant::now();
+            let outcome = router.receive(&mut body, start + wait);
+            assert!(matches!(outcome, Err(ChannelError::Deadline)), "{outcome:?}");
+            assert!(start.elapsed() >= wait, "{:?} for {wait:?}", start.elapsed());
+            start.elapsed()
+        });
     }
     send(&mut *worker, FrameKind::Reply, 1, 1000).unwrap();
     expect(&mut *router, FrameKind::Reply, 1, 1000);
@@ -118,20 +135,29 @@ pub fn a_deadline_that_is_over(ends: fn(u64) -> Ends) {
     send(&mut *worker, FrameKind::Reply, 2, 1000).unwrap();
     expect(&mut *router, FrameKind::Reply, 1, 1000);
     // The second may still be on its way.
-    std::thread::sleep(Duration::from_millis(100));
-    let mut body = FrameBody::default();
-    assert_eq!(router.receive(&mut body, Instant::now()).unwrap().call, 2);
+    let (mut body, until) = (FrameBody::default(), soon());
+    let header = loop {
+        match router.receive(&mut body, Instant::now() - SLACK) {
+            Err(ChannelError::Deadline) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => break outcome.unwrap(),
+        }
+    };
+    assert_eq!(header.call, 2);
 }
 
 /// A reader that does not read: the writer is stopped, nothing is lost, and it goes on when there is room.
 pub fn a_full_channel(ends: fn(u64) -> Ends) {
     let (mut router, mut worker) = ends(10_000);
     let header = frames::header(FrameKind::Call, 0);
-    let mut sent = 0;
+    let (mut sent, mut late) = (0, 0);
     let stopped = loop {
         let header = gaterail_cluster::exchange::Header { call: sent, ..header };
         match router.send(&header, &[&frames::body(sent, 10_000)], Instant::now() + SLACK) {
             Ok(()) => sent += 1,
+            // Where this process stood still for as long as that, there is room still.
+            Err(ChannelError::Deadline) if late < 2 => late += 1,
             Err(error) => break error,
         }
         assert!(sent < 10_000, "no bound");
@@ -153,7 +179,7 @@ pub fn a_full_channel(ends: fn(u64) -> Ends) {
 }
 
 pub fn cuts(ends: fn(u64) -> Ends) {
-    let wait = |what: &str, mut work: Box<dyn FnMut() -> ChannelError>, cut: Cut| {
+    let wait = |mut work: Box<dyn FnMut() -> ChannelError>, cut: Cut| {
         let after = Duration::from_millis(60);
         let start = Instant::now();
         let cutter = std::thread::spawn(move || {
@@ -161,33 +187,40 @@ pub fn cuts(ends: fn(u64) -> Ends) {
             cut.now();
         });
         let ended = work();
-        assert!(matches!(ended, ChannelError::Closed), "{what}: {ended:?}");
+        assert!(matches!(ended, ChannelError::Closed), "{ended:?}");
         let took = start.elapsed();
-        assert!((after..after + Cut::LATENCY_MAX + SLACK).contains(&took), "{what}: {took:?}");
-        assert!(matches!(work(), ChannelError::Closed), "{what}: it stays cut");
+        assert!(took >= after, "{took:?}: before it was cut");
+        assert!(matches!(work(), ChannelError::Closed), "it stays cut");
         cutter.join().unwrap();
+        took - after
     };
-    let (mut router, worker) = ends(100_000);
-    let cut = router.cut();
-    let receive = move || {
-        let outcome = router.receive(&mut FrameBody::default(), soon());
-        outcome.expect_err("nothing was sent")
-    };
-    wait("receive", Box::new(receive), cut);
-    drop(worker);
-
-    let (mut router, worker) = ends(100_000);
-    let cut = router.cut();
-    let fill = move || {
-        (0..100_000)
-            .find_map(|call| send(&mut *router, FrameKind::Call, call, 100_000).err())
-            .expect("a bound")
-    };
-    wait("send", Box::new(fill), cut);
-    drop(worker);
+    soon_enough("receive", Cut::LATENCY_MAX + SLACK, || {
+        let (mut router, _worker) = ends(100_000);
+        let cut = router.cut();
+        let receive = move || {
+            let outcome = router.receive(&mut FrameBody::default(), soon());
+            outcome.expect_err("nothing was sent")
+        };
+        wait(Box::new(receive), cut)
+    });
+    soon_enough("send", Cut::LATENCY_MAX + SLACK, || {
+        let (mut router, _worker) = ends(100_000);
+        let cut = router.cut();
+        let fill = move || {
+            (0..100_000)
+                .find_map(|call| send(&mut *router, FrameKind::Call, call, 100_000).err())
+                .expect("a bound")
+        };
+        wait(Box::new(fill), cut)
+    });
 }
 
 pub fn a_dropped_peer(ends: fn(u64) -> Ends) {
+    soon_enough("after the last frame", Cut::LATENCY_MAX + SLACK, || dropped_behind_frames(ends));
+    soon_enough("while somebody waits", Cut::LATENCY_MAX + SLACK, || dropped_while_somebody_waits(ends));
+}
+
+fn dropped_behind_frames(ends: fn(u64) -> Ends) -> Duration {
     let (mut router, mut worker) = ends(10_000);
     send(&mut *worker, FrameKind::Reply, 0, 10_000).unwrap();
     send(&mut *worker, FrameKind::Reply, 1, 10).unwrap();
@@ -199,19 +232,22 @@ pub fn a_dropped_peer(ends: fn(u64) -> Ends) {
     assert!(matches!(outcome, Err(ChannelError::Closed)), "{outcome:?}");
     let refused = (0..1000).find_map(|call| send(&mut *router, FrameKind::Call, call, 10_000).err());
     assert!(matches!(refused, Some(ChannelError::Closed)), "{refused:?}");
-    assert!(start.elapsed() < Cut::LATENCY_MAX + SLACK, "{:?}", start.elapsed());
+    start.elapsed()
+}
 
-    // While somebody waits.
+fn dropped_while_somebody_waits(ends: fn(u64) -> Ends) -> Duration {
+    let after = Duration::from_millis(60);
     let (mut router, worker) = ends(10_000);
     let dropper = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(60));
+        std::thread::sleep(after);
         drop(worker);
     });
     let start = Instant::now();
     let outcome = router.receive(&mut FrameBody::default(), soon());
     assert!(matches!(outcome, Err(ChannelError::Closed)), "{outcome:?}");
-    assert!(start.elapsed() < Duration::from_millis(60) + Cut::LATENCY_MAX + SLACK, "{:?}", start.elapsed());
+    let took = start.elapsed().saturating_sub(after);
     dropper.join().unwrap();
+    took
 }
 
 /// Calls of random sizes, up to three on their way, in parts of random sizes: the same bytes arrive over every channel.

@@ -61,18 +61,22 @@ mod tests {
     #[tokio::test]
     async fn a_loop_that_is_held_up_stands_still() {
         let pulse = Arc::new(Pulse::default());
-        let still = || pulse.stands_still(Instant::now());
-        assert!(!still(), "nobody is there to be heard");
+        let felt = || pulse.start + Duration::from_millis(pulse.felt.load(Ordering::Relaxed));
+        assert!(!pulse.stands_still(felt() + LATE), "nobody is there to be heard");
         pulse.begin();
+        let first = felt();
         // One thread, and it is held up.
-        std::thread::sleep(LATE + BEAT);
-        assert!(still());
-        assert!(!pulse.stands_still(Instant::now() + GONE), "for ever");
+        std::thread::sleep(2 * BEAT);
+        assert_eq!(felt(), first);
+        assert!(!pulse.stands_still(first + LATE - Duration::from_millis(1)), "soon");
+        assert!(pulse.stands_still(first + LATE) && pulse.stands_still(first + GONE / 2));
+        assert!(!pulse.stands_still(first + GONE), "for ever");
         let moved = async {
-            while still() {
+            while felt() == first {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(60), moved).await.expect("it moves again");
+        assert!(!pulse.stands_still(felt()));
     }
 }

@@ -57,31 +57,40 @@ async fn who_does_not_fit_is_told_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_takes_too_long_or_comes_too_much_is_sent_away() {
-    let mut options = options(1);
-    options.limits = ClusterLimits {
-        workers_max: 2,
-        register_time_max: Duration::from_millis(300),
-        exchange_time_max: Duration::from_millis(300),
-        ..options.limits
+    // A router for each limit: whoever is not to meet it has time.
+    let limited = |limits: ClusterLimits| {
+        let options = ClusterOptions { limits, ..options(1) };
+        async { Router::start(&fixture(), Precision::Int4, options, None, loopback()).await }
     };
-    let (router, _runner) = Router::start(&fixture(), Precision::Int4, options, None, loopback()).await;
+    let short = Duration::from_millis(300);
+    let limits = || ClusterLimits {
+        workers_max: 2,
+        register_time_max: PATIENCE,
+        exchange_time_max: PATIENCE,
+        ..ClusterLimits::default()
+    };
     // Never registers.
+    let (router, _runner) = limited(ClusterLimits { register_time_max: short, ..limits() }).await;
     let (say, said) = mpsc::channel::<FromWorker>(1);
     let refused = client(router.address).await.join(from_queue(said)).await.expect_err("silence");
     assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused:?}");
     drop(say);
+    router.stop().await;
     // Registers, and never lets rows travel.
+    let (router, _runner) = limited(ClusterLimits { exchange_time_max: short, ..limits() }).await;
     let mut slow = ByHand::join(router.address, register(2)).await.unwrap();
     slow.session().await;
     assert_eq!(slow.next().await.expect_err("too late").code(), Code::DeadlineExceeded);
+    router.stop().await;
     // Claims memory that was not offered: it named no host.
+    let (router, _runner) = limited(limits()).await;
     let mut liar = ByHand::join(router.address, register(3)).await.unwrap();
     let session = liar.session().await;
     let chosen = What::Exchange(ExchangeChosen { shared_memory: true, packed: Vec::new() });
     liar.say.send(FromWorker { what: Some(chosen) }).await.unwrap();
     assert_eq!(liar.next().await.expect_err("a lie").code(), Code::InvalidArgument);
     // Its session is over with it.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let mut request = Request::new(ExpertsRequest::default());
         request.metadata_mut().insert("gaterail-session", session.parse().unwrap());

@@ -1,5 +1,8 @@
 //! Workers that die, hang, leave, or lose their router.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -11,25 +14,32 @@ async fn a_worker_that_is_killed_is_done_without_and_comes_again() {
     let first = router.serving(2).await.epoch;
     let (runner, split) = run(runner, fixture()).await;
     assert!(split == alone, "before");
-    // In the middle of many steps.
+    // In the middle of many steps: they begin before it dies, and go on until another has come.
+    let (came, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counted, ends) = (came.clone(), over.clone());
     let stepping = tokio::spawn(async move {
-        let mut runner = runner;
-        let mut all = Vec::new();
-        for _ in 0..10 {
+        let (mut runner, mut all) = (runner, Vec::new());
+        while !ends.load(Ordering::Relaxed) {
             let (next, logits) = run(runner, fixture()).await;
             runner = next;
             all.push(logits);
+            counted.fetch_add(1, Ordering::Relaxed);
         }
         (runner, all)
     });
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while came.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < deadline, "no steps");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     one.kill().await;
     let status = router.serving(1).await;
     assert!(status.epoch > first);
     let three = RunningWorker::start(worker_options(&[router.address], "three"));
+    let status = router.serving(2).await;
+    over.store(true, Ordering::Relaxed);
     let (runner, all) = stepping.await.unwrap();
     assert!(all.iter().all(|logits| *logits == alone), "while it died");
-    let status = router.serving(2).await;
     assert_eq!(
         status.workers.iter().map(|worker| worker.name.as_str()).collect::<Vec<_>>(),
         ["two", "three"]
@@ -44,7 +54,8 @@ async fn a_worker_that_is_killed_is_done_without_and_comes_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_worker_is_dismissed() {
     let mut options = options(1);
-    options.policy.silence_max = Duration::from_millis(400);
+    // Long enough that whoever is only held up is heard again.
+    options.policy.silence_max = Duration::from_secs(3);
     let (router, _runner) = Router::start(&fixture(), Precision::Int4, options, None, loopback()).await;
     let mut hand = ByHand::join(router.address, register(1)).await.unwrap();
     let session = hand.session().await;
@@ -54,7 +65,9 @@ async fn a_silent_worker_is_dismissed() {
     let mut request = Request::new(tonic::codegen::tokio_stream::pending());
     request.metadata_mut().insert("gaterail-session", session.parse().unwrap());
     let _exchange = hand.client.exchange(request).await.unwrap();
+    let beats = hand.beats();
     router.until("there", |status| status.workers.len() == 1).await;
+    beats.abort();
     loop {
         match hand.next().await {
             Ok(Some(ToWorker::Prepare(_))) => {}
@@ -80,13 +93,7 @@ async fn a_worker_that_lives_and_computes_nothing_is_done_without() {
     let mut request = Request::new(tonic::codegen::tokio_stream::pending());
     request.metadata_mut().insert("gaterail-session", session.parse().unwrap());
     let _exchange = hung.client.exchange(request).await.unwrap();
-    let say = hung.say.clone();
-    let beats = tokio::spawn(async move {
-        let beat = || Some(What::Heartbeat(Heartbeat { calls: 0, held_bytes: 1 }));
-        while say.send(FromWorker { what: beat() }).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
+    let beats = hung.beats();
     let say = hung.say.clone();
     let answers = tokio::spawn(async move {
         loop {
@@ -116,7 +123,8 @@ async fn a_worker_that_lives_and_computes_nothing_is_done_without() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_outlives_its_router() {
-    let (first, runner) = router(1).await;
+    let port = OwnPort::new();
+    let (first, runner) = Router::start(&fixture(), Precision::Int4, options(1), None, port.address).await;
     let address = first.address;
     let worker = RunningWorker::start(worker_options(&[address], "faithful"));
     let id = first.serving(1).await.workers[0].id.clone();

@@ -104,7 +104,7 @@ fn a_stored_token_is_not_sent_in_the_open() {
 #[test]
 fn it_is_said_before_the_token_goes_in_the_open() {
     // No request gets through to a closed port, so that the note came before one that did.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_socket, closed) = closed_port();
     let endpoint = format!("http://0.0.0.0:{}", closed.port());
     let mut rig = Rig::new(&single(5000));
     rig.config = config(&endpoint, rig.home.path(), &[("HF_TOKEN", "hf_secret")]);

@@ -54,8 +54,7 @@ fn unknown_models_and_revisions_are_told_apart() {
 fn without_a_network_it_says_so() {
     let mut rig = Rig::new(&single(5000));
     rig.pull().unwrap();
-    // A port where nothing listens.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_socket, closed) = closed_port();
     rig.config.endpoint = format!("http://{closed}");
     let snapshot = rig.snapshot();
     check_error(rig.pull(), &["cannot be reached", "HF_HUB_OFFLINE=1", snapshot.to_str().unwrap()]);

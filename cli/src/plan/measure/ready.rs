@@ -106,7 +106,7 @@ mod tests {
             });
         }
         let mut all: Vec<usize> =
-            (0..2).map(|_| told.recv_timeout(Duration::from_secs(30)).expect("nobody hangs")).collect();
+            (0..2).map(|_| told.recv_timeout(Duration::from_secs(120)).expect("nobody hangs")).collect();
         all.sort_unstable();
         assert_eq!(all, [2, 3]);
     }
