@@ -67,8 +67,10 @@ pub fn claim(card: &Card) -> Option<Claim> {
 
 /// Whether a worker has it. Looking takes nothing from whoever takes it at this moment.
 fn is_taken(card: &Card) -> bool {
-    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect_addr(&name(card)?));
-    asked.is_ok()
+    let Ok(name) = name(card) else { return false };
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect_addr(&name));
+    // Somebody may have the name who wants to hear nothing.
+    !matches!(asked, Err(error) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn name(card: &Card) -> std::io::Result<SocketAddr> {

@@ -61,6 +61,8 @@ pub fn load(
     }
     let options =
         RunnerOptions { rows_max: ROWS_MAX, positions: room.positions, shards: Vec::new(), precision, kv };
-    let runner = Runner::from_checkpoint(spec, &checkpoint, device, &options, &mut |_| {})?;
+    let mut runner = Runner::from_checkpoint(spec, &checkpoint, device, &options, &mut |_| {})?;
+    // All rows say which experts they chose, in every layer.
+    runner.keep_all();
     Ok(runner.wrap_experts(Recorded::new))
 }

@@ -76,8 +76,9 @@ impl MemoryPlan {
         let trunk = roles.values().fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
         let holders = team.spawn + usize::from(config.workers.local);
         let all = experts.saturating_mul(u64::from(config.workers.copies).min(holders as u64));
-        // Cards take what they can, and the machine's memory what is left of it.
-        let room = cards.iter().flatten().fold(0u64, |sum, card| sum.saturating_add(card.memory));
+        // Cards take what they can, one copy of each expert at most, and the machine's memory what is left of it.
+        let room =
+            cards.iter().flatten().fold(0u64, |sum, card| sum.saturating_add(card.memory.min(experts)));
         let shares_cores = config.workers.local || cards.contains(&None);
         let burden = Burden {
             processes: team.spawn,

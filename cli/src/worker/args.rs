@@ -76,7 +76,7 @@ pub struct WorkerArgs {
 
     /// Where to compute: cpu, cuda:N (cuda is the first), or auto: the first card that no other worker has, else the CPU. A
     /// card computes experts in 4 and 8 bits
-    #[arg(long, value_name = "DEVICE", env = "GATERAIL_DEVICE", value_parser = device::parse, default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", env = "GATERAIL_DEVICE", value_parser = device::parse, default_value = "cpu")]
     pub device: DeviceArg,
 
     /// Where packed weights are kept for the next start: off, auto (the user's cache folder) or a folder

@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use args::{WorkerArgs, read_token, usual_memory};
 
-use crate::cards::{self, Chosen, Claim};
+use crate::cards::{self, Chosen, Claim, Found};
 use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::progress::bytes_text;
@@ -100,8 +100,15 @@ async fn until_signal(mut end: Signal, mut interrupt: Signal, notes: Notes) {
 /// it at once, and `auto` says what it comes to.
 fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Claim)>, CliError> {
     let open = |card: &Card| CudaDevice::open(card.properties.ordinal).map_err(KernelError::from);
+    let mut lost = Vec::new();
     loop {
-        let here = if asked == DeviceArg::Cpu { Ok(Vec::new()) } else { cards::look() };
+        let mut here = if asked == DeviceArg::Cpu { Ok(Vec::new()) } else { cards::look() };
+        // Each is tried once, so that this ends.
+        for (ordinal, found) in here.iter_mut().flatten().enumerate() {
+            if lost.contains(&ordinal) {
+                *found = Found::Taken;
+            }
+        }
         let chosen = cards::choose(&[asked], &here).map_err(CliError::Refused)?;
         let Some(Chosen { card, why }) = chosen.into_iter().next() else { return Ok(None) };
         let said =
@@ -111,7 +118,10 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
             return Ok(None);
         };
         // Somebody may have been faster.
-        let Some(claim) = cards::claim(&card) else { continue };
+        let Some(claim) = cards::claim(&card) else {
+            lost.push(card.properties.ordinal);
+            continue;
+        };
         return match open(&card) {
             Ok(gpu) => {
                 said(why);
@@ -127,9 +137,11 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
 }
 
 fn options(args: &WorkerArgs, gpu: Option<Arc<CudaDevice>>, notes: Notes) -> Result<WorkerOptions, CliError> {
-    let memory = match args.memory {
-        Some(bytes) => bytes,
-        None => free_memory(gpu.as_deref())?,
+    let memory = match (args.memory, &gpu) {
+        (Some(bytes), None) => bytes,
+        // A card has what it has.
+        (Some(bytes), Some(gpu)) => bytes.min(free_memory(Some(gpu))?),
+        (None, gpu) => free_memory(gpu.as_deref())?,
     };
     let threads = args.threads;
     Ok(WorkerOptions {

@@ -76,6 +76,11 @@ impl Search {
         Found { search: self, plan, misfit }
     }
 
+    /// The answer of whoever could not look.
+    pub fn nothing(self) -> Found {
+        Found { search: self, plan: Plan::Nothing, misfit: None }
+    }
+
     fn hot(&self, gain_min: f64) -> Option<Placement> {
         let (case, all) = (&self.case, &self.asked.all);
         let (current, hits) = (case.current.as_deref()?, case.popularity.as_ref()?);

@@ -65,7 +65,7 @@ impl Step {
 
 impl Shape {
     /// The rows of a step that meet experts in a sparse layer: in the last one, behind its keys and values, those whose logits are
-    /// wanted. (Models end with a sparse layer; that attention narrows there, too, is a percent and left out.)
+    /// wanted. (Models end with a sparse layer; that attention narrows there, too, is left out: less than one layer of them all.)
     pub fn rows(&self, layer: usize, step: Step) -> u32 {
         if layer + 1 == self.layers.len() { step.sequences.min(step.rows) } else { step.rows }
     }

@@ -68,7 +68,7 @@ impl Cursor {
         let times = lane.times().clone();
         let _clock = LaneTimes::clock(&times.ends_ns);
         (self.rows, self.wanted, self.layer, self.done) = (batch.rows.len(), batch.logits.len(), 0, false);
-        self.narrows = self.wanted < self.rows;
+        self.narrows = self.wanted < self.rows && !lane.keeps_all;
         if self.work.logits.len() < self.wanted * spec.vocab {
             self.work.logits = Buffer::zeros(lane.stream().device(), self.wanted * spec.vocab)?;
         }

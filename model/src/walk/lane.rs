@@ -21,6 +21,8 @@ pub struct Lane {
     pub(super) kv: KvCache,
     stream: Stream,
     times: Arc<LaneTimes>,
+    /// Whether rows whose logits nobody wants go through all of the last layer, too.
+    pub(super) keeps_all: bool,
 }
 
 impl Lane {
@@ -33,7 +35,7 @@ impl Lane {
         pages: usize,
     ) -> Result<Lane, KernelError> {
         let kv = KvCache::new(&spec, device, form, pages)?;
-        Ok(Lane { spec, weights, kv, stream: Stream::new(device), times: Arc::default() })
+        Ok(Lane { spec, weights, kv, stream: Stream::new(device), times: Arc::default(), keeps_all: false })
     }
 
     pub fn stream(&self) -> &Stream {
@@ -43,6 +45,11 @@ impl Lane {
     /// Where its time goes.
     pub fn times(&self) -> &Arc<LaneTimes> {
         &self.times
+    }
+
+    /// Lets rows whose logits nobody wants go through all of the last layer, too: for whoever looks at what layers do.
+    pub fn keep_all(&mut self) {
+        self.keeps_all = true;
     }
 
     /// Copies pages of KV, one after the other.

@@ -163,6 +163,11 @@ impl<E: ExpertLayer> Runner<E> {
         &mut self.experts
     }
 
+    /// Lets rows whose logits nobody wants go through all of the last layer, too: for whoever looks at what layers do.
+    pub fn keep_all(&mut self) {
+        self.lanes[0].keep_all();
+    }
+
     /// Pages of KV over all sequences.
     pub fn pages(&self) -> usize {
         self.lanes[0].kv.pool.total()

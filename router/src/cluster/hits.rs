@@ -88,7 +88,8 @@ impl Heat {
             left = rest;
             let mean = hits.iter().sum::<f64>() / hits.len().max(1) as f64;
             let hottest = (0..at.experts).max_by(|a, b| hits[*a as usize].total_cmp(&hits[*b as usize]));
-            let Some(expert) = hottest.filter(|_| mean > 0.0) else { continue };
+            // A layer that few rows reach, as the last one, says nothing yet.
+            let Some(expert) = hottest.filter(|_| mean >= HITS_MIN) else { continue };
             let times_mean = hits[expert as usize] / mean;
             experts.push(HotExpert { layer: at.layer.0, expert, times_mean });
             sum += times_mean;

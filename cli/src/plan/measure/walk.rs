@@ -126,6 +126,8 @@ impl Kind {
         let spec = Arc::new(self.spec.clone());
         let weights = Arc::new(blank.trunk(device, &spec)?);
         let mut lane = Lane::new(spec, weights, device, kv, pages)?;
+        // None of these layers stands for the last one alone.
+        lane.keep_all();
         let mut cursor = Cursor::new(LaneId(0), &lane, rows as usize)?;
         let (until, mut found) = (Instant::now() + time, Vec::<Vec<Walked>>::new());
         for turn in 0..TURNS {

@@ -5,7 +5,9 @@ use gaterail_model::spec::ModelSpec;
 use gaterail_model::weights::{Precision, packs_experts};
 
 use super::share::CardRoom;
-use crate::cards::{self, Chosen, Found, Here};
+use gaterail_kernels::cuda::Card;
+
+use crate::cards::{self, Found, Here};
 use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::terminal;
@@ -55,24 +57,39 @@ pub fn cards_of(
         return Ok(vec![None; devices.len()]);
     }
     let packs = packs_experts(spec, checkpoint, precision);
-    let here: Here = match cards::look() {
+    let mut here: Here = match cards::look() {
         Ok(found) if !packs && found.iter().any(|card| matches!(card, Found::Free(_))) => {
             Err(PLAIN.to_string())
         }
         here => here,
     };
     let refused = |why| CliError::Refused(format!("--worker-devices: {why}"));
-    let chosen = cards::choose(devices, &here).map_err(refused)?;
+    let (chosen, rooms) = loop {
+        let chosen = cards::choose(devices, &here).map_err(refused)?;
+        let rooms: Vec<_> = chosen.iter().map(|at| at.card.as_ref().map(room).transpose()).collect();
+        // A card that cannot be opened is none for who takes what there is: each is tried once.
+        let mut passed = false;
+        for ((room, at), device) in rooms.iter().zip(&chosen).zip(devices) {
+            if let (Err(error), Some(card), DeviceArg::Auto, Ok(found)) = (room, &at.card, device, &mut here)
+            {
+                found[card.properties.ordinal] = Found::Unfit(error.to_string());
+                passed = true;
+            }
+        }
+        if !passed {
+            break (chosen, rooms);
+        }
+    };
     for (worker, at) in chosen.iter().enumerate() {
         if let Some(why) = &at.why {
             terminal::note(&terminal::visible(&format!("gaterail: worker-{worker} computes on {why}")));
         }
     }
-    let room = |Chosen { card, .. }: Chosen| {
-        let Some(card) = card else { return Ok(None) };
-        Ok(Some(CardRoom { ordinal: card.properties.ordinal, memory: cards::room(&card)? }))
-    };
-    chosen.into_iter().map(room).collect()
+    rooms.into_iter().collect()
+}
+
+fn room(card: &Card) -> Result<CardRoom, CliError> {
+    Ok(CardRoom { ordinal: card.properties.ordinal, memory: cards::room(card)? })
 }
 
 #[cfg(test)]

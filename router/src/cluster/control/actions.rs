@@ -1,6 +1,7 @@
 //! What the roster wants done, done: messages to workers, plans to the engine, words for the operator.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::membership::{Action, Case, Event, Search};
@@ -111,9 +112,17 @@ impl Control {
     /// Looks for a plan on a thread of its own, beside deaths and heartbeats; `Input::Found` says what came of it. Gives the search back
     /// where there is no thread.
     fn search(&self, search: Box<Search>) -> Result<(), Box<Search>> {
-        let (inputs, copy) = (self.inputs.clone(), search.clone());
+        let (inputs, copy, notes) = (self.inputs.clone(), search.clone(), self.notes.clone());
         let work = move || {
-            let found = Box::new(copy.found());
+            // Whoever waits for an answer gets one.
+            let nothing = copy.clone();
+            let found = catch_unwind(AssertUnwindSafe(|| copy.found())).unwrap_or_else(|_| {
+                notes.tell(
+                    "looking for a plan failed, which is a defect; what is served is served on".to_string(),
+                );
+                nothing.nothing()
+            });
+            let found = Box::new(found);
             if let Some(inputs) = inputs.upgrade() {
                 let _ = inputs.blocking_send(Input::Found(found));
             }

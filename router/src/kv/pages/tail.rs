@@ -64,6 +64,7 @@ impl Pages {
     /// they were.
     pub fn find_tails(&self, hit: &mut Hit, tails: &[Tail], most: usize) {
         hit.tail = None;
+        let mut pushed = false;
         for tail in tails {
             let found = hit.pages.len() * PAGE_POSITIONS;
             if tail.start != found || found + tail.positions > most || !self.has(tail) {
@@ -71,15 +72,18 @@ impl Pages {
             }
             if tail.positions == PAGE_POSITIONS {
                 hit.pages.push(tail.page);
-                self.count(hit);
+                pushed = true;
                 continue;
             }
             let page = &self.pages[tail.page as usize];
             let lone = page.holders == 0 && page.known.is_some();
-            // One that needs all pages would wait for one more for ever.
-            if !lone || most.div_ceil(PAGE_POSITIONS) < self.total() {
+            // One that needs all pages would wait for one more for ever. (Its last token is never found, so that it has one more.)
+            if !lone || (most + 1).div_ceil(PAGE_POSITIONS) < self.total() {
                 hit.tail = Some(TailHit { tail: *tail, lone });
             }
+        }
+        if pushed {
+            self.count(hit);
         }
     }
 
@@ -194,7 +198,7 @@ mod tests {
         let lone = hit(&pages, tail, 10).unwrap();
         assert!(lone.lone);
         // With two pages for its own it cannot have a third beside.
-        assert_eq!(hit(&pages, tail, 65), None);
+        assert_eq!((hit(&pages, tail, 64), hit(&pages, tail, 65)), (None, None));
         assert_eq!(pages.take_tail(lone), Some(Taken::ToCopy(page)));
         pages.release(vec![page]);
         pages.forget_tail(tail);

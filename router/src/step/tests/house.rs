@@ -57,7 +57,8 @@ pub(super) struct House {
 impl House {
     pub(super) fn new(pages: usize, limits: EngineLimits, rows_max: usize) -> House {
         let kv = vec![0; pages * PAGE_POSITIONS];
-        let runner = Twin { kv, rows_max, logits: Vec::new(), failing: Vec::new(), steps: 0, rows: 0 };
+        let runner =
+            Twin { kv, rows_max, logits: Vec::new(), failing: Vec::new(), steps: 0, rows: 0, below: (0, 0) };
         let parts = EngineParts { runner, tokenizer: None, stop_ids: vec![STOP] };
         let core = Core::new(parts, limits);
         House { core, clients: Vec::new(), context: pages * PAGE_POSITIONS, now: Instant::now() }

@@ -50,6 +50,8 @@ pub(super) struct Twin {
     pub(super) failing: Vec<u64>,
     pub(super) steps: u64,
     pub(super) rows: u64,
+    /// Of those the ones at positions below this.
+    pub(super) below: (u32, u64),
 }
 
 impl Model for Twin {
@@ -76,6 +78,8 @@ impl Model for Twin {
     fn step(&mut self, batch: &Batch) -> Result<&mut [f32], StepError> {
         self.steps += 1;
         self.rows += batch.rows.len() as u64;
+        let (below, count) = &mut self.below;
+        *count += batch.rows.iter().filter(|row| row.position < *below).count() as u64;
         assert!(batch.rows.len() <= self.rows_max);
         self.logits.clear();
         for copy in &batch.copies {
