@@ -151,37 +151,43 @@ def top(scores, ids, k):
     return sorted(ids, key=key)[:k]
 
 
-def gate(logits, k, score, correction=None, groups=None, normalise=False, scaling=1.0):
-    """`score`: softmax, sigmoid or selected (softmax over the selected). `groups`: (count, taken, "max" or "two").
+def gate(logits, k, score, correction=None, groups=None, normalise=None, scaling=1.0):
+    """(ids in order of selection, their weights).
 
-    The ids in order of selection, and their weights.
+    `score`: "softmax", "sigmoid", or one of the selected logits, "softmax_of_selected" or "sigmoid_of_selected".
+    `groups`: (count, taken, "largest" or "two"). `normalise`: what is added to the sum that divides, or None.
     """
     n = len(logits)
-    scores = {"softmax": softmax, "sigmoid": lambda x: [sigmoid(v) for v in x], "selected": list}[score](logits)
+    scores = logits
+    if score == "softmax":
+        scores = softmax(logits)
+    elif score == "sigmoid":
+        scores = [sigmoid(x) for x in logits]
     chosen_by = scores if correction is None else [add(s, c) for s, c in zip(scores, correction, strict=True)]
-    ids = list(range(n))
+    ids = range(n)
     if groups is not None:
         count, taken, rule = groups
         size = n // count
-        best = []
-        for g in range(count):
-            members = top(chosen_by, range(g * size, (g + 1) * size), 2)
-            value = chosen_by[members[0]]
-            if rule == "two" and len(members) > 1:
-                value = add(value, chosen_by[members[1]])
-            best.append(value)
+        best = [group_score(chosen_by, range(g * size, (g + 1) * size), rule) for g in range(count)]
         kept = set(top(best, range(count), taken))
         ids = [i for i in ids if i // size in kept]
     chosen = top(chosen_by, ids, k)
     weights = [scores[i] for i in chosen]
-    if score == "selected":
-        return chosen, softmax(weights)
-    if normalise:
-        s = total(weights)
-        if score == "sigmoid":
-            s = add(s, f32(Fraction(1, 10**20)))
-        weights = [div(w, s) for w in weights]
+    if score == "softmax_of_selected":
+        weights = softmax(weights)
+    elif score == "sigmoid_of_selected":
+        weights = [sigmoid(x) for x in weights]
+    if normalise is not None:
+        divisor = add(total(weights), normalise)
+        weights = [div(w, divisor) for w in weights]
     return chosen, [mul(w, scaling) for w in weights]
+
+
+def group_score(scores, members, rule):
+    members = top(scores, members, 2)
+    if rule == "largest" or len(members) == 1:
+        return scores[members[0]]
+    return add(scores[members[0]], scores[members[1]])
 
 
 # ------------------------------------------------------------------ 6. experts: canonical units and fixed point
