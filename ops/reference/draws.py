@@ -1,5 +1,6 @@
 """Random inputs from fixed seeds, the same in every Python, and how vectors are written."""
 
+import itertools
 import math
 import random
 
@@ -50,11 +51,27 @@ def down(x):
 
 
 def words(x):
-    return None if x is None else " ".join(f"{0x7FC00000 if math.isnan(v) else bits32(v):08x}" for v in x)
+    """binary32; every NaN is the same one. What no binary32 holds is a mistake."""
+    return None if x is None else runs(f"{0x7FC00000 if math.isnan(v) else bits32(exactly(f32, v)):08x}" for v in x)
 
 
 def halves(x):
-    return " ".join(f"{0x7E00 if math.isnan(v) else bits16(v):04x}" for v in x)
+    return runs(f"{0x7E00 if math.isnan(v) else bits16(exactly(f16, v)):04x}" for v in x)
+
+
+def signed(x):
+    """Integers of 8 bits."""
+    return runs(f"{v & 255:02x}" for v in x)
+
+
+def runs(x):
+    counted = ((word, len(list(same))) for word, same in itertools.groupby(x))
+    return " ".join(word if count == 1 else f"{word}*{count}" for word, count in counted)
+
+
+def exactly(form, x):
+    assert form(x) == x, x
+    return x
 
 
 def flat(rows):
@@ -62,4 +79,4 @@ def flat(rows):
 
 
 __all__ = ["INF", "NAN", "Draws", "bits16", "bits32", "down", "f16", "f32", "flat", "from16", "from32", "halves",
-           "up", "words"]
+           "signed", "up", "words"]

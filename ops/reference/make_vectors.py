@@ -3,8 +3,8 @@
     python make_vectors.py            # all files, two minutes on one core; needs nothing but Python
     python make_vectors.py gate pack  # some of them
 
-Floats are the bits of binary32 (8 hex digits) or binary16 (4), in strings of words; codes are strings of one or two
-hex digits each. Every case has a name. Results come from `arithmetic`, inputs from fixed seeds.
+Floats are the bits of binary32 (8 hex digits) or binary16 (4), integers of 8 bits have 2 digits, all in strings of
+words, where `w*n` is n times w; codes as stored are strings of digits. Every case has a name. Results come from `arithmetic`, inputs from fixed seeds.
 """
 
 import json

@@ -49,7 +49,7 @@ def functions():
     draws = Draws(3)
     limit = f32(88.72284)
     edges = [0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, limit, up(limit), down(limit), -104.0, up(-104.0), down(-104.0),
-             f32(-103.97207), f32(-103.97208), f32(-103.97209), f32(-87.33654), f32(-87.33655), 1e-45, -1e-45,
+             f32(-103.97207), f32(-103.97208), f32(-103.97209), f32(-87.33654), f32(-87.33655), f32(1e-45), f32(-1e-45),
              from32(1), from32(0x80000001), f32(1e-38), f32(3e38), f32(-3e38), 88.0, 88.5]
     # where n goes from one integer to the next
     ties = [f32((k + 0.5) * math.log(2)) for k in range(-150, 128, 7)]
@@ -117,15 +117,16 @@ def attention():
         yield attended(draws, f"long, {form}", form, k, v, rows + (longer if form == "f32" else []), f32(0.7))
         # where every position counts, and where one alone does
         for scale in (f32(0.01), 30.0):
-            k = [draws.values(33, -3, 1) for _ in range(40)]
-            v = [draws.values(17, -6, 1) for _ in range(40)]
-            few = [(39, 0, None), (39, 7, 0.0), (38, 37, None)]
+            k = [draws.values(33, -3, 1) for _ in range(28)]
+            v = [draws.values(17, -6, 1) for _ in range(28)]
+            few = [(27, 0, None), (27, 7, 0.0), (26, 25, None)]
             yield attended(draws, f"scaled by {scale}, {form}", form, k, v, few, scale)
         for odd in (INF, -INF, NAN, f32(3e38)):
             k, v = [draws.values(3) for _ in range(300)], [draws.values(2) for _ in range(300)]
+            k[45:250], v[45:250] = [[0.5] * 3] * 205, [[-0.25] * 2] * 205
             k[20][1], v[270][1] = odd, odd
             # before the odd key, with it, behind it, with the odd value
-            few = [(19, 0, 0.1), (20, 0, None), (25, 0, 0.1), (40, 21, None), (280, 21, None), (299, 10, 0.5)]
+            few = [(19, 0, 0.125), (20, 0, None), (25, 0, 0.125), (40, 21, None), (280, 21, None), (299, 10, 0.5)]
             yield attended(draws, f"{odd} somewhere, {form}", form, k, v, few, 1.0)
 
 
