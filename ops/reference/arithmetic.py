@@ -217,15 +217,16 @@ def activated(g, u, bias, w, activation):
     return [activation(x, y) for x, y in zip(g, u)]
 
 
-def expert_terms(a, down, unit, w, down_bias, product):
-    """Per column the terms of all units: `product(a_unit, row, first)`; `w` where the gate scales the output."""
-    columns = []
-    for h, row in enumerate(down):
-        terms = [product(a[f:f + unit], row, f) for f in range(0, len(a), unit)]
+def expert_terms(a, columns, unit, w, down_bias, product):
+    """Per column the terms of all units and of the bias: `product(a_unit, column, where the unit begins)`; `w` where the
+    gate scales the output."""
+    out = []
+    for h in columns:
+        terms = [product(a[f:f + unit], h, f) for f in range(0, len(a), unit)]
         if down_bias is not None:
             terms.append(down_bias[h])
-        columns.append([t if w is None else mul(w, t) for t in terms])
-    return columns
+        out.append([t if w is None else mul(w, t) for t in terms])
+    return out
 
 
 def combine(columns, fraction_bits):

@@ -189,7 +189,7 @@ def gates():
 def a_gate(name, logits, k, score, correction, groups, normalise, scale):
     ids, weights = text.gate(logits, k, score, correction, groups, normalise, scale)
     return {"name": f"{name}: {score}", "logits": words(logits), "top_k": k, "score": score,
-            "correction": words(correction), "groups": groups,
+            "correction": words(correction), "groups": groups and dict(zip(("count", "taken", "score"), groups)),
             "normalise": None if normalise is None else words([normalise]), "scale": words([scale]), "ids": ids,
             "weights": words(weights)}
 

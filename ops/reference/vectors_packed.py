@@ -140,7 +140,8 @@ def stored():
         values = [scaled(e2m1(c), e[i // 32]) for i, c in enumerate(codes)]
         d = [scaled(0.5, v) for v in e]
         yield a_stored(f"mxfp4, {name}", "mxfp4", 3, 64, values, blocks=nibbles(codes), exponents=bytes(e).hex(),
-                       packed=(d, None, [text.MXFP4_TABLE[c] for c in codes]))
+                       packed=(d, None, [text.MXFP4_TABLE[c] for c in codes]),
+                       scale_form=name[:3] if name != "NaN" else None)
     for form in ("q4_0", "q8_0"):
         blocks, values, scales, w = b"", [], [], []
         for _ in range(2 * 3):
@@ -187,11 +188,12 @@ def nibbles(codes):
     return bytes(codes[i] | codes[i + 1] << 4 for i in range(0, len(codes), 2)).hex()
 
 
-def a_stored(name, form, rows, cols, values, packed=None, **parts):
+def a_stored(name, form, rows, cols, values, packed=None, scale_form=None, **parts):
     case = {"name": name, "form": form, "rows": rows, "cols": cols, **parts, "values": words(values)}
     if packed:
         scales, offsets, w = packed
-        case["packed"] = {"scales": words(scales), "offsets": words(offsets), "integers": signed(w)}
+        case["packed"] = {"scales": words(scales), "offsets": words(offsets), "integers": signed(w),
+                          "scale_form": scale_form}
     return case
 
 
