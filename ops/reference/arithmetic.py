@@ -178,7 +178,10 @@ def gate(logits, k, score, correction=None, groups=None, normalise=None, scaling
     elif score == "sigmoid_of_selected":
         weights = [sigmoid(x) for x in weights]
     if normalise is not None:
-        divisor = add(total(weights), normalise)
+        divisor = 0.0
+        for w in weights:
+            divisor = add(divisor, w)
+        divisor = add(divisor, normalise)
         weights = [div(w, divisor) for w in weights]
     return chosen, [mul(w, scaling) for w in weights]
 

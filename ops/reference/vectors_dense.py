@@ -54,12 +54,15 @@ def functions():
     # where n goes from one integer to the next
     ties = [f32((k + 0.5) * math.log(2)) for k in range(-150, 128, 7)]
     ties = flat([v, up(v), down(v)] for v in ties)
-    x = edges + ties + draws.values(700, -4, 6) + draws.values(150, -30, 6) + draws.values(100, 5, 6)
+    x = edges + ties + draws.values(500, -4, 6) + draws.values(100, -30, 6) + draws.values(100, 5, 6)
     x += [f32(-87.0 - i * 0.0425) for i in range(400)]  # into the subnormals
     yield {"name": "exp", "x": words(x), "y": words(map(text.exp, x))}
-    x = edges + draws.values(500, -4, 6)
+    x = edges + draws.values(300, -4, 6)
     x += [-v for v in x]
     yield {"name": "sigmoid", "x": words(x), "y": words(map(text.sigmoid, x))}
+    to, y = draws.values(len(x)), draws.values(len(x), -6, 6)
+    yield {"name": "gated", "to": words(to), "from": words(y), "logits": words(x),
+           "y": words(text.add(a, text.mul(text.sigmoid(b), c)) for a, b, c in zip(to, x, y))}
     g = x + [v for v in edges for _ in range(3)]
     u = draws.values(len(x), -3, 8) + [v for _ in edges for v in (INF, -0.0, NAN)]
     yield {"name": "swiglu", "gate": words(g), "up": words(u), "y": words(map(text.swiglu, g, u))}
@@ -117,26 +120,33 @@ def attention():
         yield attended(draws, f"long, {form}", form, k, v, rows + (longer if form == "f32" else []), f32(0.7))
         # where every position counts, and where one alone does
         for scale in (f32(0.01), 30.0):
-            k = [draws.values(33, -3, 1) for _ in range(28)]
-            v = [draws.values(17, -6, 1) for _ in range(28)]
-            few = [(27, 0, None), (27, 7, 0.0), (26, 25, None)]
+            k = [draws.values(33, -3, 1) for _ in range(20)]
+            v = [draws.values(17, -6, 1) for _ in range(20)]
+            few = [(19, 0, None), (19, 7, 0.0), (18, 17, None)]
             yield attended(draws, f"scaled by {scale}, {form}", form, k, v, few, scale)
         for odd in (INF, -INF, NAN, f32(3e38)):
             k, v = [draws.values(3) for _ in range(300)], [draws.values(2) for _ in range(300)]
             k[45:250], v[45:250] = [[0.5] * 3] * 205, [[-0.25] * 2] * 205
             k[20][1], v[270][1] = odd, odd
             # before the odd key, with it, behind it, with the odd value
-            few = [(19, 0, 0.125), (20, 0, None), (25, 0, 0.125), (40, 21, None), (280, 21, None), (299, 10, 0.5)]
+            few = [(19, 0, 0.125), (20, 0, None), (25, 0, 0.125), (40, 21, None), (280, 21, None), (299, 10, 0.5),
+                   (20, 20, None), (20, 20, -1.0)]
             yield attended(draws, f"{odd} somewhere, {form}", form, k, v, few, 1.0)
+        # latent attention: a value is the first columns of its key
+        k = [draws.values(37, -6, 1) for _ in range(30)]
+        yield attended(draws, f"latent, {form}", form, k, [row[:24] for row in k], [(29, 0, None), (29, 10, 0.5)], 0.125)
 
 
 def attended(draws, name, form, k, v, rows, scale):
     stored = (lambda x: [text.kv_f16(y) for y in x]) if form == "f16" else list
     keys, values = list(map(stored, k)), list(map(stored, v))
     case = {"name": name, "form": form, "key_width": len(k[0]), "value_width": len(v[0]), "scale": words([scale]),
-            "keys": words(flat(k)), "values": words(flat(v)), "rows": []}
-    if form == "f16":
-        case["stored_keys"], case["stored_values"] = halves(flat(keys)), halves(flat(values))
+            "rows": []}
+    latent = all(key[:len(value)] == value for key, value in zip(k, v))
+    for kind, rows_, stored_ in (("keys", k, keys), ("values", v, values))[:1 if latent else 2]:
+        case[kind] = words(flat(rows_))
+        if form == "f16":
+            case[f"stored_{kind}"] = halves(flat(stored_))
     for p, lo, sink in rows:
         q = draws.values(len(k[0]), -4, 2)
         out = text.attention(q, keys, values, lo, p, scale, sink)

@@ -27,6 +27,9 @@ def fixed_point():
             yield a_sum(f"poison {value}, {bits} bits", bits, [1.0], [[1.0, value, 2.0]])
         yield a_sum(f"poison by weight, {bits} bits", bits, [0.5, 2.0], [[edge, 1.0], [1.0, edge / 2]])
         yield a_sum(f"no poison by weight, {bits} bits", bits, [0.5, 2.0], [[edge, 1.0], [1.0, down(edge / 2)]])
+    for ids in ([0, 1, 0], [7, 0, 7]):  # expert 7 is not here
+        terms = a_sum(f"twice: {ids}", 24, [1.0, 0.5, 0.25], [[1.0, 2.0]] * 2)
+        yield {**terms, "ids": ids, "poisoned": True, "sums": None, "out": words([NAN] * 2)}
     # 60 terms around 2^26.9: i64 sums of 57 bits, where binary64 rounds
     ties = [[v] + draws.values(11, 26, 26) for v in draws.values(60, 26, 26)]
     yield a_sum("sixty terms", 24, [1.0] * 60, ties)
@@ -50,7 +53,7 @@ def sums(columns, bits):
 # ------------------------------------------------------------------ whole experts
 def experts():
     draws = Draws(66)
-    plain = [("one unit", 19, 20, 1, False), ("a whole unit", 3, 128, 1, True), ("two units", 2, 131, 2, False),
+    plain = [("one unit", 19, 20, 1, False), ("a whole unit", 2, 128, 1, True), ("two units", 2, 131, 2, False),
              ("three units", 2, 300, 1, True), ("width 1", 2, 1, 3, True)]
     for turn, (name, h, f, count, biased) in enumerate(plain):
         for on_input in (False, True) if f < 200 else (False,):

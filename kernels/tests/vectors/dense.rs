@@ -68,6 +68,7 @@ fn functions() {
                 same(what, &y, &case.floats("y"));
             }
             Some("sigmoid") => sigmoids(&streams, &case),
+            Some("gated") => gated(&streams, &case),
             Some("swiglu") => activations(&streams, &case, Activation::SwiGlu),
             Some("clamped") => {
                 let (alpha, limit) = (case.float("alpha"), case.float("limit"));
@@ -89,6 +90,16 @@ fn sigmoids(streams: &[Stream], case: &Case) {
         let mut to = put(stream, &vec![0.0; x.len()]);
         add_gated(stream, ViewMut::rows(&mut to, x.len(), 1), View::rows(&ones, x.len(), 1), &logits);
         same(&format!("sigmoid, {}", stream.device()), &get(stream, &to), &y);
+    }
+}
+
+/// A row of width 1 each; the plain reference has none.
+fn gated(streams: &[Stream], case: &Case) {
+    for stream in streams {
+        let [to, from, logits] = ["to", "from", "logits"].map(|name| put(stream, &case.floats(name)));
+        let (mut to, n) = (to, logits.len());
+        add_gated(stream, ViewMut::rows(&mut to, n, 1), View::rows(&from, n, 1), &logits);
+        same(&format!("gated, {}", stream.device()), &get(stream, &to), &case.floats("y"));
     }
 }
 
@@ -136,7 +147,11 @@ fn rotations(streams: &[Stream], case: &Case) {
 fn attention() {
     let streams = all_streams();
     for case in cases("attention") {
-        let (keys, values) = (kv_rows(&case, "key"), kv_rows(&case, "value"));
+        let keys = kv_rows(&case, "key");
+        let values = match case.has("values") {
+            true => kv_rows(&case, "value"),
+            false => keys.iter().map(|key| key[..case.size("value_width")].to_vec()).collect(),
+        };
         for row in case.list("rows") {
             let (position, first) = (row.size("position"), row.size("first"));
             let q = row.floats("q");
@@ -166,7 +181,8 @@ fn kv_rows(case: &Case, kind: &str) -> Vec<Vec<f32>> {
 /// One page after the other, one row at a time.
 fn attend(stream: &Stream, case: &Case) {
     let (key_width, value_width) = (case.size("key_width"), case.size("value_width"));
-    let (keys, values) = (written(stream, case, "key"), written(stream, case, "value"));
+    let keys = written(stream, case, "key");
+    let values = case.has("values").then(|| written(stream, case, "value"));
     let pages = case.floats("keys").len() / key_width / PAGE_POSITIONS + 1;
     let tables = put(stream, &(0..pages as u32).collect::<Vec<_>>());
     for row in case.list("rows") {
@@ -176,7 +192,7 @@ fn attend(stream: &Stream, case: &Case) {
         let mut out = put(stream, &vec![0.0; value_width]);
         let args = AttentionArgs {
             q: View::heads(&q, 1, 1, key_width),
-            kv: KvView { keys: &keys, values: Some(&values), kv_heads: 1, key_width, value_width },
+            kv: KvView { keys: &keys, values: values.as_ref(), kv_heads: 1, key_width, value_width },
             tables: &tables,
             table_stride: pages,
             sequences: &put(stream, &[0u32]),
