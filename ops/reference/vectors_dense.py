@@ -54,6 +54,10 @@ def functions():
     # where n goes from one integer to the next
     ties = [f32((k + 0.5) * math.log(2)) for k in range(-150, 128, 7)]
     ties = flat([v, up(v), down(v)] for v in ties)
+    # where another pair of LN2_HI, LN2_LO (3f317200, 35bfbe8e) gives other bits
+    tells = [0x42479AA0, 0xC295B94C, 0xC2479917, 0xC2B909BA, 0xC2B8E1D6, 0xC2B7C113, 0xC2B906D5, 0xC2B7C911, 0xC247A486,
+             0xC2B7CA29, 0x42479897, 0xC2B7D824]
+    ties += map(from32, tells)
     x = edges + ties + draws.values(500, -4, 6) + draws.values(100, -30, 6) + draws.values(100, 5, 6)
     x += [f32(-87.0 - i * 0.0425) for i in range(400)]  # into the subnormals
     yield {"name": "exp", "x": words(x), "y": words(map(text.exp, x))}
@@ -92,6 +96,8 @@ def norms(draws):
             for eps in (f32(1e-5), f32(1e-6), 0.0):
                 x, w = draws.values(n, low, high), None if draws.below(3) == 0 else draws.values(n)
                 yield a_norm(f"norm, {name}, {n}", x, w, eps)
+    for n in (3, 5, 6, 7, 11, 13) * 6:
+        yield a_norm(f"norm of few, {n}", draws.values(n, -2, 0), None, draws.of([f32(1e-6), 0.0]))
     for odd in ([0.0, -0.0], [INF], [NAN]):
         yield a_norm(f"norm with {odd}", draws.sprinkle(draws.values(20), odd, 3), draws.values(20), f32(1e-6))
     yield a_norm("norm of zeros", [-0.0] * 17, None, f32(1e-6))
@@ -106,8 +112,8 @@ def a_norm(name, x, w, eps):
 def attention():
     draws = Draws(4)
     rows = [(0, 0, None), (15, 0, None), (16, 0, 0.5), (63, 3, None), (255, 0, None), (256, 0, None),
-            (257, 257, None), (288, 251, -1.0), (288, 0, 3.0), (288, 17, -INF), (288, 256, -300.0)]
-    longer = [(511, 256, None), (512, 255, None), (529, 0, None), (529, 0, 200.0), (529, 511, None), (529, 513, 1.0)]
+            (257, 257, None), (288, 251, -1.0), (288, 0, 3.0), (288, 17, -INF), (288, 256, -300.0), (270, 0, 1.0), (280, 3, None), (284, 40, -0.5)]
+    longer = [(529, 1, None), (511, 256, None), (512, 255, None), (529, 0, None), (529, 0, 200.0), (529, 511, None), (529, 513, 1.0), (525, 200, 0.75), (520, 0, None)]
     for form in ("f32", "f16"):
         length = 530 if form == "f32" else 289
         k = [draws.values(17, -6, 1) for _ in range(length)]
@@ -147,8 +153,9 @@ def attended(draws, name, form, k, v, rows, scale):
         case[kind] = words(flat(rows_))
         if form == "f16":
             case[f"stored_{kind}"] = halves(flat(stored_))
-    for p, lo, sink in rows:
-        q = draws.values(len(k[0]), -4, 2)
+    for turn, (p, lo, sink) in enumerate(rows):
+        # every second row gives all positions about the same weight
+        q = draws.values(len(k[0]), -4, 2) if turn % 2 else draws.values(len(k[0]), -8, -3)
         out = text.attention(q, keys, values, lo, p, scale, sink)
         case["rows"].append({"position": p, "first": lo, "sink": None if sink is None else words([sink]),
                              "q": words(q), "out": words(out)})

@@ -30,6 +30,11 @@ def fixed_point():
     for ids in ([0, 1, 0], [7, 0, 7]):  # expert 7 is not here
         terms = a_sum(f"twice: {ids}", 24, [1.0, 0.5, 0.25], [[1.0, 2.0]] * 2)
         yield {**terms, "ids": ids, "poisoned": True, "sums": None, "out": words([NAN] * 2)}
+    # 2^56 + 2^32 + 1 parts: binary64 makes it a tie of binary32, which is none
+    for sign in (1.0, -1.0):
+        large = [[sign * 2.0**26] * 3] * 64
+        yield a_sum(f"rounded twice, {sign}", 24, [1.0] * 66, large + [[sign * 2.0**8] * 2 + [sign * 3 * 2.0**8]]
+                    + [[sign * 2.0**-24, -sign * 2.0**-24, -sign * 2.0**-24]])
     # 60 terms around 2^26.9: i64 sums of 57 bits, where binary64 rounds
     ties = [[v] + draws.values(11, 26, 26) for v in draws.values(60, 26, 26)]
     yield a_sum("sixty terms", 24, [1.0] * 60, ties)

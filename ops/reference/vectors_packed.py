@@ -55,7 +55,7 @@ TABLES = {"plain": text.PLAIN_TABLE, "mxfp4": text.MXFP4_TABLE, "wide": WIDE, "e
 class PackedMatrix:
     """Random codes, scales and offsets; `case` is how it is written."""
 
-    def __init__(self, draws, table, scale_form, has_offsets, group, rows, cols, odd=()):
+    def __init__(self, draws, table, scale_form, has_offsets, group, rows, cols, odd=(), span=(-18, -6)):
         groups, self.group = -(-cols // group), group
         codes = [[draws.below(256 if TABLES[table] is None else 16) for _ in range(cols)] for _ in range(rows)]
         # groups of the largest integers only
@@ -63,7 +63,7 @@ class PackedMatrix:
             if draws.below(4) == 0:
                 row[:group] = [draws.of([0, 0, 0, 255] if TABLES[table] is None else [0, 0, 0, 15])] * len(row[:group])
         self.w = [[c - 128 if TABLES[table] is None else TABLES[table][c] for c in row] for row in codes]
-        draw = (lambda: draws.half(-18, -6)) if scale_form == "f16" else (lambda: draws.value(-18, -6))
+        draw = (lambda: draws.half(*span)) if scale_form == "f16" else (lambda: draws.value(*span))
         fits = [v for v in odd if scale_form == "f32" or not math.isfinite(v) or f16(v) == v]
         self.scales = [draws.sprinkle([draw() for _ in range(groups)], fits, len(fits) and draws.below(2))
                        for _ in range(rows)]
@@ -97,6 +97,12 @@ def products():
                     m = PackedMatrix(draws, table, scale_form, has_offsets, group, rows, cols, odd if turn % 3 == 0 else ())
                     name = f"{table}, {scale_form}, {'offsets' if has_offsets else 'no offsets'}, {cols} by {group}"
                     yield a_product(draws, name, m, edgy=turn % 3 != 1)
+
+
+    # groups of about the same weight, so that every rounding of a chain counts
+    for table, scale_form, has_offsets in (("plain", "f16", False), ("int8", "f16", False), ("mxfp4", "f32", True)):
+        m = PackedMatrix(draws, table, scale_form, has_offsets, 32, 16, 13 * 32, span=(-7, -6))
+        yield a_product(draws, f"even, {table}", m, edgy=False)
 
 
 def a_product(draws, name, m, edgy):
@@ -198,6 +204,14 @@ def a_stored(name, form, rows, cols, values, packed=None, scale_form=None, **par
 
 
 # ------------------------------------------------------------------ 9. our own int4 and int8
+# Found by a search: the errors of the two best steps are equal or next to each other, and how they are summed decides.
+NEAR = """\
+3ebaa1ed 3f3769f2 3ea1a2d6
+bf8db762 bf10b082 bd751926
+3cbc9586 3fbb7c8c bf30a27d
+3dac6618 bfad59e6 3d3a432b""".splitlines()
+
+
 def packs():
     draws = Draws(9)
     for n in [64] * 40 + [1, 2, 15, 16, 17, 33, 63]:
@@ -221,6 +235,13 @@ def packs():
         yield a_pack(f"the least step, {e}", [e * 2.0**-21, f32(e * 2.0**-22), -0.0])
         yield a_pack(f"under it, {e}", [e * 2.0**-22, f32(e * 2.0**-23), 0.0])
         yield a_pack(f"a tie of the least step, {e}", [up(e * 2.0**-22), f32(e * 2.0**-24), 0.0])
+    # half ways of a step that is no power of two: x * (1 / D) and x / D differ
+    for _ in range(6):
+        d = abs(draws.half(-8, 0))
+        yield a_pack(f"half ways of int8, step {d}", [127.0 * d] + [(i + 0.5) * d for i in range(90, 126)])
+        yield a_pack(f"half ways of int4, step {d}", [-8.0 * d] + [(i + 0.5) * d for i in range(-7, 7)])
+    for group in NEAR:
+        yield a_pack("two steps nearly as good", [from32(int(word, 16)) for word in group.split()])
     for odd in ([NAN], [INF], [-INF], [INF, NAN]):
         yield a_pack(f"{odd}", draws.sprinkle(draws.values(64), odd, 2))
 
