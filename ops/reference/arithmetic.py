@@ -39,7 +39,7 @@ def total(a):
 
 
 # ------------------------------------------------------------------ 3. functions
-LOG2E, LN2_HI, LN2_LO = from32(0x3FB8AA3B), from32(0x3F317218), from32(0xB102E308)
+LOG2E, LN2_HI, LN2_LO = from32(0x3FB8AA3B), from32(0x3F317200), from32(0x35BFBE8E)
 MAGIC = 1.5 * 2.0**23
 TAYLOR = [f32(Fraction(1, math.factorial(k))) for k in range(7, -1, -1)]
 

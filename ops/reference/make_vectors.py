@@ -1,6 +1,6 @@
 """Writes kernels/tests/vectors/: inputs and results of ARITHMETIC.md, 1. to 9., bit for bit.
 
-    python make_vectors.py            # all files, two minutes on one core; needs nothing but Python
+    python make_vectors.py            # all files, half a minute on one core; needs nothing but Python
     python make_vectors.py gate pack  # some of them
 
 Floats are the bits of binary32 (8 hex digits) or binary16 (4), integers of 8 bits have 2 digits, all in strings of

@@ -54,7 +54,7 @@ def functions():
     # where n goes from one integer to the next
     ties = [f32((k + 0.5) * math.log(2)) for k in range(-150, 128, 7)]
     ties = flat([v, up(v), down(v)] for v in ties)
-    # where another pair of LN2_HI, LN2_LO (3f317200, 35bfbe8e) gives other bits
+    # where another pair of LN2_HI, LN2_LO (3f317218, b102e308: all of ln 2 that fits, and the rest) gives other bits
     tells = [0x42479AA0, 0xC295B94C, 0xC2479917, 0xC2B909BA, 0xC2B8E1D6, 0xC2B7C113, 0xC2B906D5, 0xC2B7C911, 0xC247A486,
              0xC2B7CA29, 0x42479897, 0xC2B7D824]
     ties += map(from32, tells)

@@ -207,9 +207,28 @@ def a_stored(name, form, rows, cols, values, packed=None, scale_form=None, **par
 # Found by a search: the errors of the two best steps are equal or next to each other, and how they are summed decides.
 NEAR = """\
 3ebaa1ed 3f3769f2 3ea1a2d6
+
 bf8db762 bf10b082 bd751926
+
 3cbc9586 3fbb7c8c bf30a27d
-3dac6618 bfad59e6 3d3a432b""".splitlines()
+
+3dac6618 bfad59e6 3d3a432b
+
+bf6a00c2 3e605852 3f89d4bc 3f1fbd00 bf6d7095 bf8ce195 3df3a868 bf34e270 bf215289 bfd7003b 3ffc3ddb 3f6aa78e bf7951fe
+3f688078 3fabd69e c018ee71 bf0c87a5 bec6a46d 3f25f401 bdf8c2dd be6bf631 bd6f16d6 3fed39c7 400a3d1f bf065b06 bf6d1e54
+402c52ca bf7ad08b bf12ca7a 3d15d67e 3edec855 3f83b770 3ec82e2b
+
+bf5ed7d4 3bb64d0e bda7f855 4031832e be4578ae 3fa2aa2a 3fa9060e be3ef446 3f95aecf c00b50ea 3dc2692f 3f5ca203 c01976a0
+bf945fb9 3f872d6c be8396ea bf8c91c6 bebf47ee bf0ae711 3f397561 3ee863bb be8f7a17 bf2a53e6 bd5cacba
+
+3fddd2b3 3f3d1631 be011997 beb437c7 3de9423e be2abb9f be8eb079 bf8f4f0d 3fa1a3bd bd221c36 3d98da92 3dbe4abd c016ed08
+3f06f2be bea886ff be9415c1 3d8eecf2 bf78f429 3f57e7ce bf3b620f bf675622 bf5cb875 3e229011 3f3eeb67
+
+bfbfac46 3f87ffb2 bf8854a9 3f908f82 bd5e655a bf32c70f bf23d9a8 3eec79b9 3f63addf be4aed23 3f726a4b 4005910d be554ec8
+bf9109a6 bf86f697 bfb1f682 bf23c11d bf394999 bfa99cfc 3f07ba28 c027202e bfa90ff1 4000f9e3 3f84d6b6
+
+c01f7cda c02cce81 3eac9eb0 3ea8bbea 3fb25bfa 3f389e25 3e630f7f 3c860a8f bfb69f6e 3f6217d1 bf1a849d 3efb8c23 3e4cd7b8
+3e8b504d 3f64865d befacfbb bec643b1 bf5b19bd bec11a12 3fd53d8c""".split("\n\n")
 
 
 def packs():
