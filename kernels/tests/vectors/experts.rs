@@ -16,7 +16,7 @@ struct Expert {
 
 enum Matrices {
     Plain([Vec<f32>; 3]),
-    Packed([Packed; 3]),
+    Packed(Box<[Packed; 3]>),
 }
 
 /// A row, and the experts that it goes to.
@@ -54,7 +54,7 @@ fn whole_experts() {
 fn expert(case: &Case) -> Expert {
     let names = ["gate", "up", "down"];
     let matrices = match case.part("gate").has("codes") {
-        true => Matrices::Packed(names.map(|name| packed(&case.part(name)))),
+        true => Matrices::Packed(names.map(|name| packed(&case.part(name))).into()),
         false => Matrices::Plain(names.map(|name| case.floats(name))),
     };
     let bias = case.vectors("bias").map(|bias| bias.try_into().expect("three biases"));
@@ -141,7 +141,7 @@ fn twin(row: &Row, at: usize) -> reference::ExpertRow<'_> {
 fn unit(row: &Row) -> usize {
     let group = |expert: &Expert| match &expert.matrices {
         Matrices::Plain(_) => 1,
-        Matrices::Packed([.., down]) => down.format().group,
+        Matrices::Packed(packed) => packed[2].format().group,
     };
     unit_length(row.experts.iter().map(group).max().expect("an expert"))
 }
