@@ -8,6 +8,7 @@ use super::super::cache::RepoCache;
 use super::super::checksum::BlobId;
 use super::super::client::Client;
 use super::super::download::Downloads;
+use super::super::limits::LOCK_POLL;
 use super::super::listing::RemoteFile;
 use super::super::name::{Commit, RepoPath};
 use super::super::retry::Stop;
@@ -96,6 +97,63 @@ fn only_a_new_lock_gets_its_mode() {
     fs::remove_dir_all(rig.folder()).unwrap();
     rig.pull().unwrap();
     assert_eq!(mode(&lock), 0o600);
+}
+
+/// Who cleans up may take a lock's file away while somebody holds it: the next one makes another, and that is the lock then.
+#[test]
+fn a_lock_that_has_lost_its_name_keeps_nobody_away() {
+    let files = single(5000);
+    let rig = Rig::new(&files);
+    let locks = rig.home.path().join("hub/.locks/models--acme--tiny-moe");
+    let path = locks.join(format!("{}.lock", sha256(&files[1].1)));
+    fs::create_dir_all(&locks).unwrap();
+    let hold = || {
+        let held = File::create(&path).unwrap();
+        held.try_lock().unwrap();
+        held
+    };
+    let first = hold();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| rig.pull());
+        // It waits for the first one, as what it has loaded so far shows.
+        while !rig.snapshot().join("config.json").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(LOCK_POLL);
+        fs::remove_file(&path).unwrap();
+        let second = hold();
+        drop(first);
+        std::thread::sleep(3 * LOCK_POLL);
+        assert!(!pull.is_finished(), "it has not waited for the second");
+        drop(second);
+        pull.join().unwrap().unwrap();
+    });
+}
+
+/// On a file system without locks nothing keeps them from meeting here.
+#[test]
+fn a_link_is_never_away_while_others_make_it_too() {
+    let home = tempfile::tempdir().unwrap();
+    let cache = RepoCache::new(home.path(), &RepoSpec::parse(REPO).unwrap());
+    let commit = Commit::parse(COMMIT).unwrap();
+    let id = BlobId::parse(&sha256(b"bytes")).unwrap();
+    cache.create().unwrap();
+    fs::write(cache.blob(&id), b"bytes").unwrap();
+    for round in 0..500 {
+        let path = RepoPath::parse(&format!("{round}/config.json")).unwrap();
+        let begin = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    begin.wait();
+                    cache.link(&commit, &path, &id).unwrap();
+                    assert!(cache.holds(&commit, &path, 5), "round {round}: somebody took it away");
+                });
+            }
+        });
+        let folder = cache.snapshot(&commit).join(round.to_string());
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "no part is left");
+    }
 }
 
 /// Runs `body` with the download of `model.safetensors` into a cache without locks.
