@@ -1,6 +1,7 @@
 //! Workers end with their server, and are started again when they end before it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -19,6 +20,29 @@ fn a_worker_that_ends_is_started_again() {
     wait_until_gone(before[0]);
     let after = pids(&wait_for_others(&server, 2, &before[..1]));
     assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} {after:?}");
+}
+
+/// Who installs a new version replaces the program's file while a server runs, whose workers have to be of its own version.
+#[test]
+fn a_worker_is_of_its_servers_version_whatever_was_installed_since() {
+    let folder = tempfile::tempdir().unwrap();
+    // `gaterail` in there is the folder of its configuration.
+    let program = folder.path().join("program");
+    let built = env!("CARGO_BIN_EXE_gaterail");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("there");
+    let flags = ["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1", "--workers", "2"];
+    let usual = gaterail(&folder, &flags);
+    let mut command = Command::new(&program);
+    command.args(usual.get_args()).envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut server = Server::run(folder, command);
+    let before = pids(&wait_for_workers(&server, 2));
+    let newer = program.with_extension("new");
+    std::fs::write(&newer, "#!/bin/sh\nexit 1\n").expect("written");
+    std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).expect("changed");
+    std::fs::rename(&newer, &program).expect("installed");
+    signal(before[0], Signal::KILL);
+    server.line_with(&["ended", "signal: 9", "started again"]);
+    wait_for_others(&server, 2, &before[..1]);
 }
 
 #[test]
