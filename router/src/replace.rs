@@ -40,13 +40,13 @@ mod tests {
             for writer in 0..8 {
                 let path = &path;
                 scope.spawn(move || {
-                    (0..5).for_each(|_| file(path, text(writer).as_bytes(), 0o640).expect("well"))
+                    (0..5).for_each(|_| file(path, text(writer).as_bytes(), 0o400).expect("well"))
                 });
             }
         });
         let found = std::fs::read_to_string(&path).expect("there");
         assert!((0..8).any(|writer| found == text(writer)), "{} bytes, of several", found.len());
-        assert_eq!(path.metadata().expect("there").permissions().mode() & 0o777, 0o640);
+        assert_eq!(path.metadata().expect("there").permissions().mode() & 0o777, 0o400);
         assert_eq!(names(folder.path()), ["file"]);
     }
 
