@@ -76,15 +76,16 @@ DEVICE void quantize_group(int lane, int group, int length, Value value, i8* cod
         const u32 other = (u32)shuffle_xor((int)largest, lanes);
         largest = other > largest ? other : largest;
     }
-    const float m = from_bits(largest);
-    const bool bad = largest >= 0x7f800000u, tiny = m < power_of_two(-100);
-    const float d = bad ? from_bits(0x7fc00000u) : tiny ? 0.0f : div_rn(m, 127.0f);
-    const float r = bad || tiny ? 0.0f : div_rn(127.0f, m);
+    const bool bad = largest >= 0x7f800000u;
+    // The exponent of the largest, and one more where 127.5 steps would be rounded to 128.
+    const u32 own = (largest + 0x10000u) >> 23, exponent = own > 127 - 100 ? own : 127 - 100;
+    const float d = bad ? from_bits(0x7fc00000u) : from_bits((exponent - 6) << 23);
+    const float r = from_bits((254 + 6 - exponent) << 23);
     int total = 0;
     for (int i = 0; i < 4; i++) {
         const int at = lane + 32 * i;
         if (at >= group) break;
-        const int code = bad || tiny ? 0 : to_int(mul_rn(x[i], r));
+        const int code = bad ? 0 : to_int(mul_rn(x[i], r));
         codes[at] = (i8)code;
         total += code;
     }

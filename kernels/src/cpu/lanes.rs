@@ -27,7 +27,7 @@ pub(crate) trait Lanes: Copy {
     /// and NaN on top.
     unsafe fn largest(from: *const f32, sixteens: usize) -> u32;
     /// `sixteens` times 16 codes, `x * r` rounded half to even by way of adding `ROUND`, and their sum. The products lie within
-    /// +-127.
+    /// +-127.5.
     unsafe fn codes(from: *const f32, sixteens: usize, r: f32, to: *mut i8) -> i32;
 
     /// The fixed tree of ARITHMETIC.md, 2, for four at once.

@@ -21,18 +21,26 @@ pub fn quantize_row(x: &[f32], group: usize) -> QuantizedRow {
     for x in x.chunks(group) {
         let bad = x.iter().any(|x| !x.is_finite());
         let m = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let (d, r) = match m {
-            _ if bad => (f32::NAN, 0.0),
-            m if m < 2f32.powi(-100) => (0.0, 0.0),
-            m => (m / 127.0, 127.0 / m),
-        };
+        let d = if bad { f32::NAN } else { power_of(m) };
         let codes: Vec<i8> =
-            x.iter().map(|x| if bad { 0 } else { (x * r).round_ties_even() as i8 }).collect();
+            x.iter().map(|x| if bad { 0 } else { (x / d).round_ties_even() as i8 }).collect();
         row.sums.push(codes.iter().map(|&q| i32::from(q)).sum());
         row.codes.extend(codes);
         row.scales.push(d);
     }
     row
+}
+
+/// The scale of magnitudes up to `m`, a power of two.
+fn power_of(m: f32) -> f32 {
+    let mut k = -100;
+    while m >= 2f32.powi(k + 1) {
+        k += 1;
+    }
+    if m >= 127.5 * 2f32.powi(k - 6) {
+        k += 1;
+    }
+    2f32.powi(k - 6)
 }
 
 /// The product of a quantised row with row `n` of packed weights: ARITHMETIC.md, 8.

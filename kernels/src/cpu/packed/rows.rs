@@ -254,17 +254,13 @@ pub(crate) fn quantize_group<L: Lanes>(x: &[f32], codes: &mut [i8]) -> (f32, i32
     // SAFETY: so many times sixteen elements.
     let m = unsafe { L::largest(whole.as_ptr().cast(), whole.len()) };
     let m = f32::from_bits(rest.iter().fold(m, |m, x| m.max(x.to_bits() & 0x7fff_ffff)));
-    let (d, r) = match m {
-        m if !m.is_finite() => (f32::NAN, 0.0),
-        m if m < TINY => (0.0, 0.0),
-        m => (m / 127.0, 127.0 / m),
-    };
-    if r == 0.0 {
+    if !m.is_finite() {
         head.fill(0);
-        return (d, 0);
+        return (f32::NAN, 0);
     }
+    let (d, r) = power_of(m);
     let (whole_codes, rest_codes) = head.as_chunks_mut::<LANES>();
-    // SAFETY: as many elements of each; the products lie within +-127, for no magnitude is above `m`.
+    // SAFETY: as many elements of each; the products lie within +-127.5, for no magnitude is above `m`.
     let mut sum = unsafe { L::codes(whole.as_ptr().cast(), whole.len(), r, whole_codes.as_mut_ptr().cast()) };
     for (code, x) in rest_codes.iter_mut().zip(rest) {
         let q = ((x * r + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
@@ -274,4 +270,10 @@ pub(crate) fn quantize_group<L: Lanes>(x: &[f32], codes: &mut [i8]) -> (f32, i32
     (d, sum)
 }
 
-const TINY: f32 = f32::from_bits((127 - 100) << 23);
+/// The scale of magnitudes up to `m`, a power of two, and its inverse: the exponent of `m`, one more from 255/256 of the way to the
+/// next on, where 127.5 steps would be rounded to 128, and not less than -100.
+#[inline(always)]
+fn power_of(m: f32) -> (f32, f32) {
+    let exponent = ((m.to_bits() + 0x1_0000) >> 23).max(127 - 100);
+    (f32::from_bits((exponent - 6) << 23), f32::from_bits((254 + 6 - exponent) << 23))
+}

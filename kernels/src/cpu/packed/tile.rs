@@ -26,7 +26,8 @@ pub(crate) trait IntLanes: Lanes {
     /// `rounds` times the integer products of one line of codes with 16 rows, all in registers.
     unsafe fn peak(line: *const u8, rounds: usize);
     unsafe fn to_f32(int: Self::Int) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
+    /// Times `d`, which is a power of two or NaN.
+    unsafe fn times_power(self, d: f32) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     /// Adds `y[i * step] * scale` for up to eight `i`, each rounded half to even, to 16 sums; adds nothing and says so where a
     /// term's magnitude is `SMALL` or more, or NaN.
@@ -128,13 +129,13 @@ unsafe fn tile_unit<L: IntLanes, F: Form, const T: usize>(
                     true => L::load(at as *const f32),
                 };
                 for t in 0..T {
-                    let scale = scales.mul(L::splat(*x.scales.add(g * T + t)));
+                    let scale = scales.times_power(*x.scales.add(g * T + t));
                     acc[t] = scale.fma(L::to_f32(ints[t]), acc[t]);
                 }
                 if F::EXTRA && panel.has_offsets {
                     let offsets = L::load(at.add(panel.offsets_at) as *const f32);
                     for t in 0..T {
-                        let offset = offsets.mul(L::splat(*x.scales.add(g * T + t)));
+                        let offset = offsets.times_power(*x.scales.add(g * T + t));
                         acc[t] = offset.fma(L::splat(*x.sums.add(g * T + t) as f32), acc[t]);
                     }
                 }
@@ -230,8 +231,8 @@ impl IntLanes for crate::cpu::lanes::Portable {
         Self::map(|j| int[j] as f32)
     }
     #[inline(always)]
-    unsafe fn mul(self, other: Self) -> Self {
-        Self::map(|j| self.lane(j) * other.lane(j))
+    unsafe fn times_power(self, d: f32) -> Self {
+        Self::map(|j| self.lane(j) * d)
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {

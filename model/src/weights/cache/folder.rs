@@ -1,7 +1,8 @@
 //! The folder of all files of packed weights, and its limit: those that were used longest ago go first.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -50,7 +51,7 @@ pub(super) fn of_digest(folder: &Path, key: &CacheKey) -> Vec<PathBuf> {
 pub fn clear(folder: &Path) -> io::Result<(usize, u64)> {
     sweep(folder);
     let files = list(folder)?;
-    files.iter().try_for_each(|file| std::fs::remove_file(&file.path))?;
+    files.iter().try_for_each(|file| remove(&file.path))?;
     Ok((files.len(), files.iter().map(|file| file.bytes).sum()))
 }
 
@@ -71,7 +72,7 @@ pub(super) fn make_room(folder: &Path, bytes: u64, limit: Option<u64>) -> Result
         if total + bytes <= limit {
             break;
         }
-        std::fs::remove_file(&file.path).map_err(CacheError::io("an old file cannot be removed"))?;
+        remove(&file.path).map_err(CacheError::io("an old file cannot be removed"))?;
         total -= file.bytes;
     }
     Ok(())
@@ -85,16 +86,35 @@ fn free_bytes(folder: &Path) -> Result<u64, CacheError> {
 /// Removes files whose writers are gone.
 fn sweep(folder: &Path) {
     for left in with_ending(folder, UNFINISHED).unwrap_or_default() {
-        let unlocked = match File::open(&left.path).map(|file| file.try_lock()) {
-            Ok(Ok(())) => true,
-            Ok(Err(std::fs::TryLockError::WouldBlock)) | Err(_) => false,
-            Ok(Err(std::fs::TryLockError::Error(_))) => {
+        let Ok(file) = File::open(&left.path) else { continue };
+        let abandoned = match file.try_lock() {
+            Ok(()) => true,
+            Err(std::fs::TryLockError::WouldBlock) => false,
+            Err(std::fs::TryLockError::Error(_)) => {
                 left.used.elapsed().is_ok_and(|elapsed| elapsed > ABANDONED)
             }
         };
-        if unlocked {
+        // Whoever has the lock is the only one to rename or remove the file; by now the name may be another's.
+        if abandoned && is_at(&file, &left.path) {
             let _ = std::fs::remove_file(&left.path);
         }
+    }
+}
+
+/// Whether a path names this open file.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => identity(open) == identity(named),
+        _ => false,
+    }
+}
+
+/// Removes a file that somebody else may have removed.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 

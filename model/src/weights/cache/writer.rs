@@ -105,8 +105,11 @@ impl Unfinished {
             match File::create_new(&beside) {
                 Ok(file) => {
                     // A file system without locks does without: nobody takes the file away for a day.
-                    let _ = file.try_lock();
-                    return Ok(Unfinished { path: beside, file, placed: false });
+                    let _ = file.lock();
+                    // Until it was locked, it looked as if its writer were gone.
+                    if folder::is_at(&file, &beside) {
+                        return Ok(Unfinished { path: beside, file, placed: false });
+                    }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(cannot(error)),
@@ -129,5 +132,33 @@ impl Drop for Unfinished {
         if !self.placed {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn nobody_sweeps_away_what_another_writes() {
+        let home = tempfile::tempdir().expect("a folder");
+        let done = AtomicBool::new(false);
+        let gone = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    folder::clear(home.path()).expect("cleared");
+                }
+            });
+            let gone = (0..20_000).filter(|_| {
+                let unfinished = Unfinished::create(&home.path().join("a.packed")).expect("a file");
+                !unfinished.path.exists()
+            });
+            let gone = gone.count();
+            done.store(true, Relaxed);
+            gone
+        });
+        assert_eq!(gone, 0, "files were taken from their writer");
     }
 }
