@@ -75,10 +75,12 @@ pub fn cards_of(
         return Ok(vec![None; devices.len()]);
     }
     let mut here: Here = cards::look();
-    if here.iter().flatten().any(|card| matches!(card, Found::Free(_))) {
+    if here.iter().flatten().any(|card| !matches!(card, Found::Unfit(_))) {
         let refused = not_for_cards(precision, (spec, checkpoint));
         here = refused.map_or(here, Err);
     }
+    let say = |line: String| terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+    here = cards::released(devices, here, cards::RELEASE, say);
     let refused = |why| CliError::Refused(format!("--worker-devices: {why}"));
     let (chosen, rooms) = loop {
         let chosen = cards::choose(devices, &here).map_err(refused)?;
