@@ -99,8 +99,9 @@ mod tests {
 
     const SHARED: usize = 99 << 10;
 
-    fn check(gate_up: &[ExpertForm], down: &[ExpertForm], unit: usize, expected: Option<&str>) {
-        let outline = ExpertsOutline { gate_up: gate_up.to_vec(), down: down.to_vec(), experts: 8, unit };
+    fn check(gate_up: &[&ExpertForm], down: &[&ExpertForm], unit: usize, expected: Option<&str>) {
+        let forms = |forms: &[&ExpertForm]| forms.iter().copied().cloned().collect();
+        let outline = ExpertsOutline { gate_up: forms(gate_up), down: forms(down), experts: 8, unit };
         let found = check_experts(&outline, SHARED).err().map(|error| error.to_string());
         let expected = expected.map(|what| format!("the kernels have no form for {what}"));
         assert_eq!(found, expected, "{outline:?}");
@@ -111,17 +112,17 @@ mod tests {
         let packed = |codes, group| ExpertForm::Packed { codes, group };
         let (int4, int8) = (packed(Codes::INT4, 64), packed(Codes::Int8, 64));
         check(&[], &[], 128, None);
-        check(&[int4.clone()], &[int8.clone()], 128, None);
-        check(&[packed(Codes::MXFP4, 32)], &[packed(Codes::MXFP4, 32)], 128, None);
-        check(&[packed(Codes::INT4, 128)], &[packed(Codes::INT4, 128)], 128, None);
-        let plain = ExpertForm::Plain("bf16".to_string());
-        check(&[int4.clone()], &[plain], 128, Some("experts in bf16"));
-        let wide = packed(Codes::Int8, 128);
-        check(&[int4.clone()], &[wide], 128, Some("8-bit codes in groups of 128"));
-        check(&[packed(Codes::MXFP4, 64)], &[], 128, Some("MXFP4 codes in groups of 64"));
+        check(&[&int4], &[&int8], 128, None);
+        let mxfp4 = packed(Codes::MXFP4, 32);
+        check(&[&mxfp4], &[&mxfp4], 128, None);
+        let stored = packed(Codes::INT4, 128);
+        check(&[&stored], &[&stored], 128, None);
+        check(&[&int4], &[&ExpertForm::Plain("bf16".to_string())], 128, Some("experts in bf16"));
+        check(&[&int4], &[&packed(Codes::Int8, 128)], 128, Some("8-bit codes in groups of 128"));
+        check(&[&packed(Codes::MXFP4, 64)], &[], 128, Some("MXFP4 codes in groups of 64"));
         let both = "experts of one layer in 4-bit codes in groups of 64 and in 8-bit codes in groups of 64";
-        check(&[], &[int4.clone(), int8], 128, Some(both));
-        check(&[int4.clone()], &[int4], 512, Some("units of 512 in groups of 64"));
+        check(&[], &[&int4, &int8], 128, Some(both));
+        check(&[&int4], &[&int4], 512, Some("units of 512 in groups of 64"));
         let many = ExpertsOutline { experts: 1 << 16, ..ExpertsOutline::default() };
         let error = check_experts(&many, SHARED).expect_err("too many").to_string();
         assert_eq!(error, "the kernels have no form for 65536 experts in a layer");
