@@ -219,6 +219,9 @@ async fn welcomed(
     };
     let Welcome { router, session, heartbeat_ms, body_bytes_max, shared_memory, model } = welcome;
     let served = ServedModel::new(model.unwrap_or_default()).map_err(Ended::Refused)?;
+    if let Some(gpu) = &shared.options.gpu {
+        served.check_card(gpu.properties()).map_err(Ended::Refused)?;
+    }
     if body_bytes_max > limits.body_bytes_max {
         return Err(Ended::Refused(format!(
             "frames of {body_bytes_max} bytes are more than this worker takes"
