@@ -23,6 +23,9 @@ use crate::bytes::Bytes;
 /// The number of this layout, for files that keep packed weights: another one for any change of panels and records, or of
 /// the way in which weights are quantised (ARITHMETIC.md, 9).
 pub const PACKED_LAYOUT: u32 = 1;
+/// The number of what ARITHMETIC.md says: another one for any change that changes bits. Those who compute one answer together must
+/// have the same.
+pub const ARITHMETIC: u32 = 2;
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 /// The bytes of a line of codes.

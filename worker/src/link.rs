@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::stream::unfold;
 use gaterail_cluster::exchange::{Channel, Cut, SharedOffer, open_shared, stream};
 use gaterail_cluster::tls::TlsTrouble;
-use gaterail_kernels::PACKED_LAYOUT;
+use gaterail_kernels::{ARITHMETIC, PACKED_LAYOUT};
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::from_router::What as FromRouterWhat;
 use gaterail_proto::grpc::v1::from_worker::What;
@@ -193,6 +193,7 @@ async fn join(shared: &Shared, mut client: Client) -> Result<(Outgoing, Streamin
         name: shared.options.name.clone(),
         version: shared.version.clone(),
         packed_layout: PACKED_LAYOUT,
+        arithmetic: ARITHMETIC,
         machine: Some(shared.machine.clone()),
         host: shared.host.clone(),
     };
