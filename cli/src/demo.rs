@@ -7,7 +7,6 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -104,14 +103,13 @@ fn is(path: &Path, bytes: &[u8]) -> bool {
 
 /// Writes beside `path` and renames.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
-    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let unfinished = folder.join(format!(".unfinished-{process}-{count}"));
-    let written = File::create(&unfinished)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&unfinished, path));
+    // Nobody else has this name: in two containers that share a cache every process may have the number 1.
+    let unfinished = folder.join(format!(".unfinished-{:016x}", getrandom::u64().map_err(io::Error::other)?));
+    let mut file = File::create_new(&unfinished)?;
+    let written =
+        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&unfinished, path));
     if written.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
@@ -164,6 +162,18 @@ mod tests {
                 });
             }
         });
+    }
+
+    /// Who writes in another container may have this process's number.
+    #[test]
+    fn no_file_of_another_process_is_written_to() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let others: Vec<PathBuf> = (0..100)
+            .map(|count| folder.path().join(format!(".unfinished-{}-{count}", std::process::id())))
+            .collect();
+        others.iter().for_each(|other| fs::write(other, b"half").expect("a file"));
+        unpack(&[("a", b"whole")], folder.path()).expect("written");
+        assert!(others.iter().all(|other| fs::read(other).is_ok_and(|bytes| bytes == b"half")));
     }
 
     #[test]
