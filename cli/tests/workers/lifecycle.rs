@@ -34,7 +34,7 @@ fn a_server_that_is_killed_leaves_no_worker() {
 
 #[test]
 fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
-    let mut server = Server::start(&["--workers", "2"]);
+    let mut server = Server::start(&["--workers", "2", "--drain-seconds", "600"]);
     let workers = pids(&wait_for_workers(&server, 2));
     let mut stream = Stream::open(&server, &request(0, 600));
     stream.read_events(2);
