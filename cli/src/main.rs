@@ -18,6 +18,7 @@ mod keys;
 mod machine;
 mod packed_cache;
 mod plan;
+mod program;
 mod progress;
 mod rebalance;
 mod roots;

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::cluster::{
     Signal, Stream, pids, request, signal, wait_for_others, wait_for_workers, wait_until_gone,
 };
-use crate::server::{Server, gaterail, unread};
+use crate::server::{Server, gaterail, gaterail_at, unread};
 
 #[test]
 fn a_worker_that_ends_is_started_again() {
@@ -19,6 +19,22 @@ fn a_worker_that_ends_is_started_again() {
     wait_until_gone(before[0]);
     let after = pids(&wait_for_others(&server, 2, &before[..1]));
     assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} {after:?}");
+}
+
+/// As an upgrade puts another version in the program's place, which is no worker for this server.
+#[test]
+fn a_worker_is_started_again_whatever_lies_in_its_programs_place() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = folder.path().join("gaterail");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_gaterail"), &program).expect("a second name");
+    let flags = ["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1", "--workers", "2"];
+    let command = gaterail_at(&program, &folder, &flags);
+    let server = Server::run(folder, command);
+    let before = pids(&wait_for_workers(&server, 2));
+    std::fs::remove_file(&program).unwrap();
+    std::os::unix::fs::symlink("/bin/false", &program).unwrap();
+    signal(before[0], Signal::KILL);
+    wait_for_others(&server, 2, &before[..1]);
 }
 
 #[test]
