@@ -52,12 +52,17 @@ fn answers_with(
 }
 
 fn generated(server: &Server) -> f64 {
-    metric(&server.get("/metrics").text(), "gaterail_generated_tokens_total").expect("a figure")
+    figure(server, "gaterail_generated_tokens_total")
 }
 
 /// Layers that were computed again.
 fn stalls(server: &Server) -> f64 {
-    metric(&server.get("/metrics").text(), "gaterail_step_stalls_total").expect("a figure")
+    figure(server, "gaterail_step_stalls_total")
+}
+
+fn figure(server: &Server, name: &str) -> f64 {
+    let page = server.get("/metrics");
+    metric(&page.text(), name).unwrap_or_else(|| panic!("no {name}: {} {}", page.head, page.text()))
 }
 
 fn check(mode: &str, streams: usize) {

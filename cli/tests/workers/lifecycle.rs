@@ -25,7 +25,7 @@ fn a_worker_that_ends_is_started_again() {
 #[test]
 fn a_worker_is_started_again_whatever_lies_in_its_programs_place() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let program = folder.path().join("gaterail");
+    let program = folder.path().join("program");
     std::fs::hard_link(env!("CARGO_BIN_EXE_gaterail"), &program).expect("a second name");
     let flags = ["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1", "--workers", "2"];
     let command = gaterail_at(&program, &folder, &flags);
