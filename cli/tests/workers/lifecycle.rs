@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cluster::{
     Signal, Stream, pids, request, signal, wait_for_others, wait_for_workers, wait_until_gone,
 };
-use crate::server::{Server, gaterail, unread};
+use crate::server::{Server, gaterail, gaterail_at, unread};
 
 #[test]
 fn a_worker_that_ends_is_started_again() {
@@ -31,9 +31,7 @@ fn a_worker_is_of_its_servers_version_whatever_was_installed_since() {
     let built = env!("CARGO_BIN_EXE_gaterail");
     std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("there");
     let flags = ["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1", "--workers", "2"];
-    let usual = gaterail(&folder, &flags);
-    let mut command = Command::new(&program);
-    command.args(usual.get_args()).envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let command = gaterail_at(&program, &folder, &flags);
     let mut server = Server::run(folder, command);
     let before = pids(&wait_for_workers(&server, 2));
     let newer = program.with_extension("new");
@@ -58,7 +56,7 @@ fn a_server_that_is_killed_leaves_no_worker() {
 
 #[test]
 fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
-    let mut server = Server::start(&["--workers", "2"]);
+    let mut server = Server::start(&["--workers", "2", "--drain-seconds", "600"]);
     let workers = pids(&wait_for_workers(&server, 2));
     let mut stream = Stream::open(&server, &request(0, 600));
     stream.read_events(2);
