@@ -7,6 +7,7 @@
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
 
 use gaterail_kernels::KernelError;
 use gaterail_kernels::cuda::{self, Card, CudaDevice};
@@ -15,12 +16,16 @@ use crate::device::DeviceArg;
 use crate::error::CliError;
 use crate::worker::usual_memory;
 
+/// Who asks for a card by its number waits so long for whoever has it, and looks this often: where a server is started again at
+/// once, the worker that it had before may be ending still.
+pub const RELEASE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
 /// A card as whoever looks for one finds it; the N-th is `cuda:N`.
 #[derive(Clone, Debug)]
 pub enum Found {
     Free(Card),
     /// Another worker's.
-    Taken,
+    Taken(Card),
     /// Why no kernel of ours runs on it.
     Unfit(String),
 }
@@ -47,13 +52,54 @@ pub fn look() -> Here {
     let found = |card: Result<Card, cuda::CudaError>| {
         let fit = card.and_then(|card| cuda::check_compiler(&card.properties.architecture).map(|()| card));
         match fit {
-            Ok(card) if is_taken(&card) => Found::Taken,
+            Ok(card) if is_taken(&card) => Found::Taken(card),
             Ok(card) => Found::Free(card),
             Err(error) => Found::Unfit(error.to_string()),
         }
     };
     let cards = cuda::cards().map_err(|error| error.to_string())?;
     Ok(cards.into_iter().map(found).collect())
+}
+
+/// As they are here when no card that is asked for by its number is another worker's any more, or when that was waited for long
+/// enough. `say` is told once what is waited for.
+pub fn released(
+    asked: &[DeviceArg],
+    mut here: Here,
+    (longest, every): (Duration, Duration),
+    say: impl FnOnce(String),
+) -> Here {
+    let Ok(found) = &mut here else { return here };
+    let is_asked = |ordinal: &usize| asked.contains(&DeviceArg::Cuda(*ordinal));
+    let taken = |found: &[Found]| -> Vec<usize> {
+        let taken = found.iter().enumerate().filter(|(_, at)| matches!(at, Found::Taken(_)));
+        taken.map(|(ordinal, _)| ordinal).filter(is_asked).collect()
+    };
+    let waits_for = taken(found);
+    // What cannot be with all of them does not become possible by waiting.
+    let free = |at: &Found| match at {
+        Found::Taken(card) => Found::Free(card.clone()),
+        at => at.clone(),
+    };
+    if waits_for.is_empty() || choose(asked, &Ok(found.iter().map(free).collect())).is_err() {
+        return here;
+    }
+    let names: Vec<String> = waits_for.iter().map(|ordinal| format!("cuda:{ordinal}")).collect();
+    say(format!(
+        "another worker has {}, and may be ending: that is waited for, up to {} s",
+        names.join(" and "),
+        longest.as_secs_f64()
+    ));
+    let deadline = Instant::now() + longest;
+    while !taken(found).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(every);
+        for at in found.iter_mut() {
+            if matches!(at, Found::Taken(card) if !is_taken(card)) {
+                *at = free(at);
+            }
+        }
+    }
+    here
 }
 
 /// Takes a card, unless another worker has it.
@@ -96,7 +142,7 @@ pub fn choose(asked: &[DeviceArg], here: &Here) -> Result<Vec<Chosen>, String> {
         }
         match here.as_ref().map_err(String::clone)?.get(ordinal) {
             Some(Found::Free(_)) => given.push((ordinal, worker)),
-            Some(Found::Taken) => {
+            Some(Found::Taken(_)) => {
                 return Err(format!("cuda:{ordinal} is another worker's, and a card belongs to one worker"));
             }
             Some(Found::Unfit(why)) => return Err(format!("cuda:{ordinal}: {why}")),
@@ -117,7 +163,7 @@ pub fn choose(asked: &[DeviceArg], here: &Here) -> Result<Vec<Chosen>, String> {
 fn free(here: &Here, ordinal: usize) -> Option<&Card> {
     match here.as_ref().ok()?.get(ordinal)? {
         Found::Free(card) => Some(card),
-        Found::Taken | Found::Unfit(_) => None,
+        Found::Taken(_) | Found::Unfit(_) => None,
     }
 }
 
@@ -132,7 +178,7 @@ fn next(worker: usize, here: &Here, given: &mut Vec<(usize, usize)>) -> Chosen {
         let owner = given.iter().find(|(taken, _)| *taken == ordinal).map(|(_, owner)| owner);
         match (at, owner) {
             (_, Some(owner)) => passed.push(format!("cuda:{ordinal} is worker-{owner}'s")),
-            (Found::Taken, _) => passed.push(format!("cuda:{ordinal} is another worker's")),
+            (Found::Taken(_), _) => passed.push(format!("cuda:{ordinal} is another worker's")),
             (Found::Unfit(why), _) => passed.push(format!("cuda:{ordinal}: {why}")),
             (Found::Free(card), None) => {
                 given.push((ordinal, worker));
@@ -171,7 +217,7 @@ mod tests {
     fn here(cards: &str) -> Here {
         let found = |(ordinal, state)| match state {
             'f' => Found::Free(card(ordinal, "")),
-            't' => Found::Taken,
+            't' => Found::Taken(card(ordinal, &format!("{cards}-{}", std::process::id()))),
             _ => Found::Unfit("too old".to_string()),
         };
         Ok(cards.chars().enumerate().map(found).collect())
@@ -238,6 +284,36 @@ mod tests {
         refused("cuda:1", &here("ft"), "another worker's");
         refused("cuda:0", &here("uf"), "cuda:0: too old");
         refused("cpu,cuda:0", &Err("no driver".to_string()), "no driver");
+    }
+
+    /// Holds the second of two cards for `held`; what is found of it in the end, and what was said.
+    fn waited(devices: &str, held: Duration, longest: Duration) -> (bool, Vec<String>) {
+        let there = card(1, &format!("{devices}-{held:?}-{}", std::process::id()));
+        let holder = claim(&there).expect("nobody has it");
+        let releases = std::thread::spawn(move || {
+            std::thread::sleep(held);
+            drop(holder);
+        });
+        let here = Ok(vec![Found::Free(card(0, "")), Found::Taken(there)]);
+        let mut said = Vec::new();
+        let every = Duration::from_millis(5);
+        let found = released(&asked(devices), here, (longest, every), |line| said.push(line));
+        releases.join().expect("it ends");
+        (matches!(found.expect("cards")[1], Found::Free(_)), said)
+    }
+
+    #[test]
+    fn who_asks_for_a_card_waits_for_its_release_and_not_for_ever() {
+        let (short, long) = (Duration::from_millis(100), Duration::from_secs(60));
+        let (free, said) = waited("cuda:1,auto", short, long);
+        assert!(free && said.len() == 1 && said[0].contains("has cuda:1, and may be ending"), "{said:?}");
+        let (free, said) = waited("cuda:1", Duration::from_millis(500), Duration::from_millis(50));
+        assert!(!free && said.len() == 1, "{said:?}");
+        // Whoever takes what there is does not wait, nor who asks for another, nor who asks for what cannot be.
+        for devices in ["auto", "cpu", "cuda:0", "cuda:1,cuda:1", "cuda:1,cuda:7"] {
+            let (free, said) = waited(devices, short, long);
+            assert!(!free && said.is_empty(), "{devices}: {said:?}");
+        }
     }
 
     #[test]

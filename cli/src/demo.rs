@@ -4,14 +4,15 @@
 //! all carried bytes, so that binaries of several versions do not meet. Whatever lies there is compared with the carried
 //! bytes at every use, and written again where it differs.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use gaterail_router::replace;
 use sha2::{Digest, Sha256};
 
 use crate::error::CliError;
+
+const MODE: u32 = 0o644;
 
 /// What a person calls it where a MODEL is wanted.
 pub const NAME: &str = "demo";
@@ -90,7 +91,8 @@ fn unpack(files: &[(&str, &[u8])], folder: &Path) -> Result<(), CliError> {
         if !is(&path, bytes) {
             let what =
                 format!("writing the demo model to {} (XDG_CACHE_HOME names another place)", path.display());
-            write_whole(&path, bytes).map_err(CliError::io(what))?;
+            let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+            made.and_then(|()| replace::file(&path, bytes, MODE)).map_err(CliError::io(what))?;
         }
     }
     Ok(())
@@ -100,22 +102,6 @@ fn is(path: &Path, bytes: &[u8]) -> bool {
     let length = fs::metadata(path).map(|metadata| metadata.len());
     length.is_ok_and(|length| length == bytes.len() as u64)
         && fs::read(path).is_ok_and(|content| content == bytes)
-}
-
-/// Writes beside `path` and renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder)?;
-    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let unfinished = folder.join(format!(".unfinished-{process}-{count}"));
-    let written = File::create(&unfinished)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&unfinished, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&unfinished);
-    }
-    written
 }
 
 #[cfg(test)]
@@ -164,6 +150,21 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn who_has_the_same_number_is_not_disturbed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("model")).expect("a folder");
+        // In containers that share the cache every process may have the number 1: these are being written by another.
+        let name = |count| format!("model/.unfinished-{}-{count}", std::process::id());
+        let others: Vec<PathBuf> = (0..64).map(|count| folder.path().join(name(count))).collect();
+        others.iter().for_each(|other| fs::write(other, "another's").expect("written"));
+        unpack(&[("model/a", b"own")], folder.path()).expect("written");
+        assert_eq!(fs::read(folder.path().join("model/a")).expect("a file"), b"own");
+        for other in others {
+            assert_eq!(fs::read(&other).ok().as_deref(), Some(b"another's".as_slice()), "{other:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod evaluate;
 mod generate;
 mod hub;
 mod inspect;
+mod itself;
 mod keys;
 mod machine;
 mod packed_cache;

@@ -23,6 +23,9 @@ fn plan_json(flags: &[&str]) -> Value {
     serde_json::from_str(&ran.out).expect("JSON")
 }
 
+/// How often a machine may be too busy to measure anything.
+const TRIES: usize = 5;
+
 const HIDDEN: u64 = 512;
 const WIDTH: u64 = 256;
 const EXPERTS: u64 = 16;
@@ -59,25 +62,37 @@ fn total(step: &Value) -> f64 {
 
 #[test]
 fn the_demo_model_in_every_mode() {
+    // What is measured while others have the cores says little: it is measured again.
+    let mut found = Vec::new();
+    while found.len() < TRIES && found.last().is_none_or(|(_, is_steady)| !is_steady) {
+        let times = in_every_mode();
+        // More streams take longer for a step, and give more tokens a second.
+        let is_steady = times.iter().all(|[alone, four]| alone < four && *four < 4.0 * alone * 1.2);
+        found.push((times, is_steady));
+    }
+    assert!(found.last().is_some_and(|(_, is_steady)| *is_steady), "{found:?}");
+}
+
+/// What a step of one stream and of four takes in each mode.
+fn in_every_mode() -> Vec<[f64; 2]> {
     let plan =
         plan_json(&["demo", "--workers", "2", "--streams", "1,4", "--prefill", "64", "--context", "64"]);
     let modes: Vec<&str> =
         plan["forecasts"].as_array().unwrap().iter().map(|one| one["mode"].as_str().unwrap()).collect();
     assert_eq!(modes, ["local", "ep", "tp"]);
-    for mode in modes {
+    assert_eq!(plan["winners"].as_array().unwrap().len(), 3);
+    let times = modes.into_iter().map(|mode| {
         let one = forecast(&plan, mode);
         assert_eq!(one["misfit"], Value::Null);
         for step in one["decode"].as_array().unwrap().iter().chain([&one["prefill"]]) {
             assert!(total(step) > 0.0 && total(step) < 10.0, "{mode}: {step}");
         }
-        // More streams take longer for a step, and give more tokens a second.
-        let [alone, four] = [0, 1].map(|at| total(&one["decode"][at]));
-        assert!(alone < four && four < 4.0 * alone * 1.2, "{mode}: {alone} {four}");
         let travels = mode != "local";
         assert_eq!(number(&one["decode"][0]["hops"]) > 0.0, travels, "{mode}");
         assert_eq!(number(&one["decode"][0]["terms"]["dispatch"]) > 0.0, travels, "{mode}");
-    }
-    assert_eq!(plan["winners"].as_array().unwrap().len(), 3);
+        [0, 1].map(|at| total(&one["decode"][at]))
+    });
+    times.collect()
 }
 
 #[test]

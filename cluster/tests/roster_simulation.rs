@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gaterail_cluster::membership::{
-    Action, Event, Machine, Policy, Roster, Search, Wish, WorkerAbout, WorkerState,
+    Action, Event, Machine, Policy, Roster, SEARCHES_MAX, Search, Wish, WorkerAbout, WorkerState,
 };
 use gaterail_cluster::placement::{Mode, Popularity};
 use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, ShardSpec, WorkerId};
@@ -63,9 +63,15 @@ struct World {
     /// How often there was room only without what survivors held.
     cramped: usize,
     /// What is being looked for, and when it will be found.
-    search: Option<(Search, Instant)>,
-    /// Searches that were followed by another at once.
+    searches: Vec<(Search, Instant)>,
+    /// How long looking and preparing take, in milliseconds; by the draw if nobody says.
+    search_takes: Option<u64>,
+    prepare_takes: Option<u64>,
+    /// Searches that were followed by another at once, and that another one was asked for beside.
     anew: usize,
+    outranked: usize,
+    /// Those who are left do not suffice, and nothing has happened since that was found.
+    nothing_found: bool,
     lines: Vec<String>,
 }
 
@@ -104,8 +110,12 @@ impl World {
             planned: Epoch(0),
             activations: 0,
             cramped: 0,
-            search: None,
+            searches: Vec::new(),
+            search_takes: None,
+            prepare_takes: None,
             anew: 0,
+            outranked: 0,
+            nothing_found: false,
             lines: Vec::new(),
         }
     }
@@ -156,8 +166,9 @@ impl World {
     fn tell(&mut self, event: Event) {
         self.lines.push(format!("> {event:?}"));
         if let Event::Lost { worker, .. } = &event {
-            self.members.remove(worker);
+            self.nothing_found &= !self.members.remove(worker);
         }
+        self.nothing_found &= !matches!(event, Event::Joined(_));
         if let Event::Prepared { worker, epoch } = event
             && self.members.contains(&worker)
         {
@@ -172,11 +183,39 @@ impl World {
         self.obey(actions);
     }
 
+    /// Where not all experts are served any more, a plan is being prepared or looked for among those who are there: nothing else is
+    /// waited for, unless as much is being looked for as may be, or nothing was found for them.
+    fn check_recovery(&mut self) {
+        let view = self.roster.view(self.now);
+        let is_idle =
+            view.epoch.is_none() || view.serving || view.pending.is_some() || view.workers.is_empty();
+        if is_idle || self.nothing_found {
+            return;
+        }
+        let there: BTreeSet<WorkerId> = view.workers.iter().map(|worker| worker.about.id).collect();
+        let looks = |(search, _): &(Search, Instant)| search.workers().all(|worker| there.contains(&worker));
+        assert!(
+            self.searches.len() == SEARCHES_MAX || self.searches.iter().any(looks),
+            "nothing is done for those who are left"
+        );
+    }
+
     fn obey(&mut self, actions: Vec<Action>) {
+        let any = !actions.is_empty();
+        self.carry_out(actions);
+        if any {
+            self.check_recovery();
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
         for action in actions {
             match &action {
                 Action::Note(note) => self.lines.push(format!("  # {note}")),
-                action => self.lines.push(format!("  {action:.400?}")),
+                action => {
+                    let text: String = format!("{action:?}").chars().take(200).collect();
+                    self.lines.push(format!("  {text}"));
+                }
             }
             match action {
                 Action::Prepare { worker, epoch, shard } => self.asked_to_prepare(worker, epoch, shard),
@@ -209,19 +248,22 @@ impl World {
                 }
                 Action::Dismiss { worker, .. } => {
                     assert!(self.members.remove(&worker), "{worker} was not there");
+                    self.nothing_found = false;
                     // A stopped one finds out when it goes on; others leave, or join anew some time.
                     if !self.processes[&worker].stopped && self.draw.one_in(2) {
                         self.processes.remove(&worker);
                     }
                 }
                 Action::Search(search) => {
-                    assert!(self.search.is_none(), "one is looked for at a time");
+                    self.outranked += usize::from(!self.searches.is_empty());
+                    self.nothing_found = false;
                     // Some at once, some when other things have happened.
-                    let takes = match self.draw.one_in(3) {
-                        true => Duration::from_millis(self.draw.within(1, 300)),
-                        false => Duration::ZERO,
-                    };
-                    self.search = Some((*search, self.now + takes));
+                    let takes = self.search_takes.unwrap_or_else(|| match self.draw.one_in(3) {
+                        true => self.draw.within(1, 300),
+                        false => 0,
+                    });
+                    self.searches.push((*search, self.now + Duration::from_millis(takes)));
+                    assert!(self.searches.len() <= SEARCHES_MAX, "{} searches", self.searches.len());
                 }
                 Action::Explain(_) | Action::Note(_) => {}
             }
@@ -235,7 +277,8 @@ impl World {
         self.planned = epoch;
         let before = self.asked.insert((worker, epoch), shard);
         assert!(before.is_none(), "{worker} is asked twice for epoch {epoch}");
-        let takes = Duration::from_millis(self.draw.within(0, 1500));
+        let takes = self.prepare_takes.unwrap_or_else(|| self.draw.within(0, 1500));
+        let takes = Duration::from_millis(takes);
         self.processes.get_mut(&worker).unwrap().asked.push((epoch, self.now + takes));
     }
 
@@ -273,12 +316,21 @@ impl World {
     }
 
     fn find(&mut self) {
-        let Some((search, _)) = self.search.take_if(|(_, at)| *at <= self.now) else { return };
-        self.lines.push("> found".to_string());
-        let actions = self.roster.found(search.found(), self.now);
-        // Something had happened meanwhile, or what came of it takes another search.
-        self.anew += usize::from(actions.iter().any(|action| matches!(action, Action::Search(_))));
-        self.obey(actions);
+        while let Some(at) = self.searches.iter().position(|(_, at)| *at <= self.now) {
+            let (search, _) = self.searches.remove(at);
+            let is_there = |worker| self.members.contains(&worker);
+            let for_these = search.workers().all(is_there);
+            self.lines.push("> found".to_string());
+            let actions = self.roster.found(search.found(), self.now);
+            // Something had happened meanwhile, or what came of it takes another search.
+            self.anew += usize::from(actions.iter().any(|action| matches!(action, Action::Search(_))));
+            self.carry_out(actions);
+            let is_there = |worker| self.members.contains(&worker);
+            let looks = self.searches.iter().any(|(search, _)| search.workers().all(is_there));
+            let view = self.roster.view(self.now);
+            self.nothing_found |= for_these && !looks && view.pending.is_none() && !view.serving;
+            self.check_recovery();
+        }
     }
 
     fn something(&mut self) {
@@ -368,29 +420,131 @@ impl World {
     }
 }
 
-fn run(seed: u64) -> [usize; 3] {
-    let mut world = World::new(seed);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+/// Runs a life, and shows its end where that is bad.
+fn live<T>(mut world: World, seed: u64, life: impl FnOnce(&mut World) -> T) -> T {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| life(&mut world)));
+    outcome.unwrap_or_else(|panic| {
+        let tail = &world.lines[world.lines.len().saturating_sub(60)..];
+        eprintln!("{}\nseed {seed}, {:?}", tail.join("\n"), world.policy);
+        std::panic::resume_unwind(panic)
+    })
+}
+
+fn run(seed: u64) -> [usize; 4] {
+    live(World::new(seed), seed, |world| {
         for _ in 0..world.draw.within(10, 80) {
             world.something();
             let pause = Duration::from_millis(world.draw.within(0, 900));
             world.pass(pause, true);
         }
         world.calm_down();
-    }));
-    if let Err(panic) = outcome {
-        let tail = &world.lines[world.lines.len().saturating_sub(60)..];
-        eprintln!("{}\nseed {seed}, {:?}", tail.join("\n"), world.policy);
-        std::panic::resume_unwind(panic);
-    }
-    [world.activations, world.cramped, world.anew]
+        [world.activations, world.cramped, world.anew, world.outranked]
+    })
 }
 
 #[test]
 fn a_thousand_lives() {
-    let lives: Vec<[usize; 3]> = (0..1000).map(run).collect();
-    let [activations, cramped, anew] = [0, 1, 2].map(|at| lives.iter().map(|life| life[at]).sum::<usize>());
+    let lives: Vec<[usize; 4]> = (0..1000).map(run).collect();
+    let sum = |at: usize| lives.iter().map(|life| life[at]).sum::<usize>();
+    let [activations, cramped, anew, outranked] = [0, 1, 2, 3].map(sum);
     assert!(cramped > 0, "there was always room");
     assert!(anew > 100, "{anew} searches were followed by another");
+    assert!(outranked > 20, "{outranked} searches began beside another");
     assert!(activations > 6_000, "{activations} activations are too few to show anything");
+}
+
+/// A search takes so long that workers come and go four times meanwhile.
+const SEARCH: Duration = Duration::from_secs(2);
+const CHURN: Duration = Duration::from_millis(500);
+
+impl World {
+    /// Three stay; another one comes and goes, and comes and goes.
+    fn churning(seed: u64) -> World {
+        let mut world = World::new(seed);
+        (world.search_takes, world.prepare_takes) = (Some(SEARCH.as_millis() as u64), Some(0));
+        let memory = world.experts_bytes() * 4;
+        (0..3).for_each(|_| world.spawn(memory));
+        world
+    }
+
+    /// For so long. What those who stayed do afterwards, and the longest time that experts were not served.
+    fn churn(&mut self, whole: Duration) -> (Vec<WorkerState>, Duration) {
+        let (end, mut served) = (self.now + whole, self.now);
+        let stay: Vec<WorkerId> = self.processes.keys().copied().collect();
+        let mut longest = Duration::ZERO;
+        while self.now < end {
+            let guest = self.processes.keys().copied().find(|id| !stay.contains(id));
+            // There is always one, and never the same for long.
+            self.spawn(self.experts_bytes() * 4);
+            if let Some(worker) = guest {
+                self.processes.remove(&worker);
+                self.tell(Event::Lost { worker, why: "killed".to_string() });
+            }
+            self.pass(CHURN, false);
+            self.tell(Event::Switched { epoch: self.activated });
+            if self.roster.view(self.now).serving {
+                served = self.now;
+            }
+            longest = longest.max(self.now - served);
+        }
+        let workers = self.roster.view(self.now).workers;
+        let stay = workers.iter().filter(|at| stay.contains(&at.about.id)).map(|at| at.state);
+        (stay.collect(), longest)
+    }
+}
+
+#[test]
+fn plans_are_made_however_fast_workers_come_and_go() {
+    for seed in 0..100 {
+        live(World::churning(seed), seed, |world| {
+            // Two results are thrown away, and what comes next is made do with.
+            let bound = world.policy.join_wait + 3 * SEARCH + 2 * CHURN;
+            let (stay, longest) = world.churn(Duration::from_secs(30));
+            assert!(longest <= bound, "nothing served for {longest:?}");
+            assert_eq!(stay, [WorkerState::Serving; 3], "who stays is never taken in");
+            // Somebody who stayed dies, and the guests come and go.
+            let worker = *world.processes.keys().next().expect("somebody");
+            world.processes.remove(&worker);
+            world.tell(Event::Lost { worker, why: "killed".to_string() });
+            let (_, longest) = world.churn(Duration::from_secs(30));
+            assert!(longest <= bound, "nothing served for {longest:?} after a death");
+            (world.search_takes, world.prepare_takes) = (None, None);
+            world.calm_down();
+        });
+    }
+}
+
+#[test]
+fn a_death_in_the_middle_of_a_long_search_is_planned_without_waiting_for_it() {
+    let mut waited = 0;
+    for seed in 0..100 {
+        live(World::churning(seed), seed, |world| {
+            (world.policy.copies, world.search_takes) = (1, Some(0));
+            world.tell(Event::Rebalance(Wish { mode: Some(Mode::Ep), copies: Some(1), ..Wish::default() }));
+            world.pass(Duration::from_secs(10), false);
+            assert!(world.roster.view(world.now).serving);
+            // A guest, and a search for what could be with it that takes a minute.
+            world.search_takes = Some(60_000);
+            world.spawn(world.experts_bytes() * 4);
+            world.pass(Duration::from_millis(200), false);
+            assert_eq!(world.searches.len(), 1);
+            let epoch = world.activated;
+            // With one copy of everything somebody who served is missed; and one more, while that is looked for.
+            for takes in [1_000, 1_000] {
+                world.search_takes = Some(takes);
+                let placed = world.roster.view(world.now).workers;
+                let Some(worker) = placed.iter().find(|at| at.experts > 0).map(|at| at.about.id) else {
+                    return;
+                };
+                world.processes.remove(&worker);
+                world.tell(Event::Lost { worker, why: "killed".to_string() });
+                world.pass(Duration::from_millis(500), false);
+                waited += usize::from(!world.roster.view(world.now).serving);
+            }
+            world.pass(Duration::from_millis(1_100), false);
+            let view = world.roster.view(world.now);
+            assert!(view.serving && view.epoch > Some(epoch), "nothing is served: {view:?}");
+        });
+    }
+    assert!(waited > 150, "{waited} deaths were felt");
 }

@@ -33,7 +33,9 @@ pub use int4::{INT4_GROUP_MAX, Int4};
 pub use matrix::{
     ElementType, FP8_BLOCK, GGUF_GROUP, MXFP4_GROUP, Matrix, MatrixData, Q4_0_BLOCK, Q8_0_BLOCK,
 };
-pub use packed::{Codes, LINE, OWN_GROUP, PACKED_LAYOUT, PANEL_ROWS, Packed, PackedFormat, Scales};
+pub use packed::{
+    ARITHMETIC, Codes, LINE, OWN_GROUP, PACKED_LAYOUT, PANEL_ROWS, Packed, PackedFormat, Scales,
+};
 pub use pool::Pool;
 pub use stream::{Event, Stream};
 pub use view::{View, ViewMut};

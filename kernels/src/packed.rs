@@ -15,6 +15,7 @@
 //! bytes: with scales in a plane of their own a Zen 4 core streamed half as fast (notes/2026-11-20-w4a8.md). What codes
 //! mean: ARITHMETIC.md, 8.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::bytes::Bytes;
@@ -22,6 +23,9 @@ use crate::bytes::Bytes;
 /// The number of this layout, for files that keep packed weights: another one for any change of panels and records, or of
 /// the way in which weights are quantised (ARITHMETIC.md, 9).
 pub const PACKED_LAYOUT: u32 = 1;
+/// The number of what ARITHMETIC.md says: another one for any change that changes bits. Those who compute one answer together must
+/// have the same.
+pub const ARITHMETIC: u32 = 2;
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 /// The bytes of a line of codes.
@@ -66,6 +70,18 @@ impl Codes {
             Codes::Int4 { .. } => 8,
             Codes::Int8 => 4,
         }
+    }
+}
+
+/// For people.
+impl fmt::Display for Codes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Codes::INT4 => "4-bit codes",
+            Codes::MXFP4 => "MXFP4 codes",
+            Codes::Int4 { .. } => "4-bit codes of a table",
+            Codes::Int8 => "8-bit codes",
+        })
     }
 }
 

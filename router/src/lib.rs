@@ -39,6 +39,7 @@ pub mod http;
 pub mod metrics;
 pub mod notes;
 pub mod openai;
+pub mod replace;
 pub mod serving;
 
 pub use api::{

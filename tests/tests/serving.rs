@@ -294,6 +294,8 @@ fn a_request_gives_the_same_bytes_in_any_company() {
             batch_max,
             logits_rows_max,
             prefix_cache,
+            // Whoever is read last waits for all others, however long these take.
+            stall_max: Duration::from_secs(24 * 3600),
             ..EngineLimits::default()
         };
         // Alone in its engine, and again with what it left in the cache.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::stream::unfold;
 use gaterail_cluster::exchange::{Channel, Cut, SharedOffer, open_shared, stream};
 use gaterail_cluster::tls::TlsTrouble;
-use gaterail_kernels::PACKED_LAYOUT;
+use gaterail_kernels::{ARITHMETIC, PACKED_LAYOUT};
 use gaterail_proto::grpc::v1::cluster_client::ClusterClient;
 use gaterail_proto::grpc::v1::from_router::What as FromRouterWhat;
 use gaterail_proto::grpc::v1::from_worker::What;
@@ -193,6 +193,7 @@ async fn join(shared: &Shared, mut client: Client) -> Result<(Outgoing, Streamin
         name: shared.options.name.clone(),
         version: shared.version.clone(),
         packed_layout: PACKED_LAYOUT,
+        arithmetic: ARITHMETIC,
         machine: Some(shared.machine.clone()),
         host: shared.host.clone(),
     };
@@ -219,6 +220,9 @@ async fn welcomed(
     };
     let Welcome { router, session, heartbeat_ms, body_bytes_max, shared_memory, model } = welcome;
     let served = ServedModel::new(model.unwrap_or_default()).map_err(Ended::Refused)?;
+    if let Some(gpu) = &shared.options.gpu {
+        served.check_card(gpu.properties()).map_err(Ended::Refused)?;
+    }
     if body_bytes_max > limits.body_bytes_max {
         return Err(Ended::Refused(format!(
             "frames of {body_bytes_max} bytes are more than this worker takes"

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gaterail_kernels::Codes;
+use gaterail_kernels::cuda::{ExpertForm, ExpertsOutline, Properties, check_experts};
 use gaterail_kernels::ops::{Activation, UNIT_MIN, WeightOn};
 use gaterail_kernels::wire::PieceShape;
 use gaterail_model::walk::{ExpertMath, LayerMath};
@@ -19,6 +21,9 @@ const TOP_K_MAX: u32 = 1 << 10;
 const LAYERS_MAX: u32 = 1 << 12;
 const FRACTION_BITS_MAX: u32 = 48;
 const TEXT_BYTES_MAX: usize = 4096;
+/// Different forms of a layer's matrices, and what a form is called.
+const FORMS_MAX: usize = 16;
+const FORM_BYTES_MAX: usize = 64;
 
 /// A model whose experts this worker may compute.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,12 +34,16 @@ pub struct ServedModel {
     pub math: Arc<ExpertMath>,
     /// Without bytes, which only the router knows.
     pub inventory: ExpertInventory,
+    /// Of the inventory's layers: in which forms the experts are run.
+    pub outlines: Vec<ExpertsOutline>,
+    /// In which GPUs compute them.
+    pub for_cards: Option<Precision>,
 }
 
 impl ServedModel {
     /// The error is a sentence about the router's message.
     pub fn new(message: v1::Model) -> Result<ServedModel, String> {
-        let v1::Model { path, digest, precision, hidden, unit, fraction_bits, layers } = message;
+        let v1::Model { path, digest, precision, hidden, unit, fraction_bits, layers, for_cards } = message;
         if path.len() > TEXT_BYTES_MAX || digest.len() > TEXT_BYTES_MAX {
             return Err("a model's path or digest is too long".to_string());
         }
@@ -48,7 +57,7 @@ impl ServedModel {
         }
         let mut math =
             ExpertMath { hidden: hidden as usize, unit: unit as usize, fraction_bits, layers: Vec::new() };
-        let mut inventory = ExpertInventory::default();
+        let (mut inventory, mut outlines) = (ExpertInventory::default(), Vec::new());
         for at in layers {
             if at.layer >= LAYERS_MAX || (at.layer as usize) < math.layers.len() {
                 return Err(format!("layer {} out of order, or beyond all", at.layer));
@@ -56,6 +65,7 @@ impl ServedModel {
             math.layers.resize(at.layer as usize, None);
             let units = at.width.div_ceil(unit);
             let (layer, experts) = (LayerId(at.layer), at.experts);
+            outlines.push(outline(&at, unit)?);
             math.layers.push(Some(layer_math(at)?));
             inventory.layers.push(LayerExperts { layer, experts, units, expert_bytes: 0 });
         }
@@ -65,6 +75,24 @@ impl ServedModel {
             precision: precision_of(&precision)?,
             math: Arc::new(math),
             inventory,
+            outlines,
+            for_cards: if for_cards.is_empty() { None } else { Some(precision_of(&for_cards)?) },
+        })
+    }
+
+    /// Whether a GPU has kernels for all experts; if not, what would work. Nothing is loaded for it.
+    pub fn check_card(&self, card: &Properties) -> Result<(), String> {
+        let checked = self.inventory.layers.iter().zip(&self.outlines).try_for_each(|(at, outline)| {
+            let told = |error| format!("layer {}: {error}", at.layer.0);
+            check_experts(outline, card.shared_bytes).map_err(told)
+        });
+        checked.map_err(|why| {
+            let other = match self.for_cards {
+                Some(Precision::Int4) => "serve them with --weights int4, or ",
+                Some(Precision::Int8) => "serve them with --weights int8, or ",
+                _ => "",
+            };
+            format!("it serves experts that this card cannot compute ({why}): {other}take a worker with --device cpu")
         })
     }
 
@@ -75,6 +103,34 @@ impl ServedModel {
         let end = (slice.units.end as usize * unit).min(width);
         let start = slice.units.start as usize * unit;
         PieceShape { expert: slice.expert.0, hidden, run: end - start, first: start == 0, unit }
+    }
+}
+
+fn outline(at: &v1::LayerMath, unit: u32) -> Result<ExpertsOutline, String> {
+    let forms = |forms: &[v1::ExpertForm]| -> Result<Vec<ExpertForm>, String> {
+        if forms.len() > FORMS_MAX || forms.iter().any(|form| form.codes.len() > FORM_BYTES_MAX) {
+            return Err(format!("layer {} with forms of experts that are none", at.layer));
+        }
+        Ok(forms.iter().map(form).collect())
+    };
+    Ok(ExpertsOutline {
+        gate_up: forms(&at.gate_up)?,
+        down: forms(&at.down)?,
+        experts: at.experts as usize,
+        unit: unit as usize,
+    })
+}
+
+fn form(form: &v1::ExpertForm) -> ExpertForm {
+    let codes = match form.codes.as_str() {
+        "int4" => Codes::INT4,
+        "mxfp4" => Codes::MXFP4,
+        "int8" => Codes::Int8,
+        other => return ExpertForm::Plain(other.to_string()),
+    };
+    match form.group {
+        0 => ExpertForm::Plain(form.codes.clone()),
+        group => ExpertForm::Packed { codes, group: group as usize },
     }
 }
 
@@ -114,6 +170,10 @@ fn precision_of(name: &str) -> Result<Precision, String> {
 pub mod tests {
     use super::*;
 
+    fn form(codes: &str, group: u32) -> v1::ExpertForm {
+        v1::ExpertForm { codes: codes.to_string(), group }
+    }
+
     pub fn message() -> v1::Model {
         let layer = |layer| v1::LayerMath {
             layer,
@@ -121,12 +181,15 @@ pub mod tests {
             width: 300,
             activation: "swiglu".to_string(),
             top_k: 2,
+            gate_up: vec![form("int4", 64)],
+            down: vec![form("int4", 64)],
             ..v1::LayerMath::default()
         };
         v1::Model {
             path: "/models/a".to_string(),
             digest: "00".to_string(),
             precision: "int4".to_string(),
+            for_cards: "int4".to_string(),
             hidden: 64,
             unit: 128,
             fraction_bits: 24,
@@ -150,9 +213,46 @@ pub mod tests {
     }
 
     #[test]
+    fn what_a_card_has_no_kernel_for_is_refused_with_what_would_work() {
+        let card = Properties {
+            ordinal: 0,
+            name: String::new(),
+            architecture: String::new(),
+            multiprocessors: 1,
+            shared_bytes: 99 << 10,
+            memory_bytes: 0,
+            cache_bytes: 0,
+        };
+        type Change = fn(&mut v1::Model);
+        let refused = |change: Change| {
+            let mut model = message();
+            change(&mut model);
+            ServedModel::new(model).unwrap().check_card(&card).err()
+        };
+        assert_eq!(refused(|_| ()), None);
+        let plain: Change = |model| model.layers[1].down = vec![form("bf16 as stored", 0)];
+        let why = refused(plain).expect("plain downs");
+        assert!(why.contains("layer 3: the kernels have no form for experts in bf16 as stored"), "{why}");
+        assert!(why.contains("--weights int4") && why.contains("--device cpu"), "{why}");
+        let mixed: Change = |model| {
+            model.layers[0].down.push(form("int4", 128));
+            model.for_cards.clear();
+        };
+        let why = refused(mixed).expect("two forms");
+        assert!(why.contains("4-bit codes in groups of 128") && !why.contains("--weights"), "{why}");
+        // A code without a group is none, and what is not known is not computed.
+        assert!(refused(|model| model.layers[0].down = vec![form("int4", 0)]).is_some());
+        assert!(refused(|model| model.layers[0].gate_up = vec![form("int3", 64)]).is_some());
+        assert!(refused(|model| model.layers[0].gate_up = vec![form("int8", 128)]).is_some());
+    }
+
+    #[test]
     fn a_model_that_cannot_be_is_refused() {
         type Change = fn(&mut v1::Model);
-        let changes: [Change; 13] = [
+        let changes: [Change; 16] = [
+            |model| model.for_cards = "int2".to_string(),
+            |model| model.layers[0].down = vec![form("int4", 64); 17],
+            |model| model.layers[0].gate_up[0].codes = "x".repeat(65),
             |model| model.hidden = 0,
             |model| model.hidden = u32::MAX,
             |model| model.unit = 0,

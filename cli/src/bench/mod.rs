@@ -8,6 +8,7 @@
 //! | [`prompt`], [`words`] | texts of so many tokens |
 //! | [`load`], [`interrupt`], [`request`] | the requests under way; one of them, timed |
 //! | [`goodput`], [`stats`], [`result`] | what it comes to, in vLLM's fields |
+//! | [`save`] | into a file |
 //! | [`table`], [`plot`] | for a person |
 //! | [`compare`] | ways to spread the experts of our own server, side by side |
 
@@ -23,6 +24,7 @@ mod prompt;
 mod random;
 mod request;
 mod result;
+mod save;
 mod stats;
 mod table;
 mod tokens;
@@ -45,6 +47,7 @@ use prompt::{Prompt, fit};
 use random::Random;
 use request::Asked;
 use result::{About, Saved};
+use save::save;
 use tokens::Counting;
 use workload::{Arrivals, Planned, PlannedPrompt, REQUESTS_MAX, schedule};
 
@@ -73,7 +76,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         let title = format!("{}, measured by gaterail bench", model.unwrap_or("results"));
         let page = path.extension().is_some_and(|extension| extension == "html");
         let picture = if page { plot::page(&results, &title) } else { plot::svg(&results, &title) };
-        write(path, &picture)?;
+        save(path, &picture)?;
     }
     let completed = |result: &Saved| result.get("completed").and_then(Value::as_u64).unwrap_or_default();
     match results.iter().any(|result| completed(result) > 0) {
@@ -115,7 +118,7 @@ impl Bench {
             results.push(self.one(index as u64, arrivals)?);
             if let Some(path) = json {
                 let lines = results.iter().map(|result| Value::Object(result.clone()).to_string() + "\n");
-                write(path, &lines.collect::<String>())?;
+                save(path, &lines.collect::<String>())?;
             }
         }
         Ok(results)
@@ -262,10 +265,6 @@ fn read_saved(paths: &[std::path::PathBuf]) -> Result<Vec<Saved>, CliError> {
         }
     }
     Ok(results)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), CliError> {
-    std::fs::write(path, text).map_err(CliError::io(path.display().to_string()))
 }
 
 /// That this process has used so far.

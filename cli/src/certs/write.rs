@@ -1,11 +1,11 @@
 //! Certificates into files: keys that only their owner reads, and none that takes another's place unasked.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use gaterail_cluster::tls::CertFiles;
+use gaterail_router::replace;
 
 use super::make::{Made, Pair};
 use crate::error::CliError;
@@ -14,7 +14,20 @@ const FOLDER: u32 = 0o700;
 const CERT: u32 = 0o644;
 const KEY: u32 = 0o600;
 
+/// Nobody else makes certificates in a folder while this is held. A file system without locks keeps nobody away.
+pub fn alone(folder: &Path) -> Option<File> {
+    let held = File::open(folder).ok()?;
+    held.lock().ok().map(|()| held)
+}
+
 pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> {
+    let folder = &files.folder;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER)
+        .create(folder)
+        .map_err(CliError::io(format!("making {}", folder.display())))?;
+    let _alone = alone(folder);
     let pairs = [("ca", &made.ca), ("router", &made.router), ("worker", &made.worker)];
     let parts = |(who, Pair { cert, key }): (&str, &Pair)| {
         [(files.key(who), key.clone(), KEY), (files.cert(who), cert.clone(), CERT)]
@@ -27,12 +40,6 @@ pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> 
             file.display()
         )));
     }
-    let folder = &files.folder;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER)
-        .create(folder)
-        .map_err(CliError::io(format!("making {}", folder.display())))?;
     for (file, text, mode) in &parts {
         write(file, text, *mode)?;
     }
@@ -49,29 +56,41 @@ pub fn certificates(files: &CertFiles, made: &Made) -> Result<(), CliError> {
 
 /// Whole or not at all; the mode is there before the text is.
 fn write(file: &Path, text: &str, mode: u32) -> Result<(), CliError> {
-    // Nobody has this name, whoever was killed here before: in a container every process may have the number 1.
-    let id = getrandom::u64()
-        .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
-    let beside = file.with_extension(format!("pem.{id:016x}"));
-    let what = || format!("writing {} by way of {}", file.display(), beside.display());
-    let mut new = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&beside)
-        .map_err(CliError::io(what()))?;
-    let written = new.write_all(text.as_bytes()).and_then(|()| new.sync_all());
-    let written = written.and_then(|()| std::fs::rename(&beside, file));
-    written.map_err(|error| {
-        // Half of a file is nobody's.
-        let _ = std::fs::remove_file(&beside);
-        CliError::Io { what: what(), source: error }
-    })
+    let what = format!("writing {}", file.display());
+    replace::file(file, text.as_bytes(), mode).map_err(CliError::io(what))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
+    use crate::certs::make;
+
+    #[test]
+    fn of_those_who_make_them_at_once_one_does() {
+        for _ in 0..10 {
+            let folder = tempfile::tempdir().expect("a folder");
+            let files = CertFiles::new(folder.path().join("certs"));
+            let made: Vec<Made> =
+                (0..4).map(|_| make::all(&["localhost".to_string()], 1).expect("made")).collect();
+            let begin = Barrier::new(made.len());
+            let well: Vec<bool> = std::thread::scope(|scope| {
+                let write = |made| {
+                    begin.wait();
+                    all(&files, made, false).is_ok()
+                };
+                let all: Vec<_> = made.iter().map(|made| scope.spawn(move || write(made))).collect();
+                all.into_iter().map(|one| one.join().expect("no panic")).collect()
+            });
+            assert_eq!(well.iter().filter(|well| **well).count(), 1, "{well:?}");
+            let winner = &made[well.iter().position(|well| *well).expect("one")];
+            for (who, pair) in [("ca", &winner.ca), ("router", &winner.router), ("worker", &winner.worker)] {
+                let read = |file: PathBuf| std::fs::read_to_string(file).expect("there");
+                assert!(read(files.cert(who)) == pair.cert && read(files.key(who)) == pair.key, "{who}");
+            }
+        }
+    }
 
     #[test]
     fn what_a_crash_left_is_in_nobodys_way() {

@@ -10,9 +10,10 @@
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use gaterail_router::replace;
 use rustix::io::Errno;
 
 use super::checksum::BlobId;
@@ -27,6 +28,9 @@ const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This file is a cache directory tag created by huggingface_hub.\n\
     # For information about cache directory tags, see:\n\
     #\thttps://bford.info/cachedir/\n";
+
+/// Of a new ref, before the system's mask: a group may share the cache.
+const REF_MODE: u32 = 0o666;
 
 /// The part of a cache that belongs to one repository.
 pub struct RepoCache {
@@ -114,11 +118,7 @@ impl RepoCache {
         let path = self.folder.join("refs").join(revision);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(HubError::disk("created", folder))?;
-        let mut draft = path.clone().into_os_string();
-        draft.push(format!(".{}.tmp", unused_tag()));
-        let draft = PathBuf::from(draft);
-        write_new(&draft, commit.as_str().as_bytes()).map_err(HubError::disk("written", &draft))?;
-        fs::rename(&draft, &path).map_err(HubError::disk("written", &path))
+        replace::file(&path, commit.as_str().as_bytes(), REF_MODE).map_err(HubError::disk("written", &path))
     }
 
     /// Whether the snapshot has this file, whole.
@@ -136,17 +136,13 @@ impl RepoCache {
         if fs::read_link(&pointer).is_ok_and(|found| found == target) {
             return Ok(());
         }
-        match fs::remove_file(&pointer) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(HubError::disk("replaced", &pointer)(error));
-            }
-            _ => {}
-        }
-        match symlink(&target, &pointer) {
-            // Another pull of the same file was quicker by a moment.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            done => done.map_err(HubError::disk("created", &pointer)),
-        }
+        // In one step: what another pull has put there is never away.
+        let draft = folder.join(format!(".{}.link", unused_tag()));
+        symlink(&target, &draft).map_err(HubError::disk("created", &draft))?;
+        fs::rename(&draft, &pointer).map_err(|error| {
+            let _ = fs::remove_file(&draft);
+            HubError::disk("replaced", &pointer)(error)
+        })
     }
 
     /// Waits until nobody else loads this blob. `waiting` is called once if somebody does.
@@ -158,12 +154,17 @@ impl RepoCache {
         waiting: impl FnOnce(),
     ) -> Result<BlobLock, HubError> {
         let path = self.locks.join(format!("{}.lock", id.as_str()));
-        let held = lock_file(&path).map_err(HubError::disk("opened", &path))?;
+        let open = || {
+            let opened = fs::create_dir_all(&self.locks).and_then(|()| lock_file(&path));
+            opened.map_err(HubError::disk("opened", &path))
+        };
+        let mut held = open()?;
         let mut waiting = Some(waiting);
         let mut waited = std::time::Duration::ZERO;
         loop {
             match (self.try_lock)(&held) {
-                Ok(()) => return Ok(BlobLock { _file: held, private: None }),
+                Ok(()) if is_there(&held) => return Ok(BlobLock { _file: held, private: None }),
+                Ok(()) => held = open()?,
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {
                     return Ok(BlobLock { _file: held, private: Some(unused_tag()) });
@@ -197,6 +198,11 @@ impl BlobLock {
     pub fn excludes(&self) -> bool {
         self.private.is_none()
     }
+}
+
+/// Whether a lock's file has its name yet. Where somebody has taken it away, others lock the one that they have made since.
+fn is_there(lock: &File) -> bool {
+    lock.metadata().is_ok_and(|lock| lock.nlink() > 0)
 }
 
 fn has_no_locks(error: &io::Error) -> bool {

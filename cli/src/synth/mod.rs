@@ -1,5 +1,6 @@
 //! `gaterail synth`: a random checkpoint of any shape, so that a rig can be measured before a model is downloaded.
 
+mod draft;
 mod shapes;
 mod tokenizer;
 mod values;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::error::CliError;
 use crate::progress::bytes_text;
 use crate::{machine, terminal};
+use draft::Draft;
 
 /// Write a random checkpoint of a real shape
 ///
@@ -67,13 +69,10 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
     let text = format!("{:#}\n", Value::Object(config.clone()));
     let spec = parse_spec(&Fields::parse(&origin, text.as_bytes())?)?;
     let bytes: u64 = account(&spec, None).values().map(|share| share.bytes).sum();
-    let draft = prepare(out, bytes)?;
-    let written = write_model(&spec, &text, &draft, args);
-    if written.is_err() {
-        let _ = std::fs::remove_dir_all(&draft);
-    }
-    let has_tokenizer = written?;
-    std::fs::rename(&draft, out).map_err(CliError::io(out.display().to_string()))?;
+    let draft = Draft::of(out)?;
+    check_room(out, &draft.path, bytes)?;
+    let has_tokenizer = write_model(&spec, &text, &draft.path, args)?;
+    draft.finish()?;
     terminal::print(&format!("{}\n", out.display()))?;
     let prompt = if has_tokenizer { "\"Hello\"" } else { "--tokens 1,2,3" };
     terminal::note(&format!(
@@ -85,7 +84,6 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
 
 /// Everything into one folder; the result says whether it has a tokenizer.
 fn write_model(spec: &ModelSpec, config: &str, folder: &Path, args: &SynthArgs) -> Result<bool, CliError> {
-    std::fs::create_dir_all(folder).map_err(CliError::io(folder.display().to_string()))?;
     write_text(&folder.join("config.json"), config)?;
     let has_tokenizer = tokenizer::write(folder, spec.vocab)?;
     write::weights(spec, folder, args.shard_bytes, args.seed)?;
@@ -149,23 +147,9 @@ fn cut_layers(config: &mut Map<String, Value>, layers: u64) -> Result<(), String
     Ok(())
 }
 
-/// Checks that the folder is new or empty and its disk has room; the draft beside it, which becomes the folder at the end.
-fn prepare(out: &Path, bytes: u64) -> Result<PathBuf, CliError> {
-    if out.exists() {
-        let mut entries = std::fs::read_dir(out).map_err(CliError::io(out.display().to_string()))?;
-        if entries.next().is_some() {
-            return Err(CliError::Refused(format!("{} is not empty; nothing was written", out.display())));
-        }
-    }
-    let out = std::path::absolute(out).map_err(CliError::io(out.display().to_string()))?;
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".incomplete");
-    let draft = out.with_file_name(name);
-    if draft.exists() {
-        // What an interrupted run has left; the name is ours.
-        std::fs::remove_dir_all(&draft).map_err(CliError::io(draft.display().to_string()))?;
-    }
-    if let Some(free) = machine::free_disk_bytes(&out).filter(|&free| free < bytes) {
+/// Whether the disk has room for all of it.
+fn check_room(out: &Path, draft: &Path, bytes: u64) -> Result<(), CliError> {
+    if let Some(free) = machine::free_disk_bytes(draft).filter(|&free| free < bytes) {
         let detail = format!(
             "{} would need {}, and its disk has {} free; --layers N writes a part",
             out.display(),
@@ -174,9 +158,76 @@ fn prepare(out: &Path, bytes: u64) -> Result<PathBuf, CliError> {
         );
         return Err(CliError::Refused(detail));
     }
-    Ok(draft)
+    Ok(())
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
     std::fs::write(path, text).map_err(CliError::io(path.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn asked(out: &Path, seed: u64) -> SynthArgs {
+        SynthArgs {
+            config: None,
+            shape: Some("mini".to_string()),
+            list: false,
+            out: Some(out.to_path_buf()),
+            layers: Some(1),
+            dtype: None,
+            shard_bytes: 100_000,
+            seed,
+        }
+    }
+
+    /// Every file's name and bytes.
+    fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+        let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry"));
+        let mut files: Vec<_> = entries
+            .map(|entry| (entry.file_name().into_string().expect("a name"), entry.path()))
+            .map(|(name, path)| (name, std::fs::read(path).expect("a file")))
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn of_two_who_write_one_folder_one_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let alone = [1, 2].map(|seed| {
+            let out = folder.path().join(format!("alone-{seed}"));
+            run(&asked(&out, seed)).expect("written");
+            files(&out)
+        });
+        for round in 0..3 {
+            let out = folder.path().join(format!("both-{round}"));
+            let begin = Barrier::new(2);
+            let well = std::thread::scope(|scope| {
+                let write = |seed| {
+                    begin.wait();
+                    run(&asked(&out, seed))
+                };
+                let both = [1, 2].map(|seed| scope.spawn(move || write(seed)));
+                both.map(|one| one.join().expect("no panic"))
+            });
+            assert_eq!(well.iter().filter(|well| well.is_ok()).count(), 1, "{well:?}");
+            let winner = well.iter().position(Result::is_ok).expect("one");
+            assert!(files(&out) == alone[winner], "round {round}: not what seed {} gives", winner + 1);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 5, "a part was left");
+    }
+
+    #[test]
+    fn what_an_interrupted_run_left_is_nobodys() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (out, draft) = (folder.path().join("out"), folder.path().join("out.incomplete"));
+        std::fs::create_dir_all(draft.join("folder")).expect("a folder");
+        std::fs::write(draft.join("model-00099-of-00099.safetensors"), "half").expect("written");
+        run(&asked(&out, 1)).expect("written");
+        assert!(!draft.exists() && files(&out).iter().all(|(name, _)| !name.contains("00099")));
+    }
 }

@@ -106,9 +106,12 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
         // Each is tried once, so that this ends.
         for (ordinal, found) in here.iter_mut().flatten().enumerate() {
             if lost.contains(&ordinal) {
-                *found = Found::Taken;
+                *found = Found::Unfit("another worker was faster".to_string());
             }
         }
+        // Whoever is lost to another is not waited for.
+        let say = |line: String| note(notes, &line);
+        let here = cards::released(&[asked], here, cards::RELEASE, say);
         let chosen = cards::choose(&[asked], &here).map_err(CliError::Refused)?;
         let Some(Chosen { card, why }) = chosen.into_iter().next() else { return Ok(None) };
         let said =

@@ -1,7 +1,7 @@
 //! What is not a whole answer is counted by its kind, and is in no time.
 
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -22,6 +22,25 @@ fn failures_are_counted_by_kind_and_never_averaged_in() {
         found["timeout"] == 1
     });
     assert!(as_scripted, "{found}");
+}
+
+/// A full disk shows in writing; here a limit on files does.
+#[test]
+fn a_result_that_cannot_be_written_takes_none_along() {
+    let fake = Fake::start(|_, _| Reply::Stream(good(0, 0, 2, 2)));
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("results.json");
+    std::fs::write(&json, "of an earlier run").expect("written");
+    let command = command(&fake, &["--requests", "1", "--warmup", "0", "--output-len", "2"]);
+    let mut full = Command::new("sh");
+    full.args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""]).arg(command.get_program());
+    let output = full.args(command.get_args()).arg("--json").arg(&json).stdin(Stdio::null()).output();
+    let output = output.expect("a shell");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("results.json"), "{said}");
+    assert_eq!(std::fs::read_to_string(&json).expect("there"), "of an earlier run");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "a part was left");
 }
 
 /// What was counted, where nothing but the script was slow, or else what was.

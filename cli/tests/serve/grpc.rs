@@ -31,8 +31,10 @@ const KEY: &str = "a-key-of-the-command-line";
 const ENDLESS: u32 = 3900;
 
 fn start() -> (Server, Runtime, Channel) {
-    let server =
-        Server::start(&["--grpc-listen", "127.0.0.1:0", "--api-key", KEY, "--drain-grace-seconds", "2"]);
+    // Answers are waited for, however slow this machine is.
+    let patient = ["--drain-grace-seconds", "2", "--drain-seconds", "600", "--stall-seconds", "600"];
+    let flags = ["--grpc-listen", "127.0.0.1:0", "--api-key", KEY];
+    let server = Server::start(&[&flags[..], &patient].concat());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let address = server.grpc.expect("a port for gRPC");

@@ -98,7 +98,7 @@ fn a_signal_drains_and_ends() {
 
 /// Whether it was there to say so; how it ends is the same in any case.
 fn a_signal_drains_and_ends_within(grace: u64) -> bool {
-    let mut server = Server::start(&["--drain-grace-seconds", &grace.to_string()]);
+    let mut server = Server::start(&["--drain-grace-seconds", &grace.to_string(), "--drain-seconds", "600"]);
     let body = json!({"prompt": [5, 6], "max_tokens": 600, "ignore_eos": true, "stream": true}).to_string();
     let mut stream = server.connect();
     stream.write_all(&request_bytes("POST", "/v1/completions", &[], body.as_bytes())).unwrap();

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -297,7 +297,12 @@ impl Drop for Server {
 
 /// The program, with nothing of the person who runs the tests.
 pub fn gaterail(folder: &tempfile::TempDir, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gaterail"));
+    gaterail_at(Path::new(env!("CARGO_BIN_EXE_gaterail")), folder, args)
+}
+
+/// The same under another name of its file.
+pub fn gaterail_at(program: &Path, folder: &tempfile::TempDir, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command
         .args(args)
         .env("XDG_CONFIG_HOME", folder.path())

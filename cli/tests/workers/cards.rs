@@ -5,8 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cluster::{Signal, page, pids, signal, wait_for_others, wait_for_workers};
-use crate::server::{Server, gaterail};
+use crate::cluster::{Signal, WorkerProcess, page, pids, signal, wait_for_others, wait_for_workers};
+use crate::server::{OwnPort, Server, gaterail};
 
 /// Compiles the stand-in, which is found before any driver of this machine.
 fn stand_in(folder: &Path) {
@@ -81,6 +81,11 @@ fn every_worker_has_its_card_and_keeps_it() {
         .expect("it runs");
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("cuda:1 is another worker's"), "{why}");
+    // It may have been ending.
+    assert!(
+        why.contains("another worker has cuda:1, and may be ending: that is waited for, up to 10 s"),
+        "{why}"
+    );
     // Whoever takes a dead worker's place has its card.
     let page_before = page(&server);
     let on_card = |pid: &u32| place(&page_before, *pid).1 == "cuda:1";
@@ -97,7 +102,10 @@ fn what_cannot_be_is_refused_before_anything_is_loaded() {
         (&["--workers", "2", "--worker-devices", "cuda:1"], "cuda:1 is asked for by worker-0 and worker-1"),
         (&["--workers", "2", "--worker-devices", "cpu,cpu,cpu"], "names 3, and --workers starts 2"),
         (&["--workers", "1", "--worker-devices", "gpu"], "expected auto, cpu, cuda or cuda:N"),
-        (&["--workers", "1", "--worker-devices", "cuda", "--weights", "bf16"], "--weights int4 or int8"),
+        (
+            &["--workers", "1", "--worker-devices", "cuda", "--weights", "bf16"],
+            "no form for experts in bf16; --weights int4 has one, and workers on the CPU compute all",
+        ),
         (&["--workers", "9", "--worker-devices", "cuda:0,"], "--worker-devices is \"\""),
     ];
     for (flags, part) in cases {
@@ -107,6 +115,52 @@ fn what_cannot_be_is_refused_before_anything_is_loaded() {
         assert!(!ended.status.success() && said.contains(part), "{flags:?}: {said}");
         assert!(!said.contains("joined"), "{flags:?}: {said}");
     }
+}
+
+#[test]
+fn who_comes_while_a_cards_worker_ends_waits_for_the_card() {
+    let port = OwnPort::new();
+    let address = port.address.to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    stand_in(folder.path());
+    let path = folder.path().to_str().expect("text");
+    let seed = folder.path().file_name().expect("a name").to_string_lossy().replace(".tmp", "");
+    let variables = [("LD_LIBRARY_PATH", path), ("STAND_IN", seed.as_str()), ("XDG_CACHE_HOME", path)];
+    let start = || WorkerProcess::start(&folder, &["--join", &address, "--device", "cuda:1"], &variables);
+    let mut first = start();
+    first.line_with(&["on cuda:1", "joining"]);
+    let mut second = start();
+    second.line_with(&["another worker has cuda:1", "waited for"]);
+    signal(first.pid(), Signal::KILL);
+    second.line_with(&["on cuda:1", "joining"]);
+    // Not the first that is free: it is asked for by its number.
+    let mut third = start();
+    third.line_with(&["another worker has cuda:1", "waited for"]);
+    assert!(!third.wait().success(), "it has no card");
+    third.line_with(&["cuda:1 is another worker's, and a card belongs to one worker"]);
+}
+
+#[test]
+fn a_worker_on_a_card_does_not_join_who_serves_experts_that_cards_do_not_compute() {
+    let port = OwnPort::new();
+    let address = port.address.to_string();
+    let flags = ["--workers", "1", "--weights", "bf16", "--cluster-listen", &address];
+    let server = Server::start(&flags);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = gaterail(&folder, &["worker", "--join", &address, "--device", "cuda"]);
+    stand_in(folder.path());
+    let seed = folder.path().file_name().expect("a name").to_string_lossy().replace(".tmp", "");
+    command.env("LD_LIBRARY_PATH", folder.path()).env("STAND_IN", seed);
+    command.env("XDG_CACHE_HOME", folder.path().join("cache"));
+    let ended = command.output().expect("it runs");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    for part in ["no form for experts in bf16", "--weights int4", "--device cpu"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    // Nobody has planned with it.
+    let page = page(&server);
+    assert_eq!((pids(&page).len(), &page["cluster"]["epoch"]), (1, &Value::from(1)), "{page}");
 }
 
 #[test]

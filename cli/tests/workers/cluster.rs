@@ -60,6 +60,12 @@ pub fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap_or_else(|error| panic!("{signal:?} to {pid:?}: {error}"));
 }
 
+/// A worker that was stopped. Where that is too long ago its server has killed it, and started another.
+pub fn let_go_on(pid: u32) {
+    let sent = kill_process(Pid::from_raw(pid as i32).expect("no group"), Signal::CONT);
+    assert!(sent.is_ok() || !is_alive(pid), "{sent:?} to {pid}");
+}
+
 pub fn is_alive(pid: u32) -> bool {
     // A zombie is dead, and only not waited for.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Said, Signal, Stream, page, pids, request, signal, wait_for_others, wait_for_workers};
+use crate::cluster::{
+    Said, Signal, Stream, let_go_on, page, pids, request, signal, wait_for_others, wait_for_workers,
+};
 use crate::server::{PATIENCE, Server, metric};
 
 /// Long enough that a signal hits an answer and not its end.
@@ -42,7 +44,7 @@ fn answers_with(
     let without = generated(server) - before;
     if what == Signal::STOP {
         // It may hear that it is let go, and joins anew.
-        signal(victim, Signal::CONT);
+        let_go_on(victim);
     } else {
         wait_for_others(server, 2, &[victim]);
     }
@@ -50,12 +52,17 @@ fn answers_with(
 }
 
 fn generated(server: &Server) -> f64 {
-    metric(&server.get("/metrics").text(), "gaterail_generated_tokens_total").expect("a figure")
+    figure(server, "gaterail_generated_tokens_total")
 }
 
 /// Layers that were computed again.
 fn stalls(server: &Server) -> f64 {
-    metric(&server.get("/metrics").text(), "gaterail_step_stalls_total").expect("a figure")
+    figure(server, "gaterail_step_stalls_total")
+}
+
+fn figure(server: &Server, name: &str) -> f64 {
+    let page = server.get("/metrics");
+    metric(&page.text(), name).unwrap_or_else(|| panic!("no {name}: {} {}", page.head, page.text()))
 }
 
 fn check(mode: &str, streams: usize) {
@@ -187,7 +194,7 @@ fn an_answer_breaks_off() -> bool {
     assert!(broken.contains("\"error\"") && broken.contains("its log says why"), "{broken}");
     server.line_with(&["no workers that hold all of them"]);
     assert!(started.elapsed() < PATIENCE);
-    signal(only, Signal::CONT);
+    let_go_on(only);
     wait_for_workers(&server, 1);
     let answer = server.post("/v1/completions", &serde_json::json!({"prompt": [5, 6], "max_tokens": 3}));
     assert_eq!(answer.status, 200, "{}", answer.text());

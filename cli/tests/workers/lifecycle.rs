@@ -1,6 +1,7 @@
 //! Workers end with their server, and are started again when they end before it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -8,7 +9,7 @@ use serde_json::json;
 use crate::cluster::{
     Signal, Stream, pids, request, signal, wait_for_others, wait_for_workers, wait_until_gone,
 };
-use crate::server::{Server, gaterail, unread};
+use crate::server::{Server, gaterail, gaterail_at, unread};
 
 #[test]
 fn a_worker_that_ends_is_started_again() {
@@ -19,6 +20,27 @@ fn a_worker_that_ends_is_started_again() {
     wait_until_gone(before[0]);
     let after = pids(&wait_for_others(&server, 2, &before[..1]));
     assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} {after:?}");
+}
+
+/// Who installs a new version replaces the program's file while a server runs, whose workers have to be of its own version.
+#[test]
+fn a_worker_is_of_its_servers_version_whatever_was_installed_since() {
+    let folder = tempfile::tempdir().unwrap();
+    // `gaterail` in there is the folder of its configuration.
+    let program = folder.path().join("program");
+    let built = env!("CARGO_BIN_EXE_gaterail");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("there");
+    let flags = ["serve", "demo", "--listen", "127.0.0.1:0", "--threads", "1", "--workers", "2"];
+    let command = gaterail_at(&program, &folder, &flags);
+    let mut server = Server::run(folder, command);
+    let before = pids(&wait_for_workers(&server, 2));
+    let newer = program.with_extension("new");
+    std::fs::write(&newer, "#!/bin/sh\nexit 1\n").expect("written");
+    std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).expect("changed");
+    std::fs::rename(&newer, &program).expect("installed");
+    signal(before[0], Signal::KILL);
+    server.line_with(&["ended", "signal: 9", "started again"]);
+    wait_for_others(&server, 2, &before[..1]);
 }
 
 #[test]
@@ -34,7 +56,7 @@ fn a_server_that_is_killed_leaves_no_worker() {
 
 #[test]
 fn an_interrupt_lets_answers_finish_and_ends_the_workers() {
-    let mut server = Server::start(&["--workers", "2"]);
+    let mut server = Server::start(&["--workers", "2", "--drain-seconds", "600"]);
     let workers = pids(&wait_for_workers(&server, 2));
     let mut stream = Stream::open(&server, &request(0, 600));
     stream.read_events(2);

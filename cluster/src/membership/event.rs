@@ -102,7 +102,8 @@ pub enum Action {
     Dismiss { worker: WorkerId, why: String, again: bool },
     /// What is wanted does not fit: to be said, with what would. That takes long to find.
     Explain(Box<Case>),
-    /// A plan is to be looked for: what is found is told by `Roster::found`. One at a time.
+    /// A plan is to be looked for: what is found is told by `Roster::found`. Up to `SEARCHES_MAX` may run beside each other, for
+    /// whoever recovers does not wait for another search.
     Search(Box<Search>),
     /// For the log.
     Note(Note),

@@ -13,7 +13,7 @@ use super::roster::{Pending, Roster};
 use super::search::What;
 use super::wish::Spread;
 use super::{Action, Note, Policy, WorkerAbout};
-use crate::placement::{Balance, Popularity, Seat, balance, copies, speeds, without};
+use crate::placement::{Balance, Popularity, Seat, balance, copies, rough, speeds, without};
 
 impl Roster {
     /// Begins what is to be begun, and lets go who is not needed.
@@ -136,9 +136,40 @@ impl Roster {
             let member = self.members.get(worker);
             member.is_some_and(|member| self.penalties.is_hopeless(&Who::of(&member.about)))
         };
-        let seats = self.seats(true).into_iter().filter(|at| !hopeless(&at.worker)).collect();
+        let seats: Vec<Seat> = self.seats(true).into_iter().filter(|at| !hopeless(&at.worker)).collect();
+        if self.searches.late().is_some() && self.make_do(&seats, now) {
+            return;
+        }
         if self.search(What::Rest { seats }) {
             self.changed = false;
+        }
+    }
+
+    /// Things change faster than a search takes: what can be had at once is, and something better is looked for when that is
+    /// active. `false` where it cannot.
+    fn make_do(&mut self, seats: &[Seat], now: Instant) -> bool {
+        let current = self.active.as_ref().map(|active| &*active.placement);
+        let on = |seats: &[Seat]| rough(&self.inventory, seats, current);
+        let wanted = self.seats(false);
+        let on_wanted = on(&self.steady(&wanted)).or_else(|| on(&wanted));
+        let Some(placement) = on_wanted.or_else(|| on(seats)) else { return false };
+        (self.changed, self.makeshift) = (false, true);
+        self.prepare_in_need(placement, None, "what can be had at once, while workers come and go", now);
+        true
+    }
+
+    /// As `prepare`, where what is held may have to make room.
+    pub(super) fn prepare_in_need(
+        &mut self,
+        placement: Placement,
+        wanted: Option<Spread>,
+        why: &'static str,
+        now: Instant,
+    ) {
+        let has_room = self.has_room(&placement);
+        self.prepare(placement, wanted, why, now);
+        if !has_room {
+            self.make_room();
         }
     }
 
@@ -150,7 +181,7 @@ impl Roster {
     }
 
     /// What is held for any but the pending plan is over. It cannot compute all layers any more.
-    pub(super) fn make_room(&mut self) {
+    fn make_room(&mut self) {
         let (Some(active), Some(pending)) = (&mut self.active, &self.pending) else { return };
         active.retire.clear();
         let before = pending.epoch;
@@ -174,6 +205,7 @@ impl Roster {
         why: &'static str,
         now: Instant,
     ) {
+        self.searches.settled();
         self.epoch = Epoch(self.epoch.0 + 1);
         let epoch = self.epoch;
         let workers = placement.workers.len();
@@ -192,7 +224,7 @@ impl Roster {
     /// Who wants to leave, and is in no plan that counts, may go.
     fn let_go(&mut self) {
         // Whom the next plan needs is not known yet.
-        if self.searching {
+        if self.searches.any() {
             return;
         }
         let mut needed: Vec<_> = Vec::new();

@@ -9,6 +9,7 @@ use gaterail_proto::{Epoch, ExpertInventory, Placement, ShardSpec, WorkerId};
 
 use super::member::Member;
 use super::penalty::{Penalties, Who};
+use super::running::Running;
 use super::wish::Spread;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
 use crate::placement::{Balance, Held, Misfit, Popularity};
@@ -31,8 +32,8 @@ pub struct Roster {
     pub(super) first_joined: Option<Instant>,
     /// Whether something happened that may ask for another plan.
     pub(super) changed: bool,
-    /// Whether a plan is being looked for.
-    pub(super) searching: bool,
+    /// Plans that are being looked for.
+    pub(super) searches: Running,
     /// Whether other experts are hot than before; when a plan that follows them was looked for last.
     pub(super) heated: bool,
     pub(super) weighed: Option<Instant>,
@@ -47,7 +48,7 @@ pub struct Roster {
     /// What was noted last, so that it is noted once.
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
-    joins: u64,
+    pub(super) joins: u64,
     /// When it was last told anything.
     told: Option<Instant>,
     out: Vec<Action>,
@@ -102,7 +103,7 @@ impl Roster {
             pending: None,
             first_joined: None,
             changed: false,
-            searching: false,
+            searches: Running::default(),
             heated: false,
             weighed: None,
             retry: None,

@@ -8,14 +8,17 @@ use std::time::Instant;
 use gaterail_proto::{Epoch, Placement, WorkerId};
 
 use super::case::{Case, has_room};
+use super::penalty::Who;
 use super::roster::Roster;
 use super::wish::Spread;
 use super::{Action, Note};
-use crate::placement::{Misfit, Mode, Seat, Wanted, balance, fit, speeds};
+use crate::placement::{Misfit, Mode, Seat, Wanted, balance, fit, held, speeds};
 
 /// What is to be found out, with all that it takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Search {
+    /// Which of all it is.
+    pub(super) number: u64,
     pub(super) what: What,
     /// Beside what is active, where that is served meanwhile.
     pub(super) case: Case,
@@ -74,6 +77,15 @@ impl Search {
             },
         };
         Found { search: self, plan, misfit }
+    }
+
+    /// Who may be in what is found.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        let rest = match &self.what {
+            What::Rest { seats } => &seats[..],
+            What::Better | What::Hot { .. } => &[],
+        };
+        rest.iter().chain(&self.case.seats).map(|seat| seat.worker)
     }
 
     /// The answer of whoever could not look.
@@ -147,27 +159,57 @@ impl Roster {
         }
     }
 
-    /// Asks for a plan, unless one is being looked for; whether it does.
+    /// Asks for a plan, unless one is being looked for that may do as well; whether it does.
     pub(super) fn search(&mut self, what: What) -> bool {
-        if self.searching {
-            return false;
-        }
-        self.searching = true;
         let asked = self.circumstances();
-        let case = self.case(&asked.seats, !matches!(what, What::Rest { .. }));
-        self.act(Action::Search(Box::new(Search { what, case, asked })));
+        let recovers_on = match &what {
+            What::Rest { seats } => Some(seats.iter().chain(&asked.seats).map(|seat| seat.worker).collect()),
+            What::Better | What::Hot { .. } => None,
+        };
+        let members = &self.members;
+        let Some(number) = self.searches.begin(recovers_on, |worker| members.contains_key(worker)) else {
+            return false;
+        };
+        let case = match &what {
+            What::Rest { .. } => self.case(&asked.seats, false),
+            What::Hot { .. } => self.case(&asked.seats, true),
+            What::Better => self.case(&self.steady(&asked.seats), true),
+        };
+        self.act(Action::Search(Box::new(Search { number, what, case, asked })));
         true
     }
 
-    /// What was looked for is followed, unless something has happened meanwhile: then it is thrown away, and looked for anew.
+    /// Those of them who stay while others come and go faster than a search takes; all of them where nobody does.
+    pub(super) fn steady(&self, seats: &[Seat]) -> Vec<Seat> {
+        let Some(last) = self.searches.late() else { return seats.to_vec() };
+        let stays = |seat: &&Seat| self.members.get(&seat.worker).is_some_and(|at| at.joined <= last);
+        let steady: Vec<Seat> = seats.iter().filter(stays).copied().collect();
+        if steady.is_empty() { seats.to_vec() } else { steady }
+    }
+
+    /// What was looked for is followed, unless something has happened meanwhile: then it is thrown away, and looked for anew. Where
+    /// things change faster than a search takes, it is followed all the same, if all whom it needs are there.
     pub fn found(&mut self, found: Found, now: Instant) -> Vec<Action> {
         self.excuse(now);
-        self.searching = false;
-        let Found { search: Search { what, case, asked }, plan, misfit } = found;
-        if self.pending.is_some() || self.retry.is_some() || self.circumstances() != asked {
+        let Found { search: Search { number, what, case, asked }, plan, misfit } = found;
+        if !self.searches.ended(number) {
+            // Another one is waited for instead; or was, and there is a plan.
+            self.searches.waste(number, self.joins);
+            return self.settled(now);
+        }
+        let is_busy = self.pending.is_some() || self.retry.is_some();
+        let (is_stale, is_part) = (self.circumstances() != asked, case.seats != asked.seats);
+        if is_busy || is_stale || is_part {
             match what {
                 What::Hot { .. } => self.heated = true,
                 What::Better | What::Rest { .. } => self.changed = true,
+            }
+            match self.searches.late() {
+                _ if is_busy => {}
+                // It was for a part of those who are there, and it is calm again.
+                _ if !is_stale => self.searches.settled(),
+                Some(_) => self.follow_late(&what, plan, &asked, now),
+                None => self.searches.waste(number, self.joins),
             }
             return self.settled(now);
         }
@@ -188,6 +230,40 @@ impl Roster {
             }
         }
         self.settled(now)
+    }
+
+    /// What was found for others than those who are there, if it can still be: what is better for these is looked for after it.
+    fn follow_late(&mut self, what: &What, plan: Plan, asked: &Circumstances, now: Instant) {
+        let (Plan::Best(placement) | Plan::Makeshift(placement)) = plan else { return };
+        let recovers = matches!(what, What::Rest { .. });
+        let active = self.active.as_ref().map(|active| active.epoch);
+        // For another plan in force it may be no better.
+        if active != asked.epoch || recovers == self.whole() || !self.can_hold(&placement) {
+            return;
+        }
+        let why = "what was looked for meanwhile, while workers come and go";
+        let seats = self.seats(false);
+        if recovers {
+            self.prepare_in_need(placement, None, why, now);
+        } else if asked.spread == Spread::of(&self.policy)
+            && self.has_room(&placement)
+            && !self.is_poorer(&placement, &seats)
+            && self.active.as_ref().is_some_and(|active| *active.placement != placement)
+        {
+            self.prepare(placement, None, why, now);
+        }
+    }
+
+    /// Whether all workers of a placement are there and can be planned with, and have the memory for it.
+    fn can_hold(&self, placement: &Placement) -> bool {
+        let is_fit = |worker: &WorkerId| {
+            let member = self.members.get(worker);
+            member.is_some_and(|member| !self.penalties.is_hopeless(&Who::of(&member.about)))
+        };
+        let memory = |worker| self.members.get(worker).map_or(0, |at| at.about.machine.memory_bytes);
+        let parts = held(&self.inventory, placement, None);
+        let workers = || placement.workers.iter();
+        workers().all(is_fit) && workers().zip(parts).all(|(worker, part)| part.bytes <= memory(worker))
     }
 
     /// The active plan is whole, and this is what could be instead.
@@ -217,11 +293,7 @@ impl Roster {
         let wanted = matches!(plan, Plan::Best(_)).then(|| Spread::of(&self.policy));
         match plan {
             Plan::Best(placement) | Plan::Makeshift(placement) => {
-                let has_room = self.has_room(&placement);
-                self.prepare(placement, wanted, why, now);
-                if !has_room {
-                    self.make_room();
-                }
+                self.prepare_in_need(placement, wanted, why, now);
             }
             Plan::Nothing if !std::mem::replace(&mut self.no_plan, true) => {
                 let why = format!("{} workers do not suffice", self.members.len());

@@ -12,6 +12,7 @@ mod misfit;
 mod mode;
 mod place;
 mod replicas;
+mod rough;
 mod spread;
 mod ways;
 
@@ -22,6 +23,7 @@ pub use misfit::{Misfit, WayOut};
 pub use mode::{Mode, ModeError, Parallel};
 pub(crate) use place::fit;
 pub use place::place;
+pub(crate) use rough::rough;
 
 use std::sync::Arc;
 

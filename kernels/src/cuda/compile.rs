@@ -53,13 +53,19 @@ impl Form {
 
     /// The form that computes a format. A table in groups other than 32 has none, nor do 8-bit codes in groups of 128.
     pub fn of(format: PackedFormat) -> Result<Form, CudaError> {
-        let codes = match format.codes {
-            codes if codes == Codes::INT4 => 0,
+        Form::of_codes(format.codes, format.group)
+    }
+
+    /// The same by what counts of a format.
+    pub(super) fn of_codes(codes: Codes, group: usize) -> Result<Form, CudaError> {
+        let number = match codes {
+            Codes::INT4 => 0,
             Codes::Int4 { .. } => 1,
             Codes::Int8 => 2,
         };
-        let form = Form { codes, group: format.group as u16 };
-        Form::ALL.contains(&form).then_some(form).ok_or_else(|| CudaError::NoForm(format!("{format:?}")))
+        let has = |form: &&Form| form.codes == number && usize::from(form.group) == group;
+        let form = Form::ALL.iter().find(has).copied();
+        form.ok_or_else(|| CudaError::NoForm(format!("{codes} in groups of {group}")))
     }
 
     /// The bytes of a group of a panel's codes.

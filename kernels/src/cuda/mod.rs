@@ -36,7 +36,8 @@ pub use driver::{Card, Driver, Graph, Kernel, Launch, Mark, Properties, Queue};
 pub use error::CudaError;
 pub(crate) use experts::not_packed;
 pub use experts::{
-    DECODE_TOKENS, ExpertsBatch, ExpertsOnDevice, ExpertsScratch, Path, ShardOptions, SumsOnDevice, experts,
+    DECODE_TOKENS, ExpertForm, ExpertsBatch, ExpertsOnDevice, ExpertsOutline, ExpertsScratch, Path,
+    ShardOptions, SumsOnDevice, check_experts, experts,
 };
 pub use linear::linear;
 pub use packed_linear::{LinearPath, packed_linear};

@@ -7,6 +7,7 @@ mod experts;
 mod int4;
 mod load;
 mod mixed;
+mod outline;
 mod packed;
 mod precision;
 mod recall;
@@ -20,9 +21,9 @@ pub use experts::{
 };
 pub use load::{LoadError, Loader, Loading, check_tensors};
 pub use mixed::mixed_layers;
+pub use outline::{check_for_cards, expert_outlines, precision_for_cards};
 pub use packed::packed_slices;
 pub use precision::{Precision, Use};
-pub use recall::packs_experts;
 pub use trunk::{
     AttentionWeights, Latent, LayerWeights, Linear, Mlp, MlpWeights, SparseWeights, TrunkWeights,
 };

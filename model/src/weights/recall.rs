@@ -5,19 +5,17 @@
 use gaterail_kernels::{Codes, GGUF_GROUP, MXFP4_GROUP, Matrix, PackedFormat, Weight, ops};
 
 use super::cache::{Place, Store};
-use super::expected::{Expected, Form, Role, Slot, expected_tensors, stored_form};
+use super::expected::{Expected, Form, Slot, stored_form};
 use super::experts::stored_bytes;
 use super::int4;
 use super::load::Loader;
-use super::mixed::expert_uses;
 use super::precision::{Precision, Step, Use};
 use crate::checkpoint::{Checkpoint, StoredType};
 use crate::config::Quantization;
-use crate::spec::ModelSpec;
 
 /// The packed forms that a matrix may be run in.
 #[derive(Clone, Copy, Debug)]
-enum Forms {
+pub(super) enum Forms {
     One(PackedFormat),
     /// Scales as wide as the exponents need.
     Mxfp4,
@@ -38,23 +36,19 @@ impl Forms {
             Forms::Int4 { group } => format.codes == Codes::INT4 && format.group == group,
         }
     }
-}
 
-/// Whether all matrices of all experts are packed in this precision; a GPU computes no others. No weight is read for it.
-pub fn packs_experts(spec: &ModelSpec, checkpoint: &Checkpoint, precision: Precision) -> bool {
-    let table = expected_tensors(spec);
-    let uses = expert_uses(spec.layers.len(), table.iter(), checkpoint, precision);
-    let packed = |row: &Expected| match row.slot {
-        Slot::Layer(layer, _) | Slot::Expert(layer, _, _) => {
-            forms(row, uses[layer], (checkpoint, spec.quantization), precision).is_some()
+    /// The codes of all of them, and the size of their groups.
+    pub(super) fn codes(self) -> (Codes, usize) {
+        match self {
+            Forms::One(one) => (one.codes, one.group),
+            Forms::Mxfp4 => (Codes::MXFP4, MXFP4_GROUP),
+            Forms::Int4 { group } => (Codes::INT4, group),
         }
-        _ => false,
-    };
-    table.iter().filter(|row| row.role == Role::Experts && row.form != Form::Vector).all(packed)
+    }
 }
 
 /// In which forms `Loader::run_as` would pack a matrix; `None` where it would not.
-fn forms(
+pub(super) fn forms(
     row: &Expected,
     usage: Use,
     (checkpoint, quantization): (&Checkpoint, Quantization),

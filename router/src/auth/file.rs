@@ -1,7 +1,7 @@
 //! The keys of a server on disk: one JSON file that only its owner may read, replaced as a whole.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::key::KeyRecord;
+use crate::replace;
 
 const FILE_BYTES_MAX: u64 = 16 << 20;
 const VERSION: u32 = 1;
@@ -91,32 +92,22 @@ impl KeyFile {
         if let Some(folder) = self.path.parent().filter(|folder| *folder != Path::new("")) {
             std::fs::create_dir_all(folder).map_err(|error| self.io(error))?;
         }
-        let lock = self.path.with_extension("lock");
+        // Whatever links lead to it: it is one file, and has one lock.
+        let file = KeyFile::new(self.path.canonicalize().unwrap_or_else(|_| self.path.clone()));
+        let lock = file.path.with_extension("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(&lock);
         // Held until it is dropped.
         let lock = lock.map_err(|error| self.io(error))?;
         lock.lock().map_err(|error| self.io(error))?;
-        let mut keys = self.load()?;
+        let mut keys = file.load()?;
         let result = change(&mut keys);
-        self.replace(&Contents { version: VERSION, keys })?;
+        file.replace(&Contents { version: VERSION, keys })?;
         Ok(result)
     }
 
     fn replace(&self, contents: &Contents) -> Result<(), KeyFileError> {
         let text = serde_json::to_string_pretty(contents).map_err(|error| self.invalid(error.to_string()))?;
-        let beside = self.path.with_extension(format!("new.{}", std::process::id()));
-        let write = || {
-            let mut file =
-                OpenOptions::new().create(true).truncate(true).write(true).mode(MODE).open(&beside)?;
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            std::fs::rename(&beside, &self.path)
-        };
-        write().map_err(|error| {
-            let _ = std::fs::remove_file(&beside);
-            self.io(error)
-        })
+        replace::file(&self.path, (text + "\n").as_bytes(), MODE).map_err(|error| self.io(error))
     }
 
     fn io(&self, source: io::Error) -> KeyFileError {

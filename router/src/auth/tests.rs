@@ -97,6 +97,37 @@ fn many_writers_lose_nothing() {
 }
 
 #[test]
+fn a_link_to_the_file_is_the_same_file() {
+    let house = House::new();
+    house.add("alice");
+    let link = house.folder.path().join("link.json");
+    std::os::unix::fs::symlink("gaterail/keys.json", &link).expect("a link");
+    let linked = KeyFile::new(&link);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..10).for_each(|index| drop(house.add(&format!("tenant-{index}")))));
+        for index in 0..10 {
+            let key =
+                NewKey::make(&format!("linked-{index}"), KeyLimits::default(), 1).expect("random numbers");
+            linked.update(|keys| keys.push(key.record)).expect("written");
+        }
+    });
+    assert!(link.is_symlink(), "what was a link is one");
+    assert_eq!(house.file().load().expect("readable").len(), 21);
+}
+
+#[test]
+fn what_a_crash_left_is_in_nobodys_way() {
+    let house = House::new();
+    house.add("alice");
+    // As one with this process's number may have left it: in a container every process may have the number 1.
+    let left = house.file().path().with_extension(format!("new.{}", std::process::id()));
+    std::fs::write(&left, "half").expect("written");
+    house.add("bob");
+    assert_eq!(house.file().load().expect("readable").len(), 2);
+    assert_eq!(house.file().path().metadata().expect("there").permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
 fn what_was_used_outlives_a_change_of_other_keys() {
     let house = House::new();
     let limits = KeyLimits { requests_per_minute: Some(1), streams: Some(1), ..KeyLimits::default() };

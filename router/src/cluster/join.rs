@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gaterail_cluster::exchange::{Channel, SharedEnd, Waiting, create_shared};
 use gaterail_cluster::membership::{Event, Machine, WorkerAbout};
-use gaterail_kernels::PACKED_LAYOUT;
+use gaterail_kernels::{ARITHMETIC, PACKED_LAYOUT};
 use gaterail_proto::grpc::v1::from_router::What as ToWorker;
 use gaterail_proto::grpc::v1::from_worker::What;
 use gaterail_proto::grpc::v1::{FromRouter, FromWorker, Register, SharedMemory, Welcome};
@@ -59,10 +59,11 @@ pub(super) async fn join(
 
 /// A worker that may serve this router.
 fn check(register: Register, limits: &ClusterLimits) -> Result<WorkerAbout, Status> {
-    let Register { worker, name, version, packed_layout, machine, host } = register;
-    if version != VERSION || packed_layout != PACKED_LAYOUT {
-        let ours = format!("{VERSION} with packed layout {PACKED_LAYOUT}");
-        let theirs = format!("{} with {packed_layout}", short(&version, limits.text_bytes_max));
+    let Register { worker, name, version, packed_layout, arithmetic, machine, host } = register;
+    if version != VERSION || packed_layout != PACKED_LAYOUT || arithmetic != ARITHMETIC {
+        let ours = format!("{VERSION} with packed layout {PACKED_LAYOUT} and arithmetic {ARITHMETIC}");
+        let version = short(&version, limits.text_bytes_max);
+        let theirs = format!("{version} with {packed_layout} and {arithmetic}");
         let what = format!("this router is Gaterail {ours}, the worker {theirs}: both have to be the same");
         return Err(Status::failed_precondition(what));
     }

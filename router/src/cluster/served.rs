@@ -1,16 +1,24 @@
 //! The experts that this router's model has, as workers are told of them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gaterail_cluster::exchange::body_bytes_max;
+use gaterail_kernels::Codes;
+use gaterail_kernels::cuda::{ExpertForm, ExpertsOutline};
 use gaterail_kernels::ops::{Activation, WeightOn};
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
 use gaterail_model::walk::ExpertMath;
-use gaterail_model::weights::{Precision, Role, inventory, resident_by_role};
+use gaterail_model::weights::{
+    Precision, Role, expert_outlines, inventory, precision_for_cards, resident_by_role,
+};
 use gaterail_proto::ExpertInventory;
 use gaterail_proto::grpc::v1;
+
+/// Every card that kernels run on has as much shared memory for a block.
+const CARD_SHARED_BYTES: usize = 99 << 10;
 
 /// A model whose experts workers compute.
 #[derive(Clone)]
@@ -42,7 +50,10 @@ impl ServedExperts {
             hidden: math.hidden as u32,
             unit: math.unit as u32,
             fraction_bits: math.fraction_bits,
-            layers: layers(&math),
+            layers: layers(&math, &expert_outlines(&spec, &checkpoint, precision)),
+            for_cards: precision_for_cards(&spec, &checkpoint, CARD_SHARED_BYTES)
+                .map_or("", precision_name)
+                .to_string(),
         };
         let top_k = math.layers.iter().flatten().map(|at| at.top_k).max().unwrap_or(0);
         ServedExperts {
@@ -77,7 +88,7 @@ pub fn precision_name(precision: Precision) -> &'static str {
     }
 }
 
-fn layers(math: &ExpertMath) -> Vec<v1::LayerMath> {
+fn layers(math: &ExpertMath, outlines: &BTreeMap<usize, ExpertsOutline>) -> Vec<v1::LayerMath> {
     let sparse = math.layers.iter().enumerate().filter_map(|(layer, at)| Some((layer, at.as_ref()?)));
     sparse
         .map(|(layer, at)| {
@@ -85,7 +96,12 @@ fn layers(math: &ExpertMath) -> Vec<v1::LayerMath> {
                 Activation::SwiGlu => ("swiglu", 0.0, 0.0),
                 Activation::ClampedSwiGlu { alpha, limit } => ("clamped_swiglu", limit, alpha),
             };
+            let forms = |of: fn(&ExpertsOutline) -> &Vec<ExpertForm>| {
+                outlines.get(&layer).into_iter().flat_map(of).map(form).collect()
+            };
             v1::LayerMath {
+                gate_up: forms(|at| &at.gate_up),
+                down: forms(|at| &at.down),
                 layer: layer as u32,
                 experts: at.experts as u32,
                 width: at.width as u32,
@@ -97,6 +113,17 @@ fn layers(math: &ExpertMath) -> Vec<v1::LayerMath> {
             }
         })
         .collect()
+}
+
+fn form(form: &ExpertForm) -> v1::ExpertForm {
+    let (codes, group) = match form {
+        ExpertForm::Plain(elements) => (elements.as_str(), 0),
+        ExpertForm::Packed { codes: Codes::INT4, group } => ("int4", *group),
+        ExpertForm::Packed { codes: Codes::MXFP4, group } => ("mxfp4", *group),
+        ExpertForm::Packed { codes: Codes::Int8, group } => ("int8", *group),
+        ExpertForm::Packed { codes: Codes::Int4 { .. }, group } => ("another table", *group),
+    };
+    v1::ExpertForm { codes: codes.to_string(), group: group as u32 }
 }
 
 /// The inventory with bytes as the experts are run, which may be fewer or more than are stored.

@@ -202,11 +202,9 @@ impl Inbox {
     }
 
     pub fn load(&self, now: Instant) -> LoadSnapshot {
-        let (gauges, at) = {
-            let seen = lock(&self.seen);
-            (seen.gauges, seen.at)
-        };
+        // In this order: who has left the queue was shown before that, so that nobody is in neither.
         let state = lock(&self.state);
+        let Seen { gauges, at } = *lock(&self.seen);
         let counters = gauges.counters;
         LoadSnapshot {
             alive: !state.stopped,

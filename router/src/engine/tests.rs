@@ -1,5 +1,6 @@
 //! The thread and its handle: refusals, draining, the end. With a model that says nothing but zeros.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ struct Slow {
     /// Whose other end holds up the step after some.
     gate: Option<Receiver<()>>,
 }
+
+/// So many answers are looked at from beside.
+const ROUNDS: usize = 20_000;
 
 /// Whoever runs has begun by then, and is not over.
 const HELD_UP_AT: usize = 3;
@@ -134,6 +138,29 @@ fn what_cannot_be_run_is_refused_with_its_reason() {
     assert_eq!(engine.load().refused, refused);
     let mut fits = engine.submit(request(200, 56)).unwrap();
     assert_eq!(read(&mut fits).0, 56);
+    drop(engine);
+    thread.join().unwrap();
+}
+
+/// Whoever was accepted waits, runs, or is counted among those who did, at whatever moment one looks.
+#[test]
+fn nobody_is_lost_between_the_queue_and_the_batch() {
+    let (engine, thread) = start(0, false, EngineLimits::default());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let load = engine.load();
+                let there = load.queued_requests + load.waiting + load.running;
+                let gone = load.finished_stop + load.finished_length + load.cancelled + load.failed;
+                assert!(there as u64 + gone >= load.requests, "{load:?}");
+            }
+        });
+        for _ in 0..ROUNDS {
+            assert_eq!(read(&mut engine.submit(request(1, 1)).unwrap()).0, 1);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
     drop(engine);
     thread.join().unwrap();
 }

@@ -40,7 +40,8 @@ impl Chunks {
 struct Run<S> {
     answers: Answers,
     script: S,
-    scope: Scope,
+    /// Closed before the stream says that it is over: whoever has read that may ask again at once.
+    scope: Option<Scope>,
     keep_alive: Duration,
     over: bool,
 }
@@ -48,7 +49,7 @@ struct Run<S> {
 /// The answer as a stream. Nothing is sent before the client asks for it, and when the client goes all of it goes: the
 /// tickets are dropped, which cancels.
 pub fn response(answers: Answers, script: impl Script, scope: Scope, keep_alive: Duration) -> Response {
-    let run = Run { answers, script, scope, keep_alive, over: false };
+    let run = Run { answers, script, scope: Some(scope), keep_alive, over: false };
     let bytes = stream::unfold(run, |mut run| async move {
         let bytes = run.next().await?;
         Some((Ok::<Bytes, std::convert::Infallible>(bytes), run))
@@ -75,6 +76,7 @@ impl<S: Script> Run<S> {
                     self.script.end(&mut out);
                     out.0.extend_from_slice(DONE);
                     self.over = true;
+                    self.scope = None;
                 }
             }
         }
@@ -82,7 +84,9 @@ impl<S: Script> Run<S> {
     }
 
     fn on(&mut self, choice: usize, event: Event, out: &mut Chunks) {
-        self.scope.on(choice, &event);
+        if let Some(scope) = &mut self.scope {
+            scope.on(choice, &event);
+        }
         match event {
             // After the first byte a failure is an event, and nothing follows it.
             Event::Failed(failure) => self.fail(&failed(&failure), out),
@@ -91,7 +95,9 @@ impl<S: Script> Run<S> {
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Chunks) {
-        self.scope.fail(error);
+        if let Some(mut scope) = self.scope.take() {
+            scope.fail(error);
+        }
         out.push(&error.object());
         self.over = true;
     }

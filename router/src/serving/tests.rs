@@ -77,6 +77,30 @@ async fn a_limit_of_streams_is_kept_before_the_body_comes() {
     assert_eq!(house.post("/v1/completions", Some(&key), body).await.0, 200);
 }
 
+/// Its last words are sent before whoever sends them looks whether there is more: a client that has them may ask again.
+#[tokio::test]
+async fn a_stream_that_has_said_its_end_counts_no_more() {
+    use http_body_util::BodyExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let limits = KeyLimits { streams: Some(1), ..KeyLimits::default() };
+    let (house, key) = limited(&folder, limits).await;
+    for path in &PATHS[..2] {
+        let body = json!({
+            "prompt": "a", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3, "stream": true,
+        });
+        let body = Body::from(body.to_string());
+        let mut answer = ask(&house.http, post(path, Some(&key), body)).await.into_body();
+        let mut said = Vec::new();
+        while !said.ends_with(b"data: [DONE]\n\n") {
+            let frame = answer.frame().await.expect("no end without its words").expect("bytes");
+            said.extend(frame.into_data().expect("bytes"));
+        }
+        let next = house.post(PATHS[1], Some(&key), json!({"prompt": "a", "max_tokens": 1})).await;
+        assert_eq!(next.0, 200, "{path}: {}", next.1);
+        drop(answer);
+    }
+}
+
 fn call(path: &str, key: &str) -> axum::extract::Request {
     call_with(path, Some(key), silent())
 }

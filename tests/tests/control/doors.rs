@@ -30,7 +30,7 @@ async fn only_the_token_opens_the_door() {
 async fn who_does_not_fit_is_told_why() {
     let (router, _runner) = router(1).await;
     let machine = |rate| Machine { read_bytes_per_second: rate, ..register(1).machine.unwrap() };
-    let cases: [(Register, Code, &str); 6] = [
+    let cases: [(Register, Code, &str); 7] = [
         (
             Register { version: "0.0.0".to_string(), ..register(1) },
             Code::FailedPrecondition,
@@ -41,6 +41,7 @@ async fn who_does_not_fit_is_told_why() {
             Code::FailedPrecondition,
             "packed layout",
         ),
+        (Register { arithmetic: ARITHMETIC + 1, ..register(1) }, Code::FailedPrecondition, "arithmetic"),
         (Register { machine: None, ..register(1) }, Code::InvalidArgument, "machine"),
         (Register { name: "x".repeat(300), ..register(1) }, Code::InvalidArgument, "name, 300 bytes"),
         (Register { name: "a\u{1b}[2J".to_string(), ..register(1) }, Code::InvalidArgument, "name"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use gaterail_cluster::exchange::stream as exchange;
 use gaterail_cluster::membership::{Refused, Wish};
-use gaterail_kernels::{Isa, PACKED_LAYOUT};
+use gaterail_kernels::{ARITHMETIC, Isa, PACKED_LAYOUT};
 use gaterail_model::ModelSource;
 use gaterail_model::walk::{ExpertLayer, Runner};
 use gaterail_model::weights::Precision;
@@ -310,6 +310,7 @@ fn register(worker: u64) -> Register {
         name: "by hand".to_string(),
         version: VERSION.to_string(),
         packed_layout: PACKED_LAYOUT,
+        arithmetic: ARITHMETIC,
         machine: Some(Machine {
             device: "none".to_string(),
             card: None,

@@ -23,7 +23,8 @@ use gaterail_cluster::predict::Drawn;
 use serde::Serialize;
 
 use super::dialect::Dialect;
-use super::{interrupt, write};
+use super::interrupt;
+use super::save::save;
 use crate::error::CliError;
 use crate::plan;
 use crate::plan::args::Crew;
@@ -76,10 +77,10 @@ pub fn run(plan: &Plan, json: Option<&Path>, page: Option<&Path>) -> Result<(), 
     if let Some(path) = json {
         let text =
             serde_json::to_string_pretty(&found).map_err(|error| CliError::Refused(error.to_string()))?;
-        write(path, &(text + "\n"))?;
+        save(path, &(text + "\n"))?;
     }
     if let Some(path) = page {
-        write(path, &report::page(&found))?;
+        save(path, &report::page(&found))?;
     }
     match stop.load(Relaxed) {
         true => Err(CliError::Refused("interrupted: the figures are those of the turns before".to_string())),

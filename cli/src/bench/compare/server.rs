@@ -14,6 +14,7 @@ use super::args::Plan;
 use crate::bench::load::UNDER_WAY_MAX;
 use crate::endpoint::{Endpoint, Limits};
 use crate::error::CliError;
+use crate::itself;
 use crate::plan::Contender;
 use crate::worker::parent;
 
@@ -37,8 +38,7 @@ impl Server {
     pub fn start(plan: &Plan, contender: Contender, stop: &AtomicBool) -> Result<Option<Server>, CliError> {
         let key = NewKey::make("bench", KeyLimits::default(), 0)
             .map_err(|error| CliError::Refused(format!("the system has no random numbers: {error}")))?;
-        let program = std::env::current_exe().map_err(CliError::io("finding this program"))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(itself::program());
         // What the operator set for his own server is not what is compared.
         let set = std::env::vars_os().map(|(name, _)| name);
         for name in set.filter(|name| name.to_str().is_some_and(|name| name.starts_with("GATERAIL_"))) {

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::super::cache::RepoCache;
 use super::super::checksum::BlobId;
 use super::super::client::Client;
 use super::super::download::Downloads;
+use super::super::limits::LOCK_POLL;
 use super::super::listing::RemoteFile;
 use super::super::name::{Commit, RepoPath};
 use super::super::retry::Stop;
@@ -96,6 +98,66 @@ fn only_a_new_lock_gets_its_mode() {
     fs::remove_dir_all(rig.folder()).unwrap();
     rig.pull().unwrap();
     assert_eq!(mode(&lock), 0o600);
+}
+
+/// Who cleans up may take a lock's file away while somebody holds it: the next one makes another, and that is the lock then.
+#[test]
+fn a_lock_that_has_lost_its_name_keeps_nobody_away() {
+    let files = single(5000);
+    let rig = Rig::new(&files);
+    let locks = rig.home.path().join("hub/.locks/models--acme--tiny-moe");
+    let path = locks.join(format!("{}.lock", sha256(&files[1].1)));
+    fs::create_dir_all(&locks).unwrap();
+    let hold = || {
+        let held = File::create(&path).unwrap();
+        held.try_lock().unwrap();
+        held
+    };
+    let first = hold();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| rig.pull());
+        // It waits for the first one, as what it has loaded so far shows.
+        while !rig.snapshot().join("config.json").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(LOCK_POLL);
+        fs::remove_file(&path).unwrap();
+        let second = hold();
+        drop(first);
+        std::thread::sleep(3 * LOCK_POLL);
+        assert!(!pull.is_finished(), "it has not waited for the second");
+        drop(second);
+        pull.join().unwrap().unwrap();
+    });
+}
+
+/// On a file system without locks another pull may make the link, and look at it, while this one replaces it.
+#[test]
+fn a_link_that_is_replaced_is_never_away() {
+    let home = tempfile::tempdir().unwrap();
+    let cache = RepoCache::new(home.path(), &RepoSpec::parse(REPO).unwrap());
+    let (commit, path) = (Commit::parse(COMMIT).unwrap(), RepoPath::parse("config.json").unwrap());
+    cache.create().unwrap();
+    let blobs = [b"first", b"other"].map(|bytes| (BlobId::parse(&sha256(bytes)).unwrap(), bytes));
+    blobs.iter().for_each(|(id, bytes)| fs::write(cache.blob(id), bytes).unwrap());
+    let link = |round: usize| cache.link(&commit, &path, &blobs[round % 2].0).unwrap();
+    link(0);
+    let done = AtomicBool::new(false);
+    let look = || {
+        let mut away = 0;
+        while !done.load(Ordering::Relaxed) {
+            away += usize::from(!cache.holds(&commit, &path, 5));
+        }
+        away
+    };
+    let away = std::thread::scope(|scope| {
+        let reader = scope.spawn(look);
+        (1..300).for_each(link);
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert_eq!(away, 0, "somebody found nothing there");
+    assert_eq!(fs::read_dir(cache.snapshot(&commit)).unwrap().count(), 1, "a part is left");
 }
 
 /// Runs `body` with the download of `model.safetensors` into a cache without locks.

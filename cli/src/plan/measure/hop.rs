@@ -18,7 +18,7 @@ use gaterail_proto::{Epoch, LayerId, RouterId};
 use super::usual_seconds;
 use crate::cores::Cores;
 use crate::error::CliError;
-use crate::terminal;
+use crate::{itself, terminal};
 
 /// How `gaterail` is asked to be the other process.
 pub const COMMAND: &str = "plan-echo";
@@ -122,8 +122,7 @@ impl Other {
         let (offer, end) =
             create_shared(BODY_MAX, nonce, Waiting::default()).map_err(|error| refused(&error))?;
         let SharedOffer { pid, fd, bytes, nonce } = offer;
-        let program = std::env::current_exe().map_err(CliError::io("finding this program"))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(itself::program());
         command
             .arg(COMMAND)
             .args([u64::from(pid), u64::from(fd), bytes, nonce].map(|number| number.to_string()))

@@ -2,7 +2,7 @@
 
 use gaterail_model::checkpoint::Checkpoint;
 use gaterail_model::spec::ModelSpec;
-use gaterail_model::weights::{Precision, packs_experts};
+use gaterail_model::weights::{Precision, check_for_cards, precision_for_cards};
 
 use super::share::CardRoom;
 use gaterail_kernels::cuda::Card;
@@ -13,8 +13,8 @@ use crate::error::CliError;
 use crate::terminal;
 use crate::weights::WeightsArg;
 
-/// What a card says of plain experts.
-const PLAIN: &str = "cards take experts in 4 and 8 bits, and these are neither: --weights int4 or int8";
+/// Every card that kernels run on has as much shared memory for a block.
+const SHARED_BYTES: usize = 99 << 10;
 
 /// The device of each of `spawn` workers: one that was asked for, or the one for all.
 pub fn asked(devices: &[DeviceArg], spawn: usize) -> Result<Vec<DeviceArg>, CliError> {
@@ -38,13 +38,31 @@ pub fn precision(
     (spec, checkpoint): (&ModelSpec, &Checkpoint),
 ) -> Precision {
     let names_card = devices.iter().any(|device| matches!(device, DeviceArg::Cuda(_)));
-    if weights != WeightsArg::Auto || !names_card || packs_experts(spec, checkpoint, found) {
+    if weights != WeightsArg::Auto
+        || !names_card
+        || check_for_cards(spec, checkpoint, found, SHARED_BYTES).is_ok()
+    {
         return found;
     }
-    terminal::note(
-        "gaterail: weights in int4: cards take experts in 4 and 8 bits (--weights says otherwise)",
-    );
-    Precision::Int4
+    let Some(precision) = precision_for_cards(spec, checkpoint, SHARED_BYTES) else { return found };
+    terminal::note(&format!(
+        "gaterail: weights in {}: cards have kernels for some forms of 4 and 8 bits (--weights says otherwise)",
+        name(precision)
+    ));
+    precision
+}
+
+/// As `--weights` has it.
+fn name(precision: Precision) -> &'static str {
+    if precision == Precision::Int8 { "int8" } else { "int4" }
+}
+
+/// Why cards do not compute the experts as they are to be run, and what would work.
+fn not_for_cards(precision: Precision, (spec, checkpoint): (&ModelSpec, &Checkpoint)) -> Option<String> {
+    let why = check_for_cards(spec, checkpoint, precision, SHARED_BYTES).err()?;
+    let other = precision_for_cards(spec, checkpoint, SHARED_BYTES);
+    let other = other.map_or(String::new(), |other| format!("--weights {} has one, and ", name(other)));
+    Some(format!("{why}; {other}workers on the CPU compute all (--worker-devices cpu)"))
 }
 
 /// The cards of those who compute on one, by worker. Says what `auto` comes to.
@@ -56,13 +74,13 @@ pub fn cards_of(
     if devices.iter().all(|device| *device == DeviceArg::Cpu) {
         return Ok(vec![None; devices.len()]);
     }
-    let packs = packs_experts(spec, checkpoint, precision);
-    let mut here: Here = match cards::look() {
-        Ok(found) if !packs && found.iter().any(|card| matches!(card, Found::Free(_))) => {
-            Err(PLAIN.to_string())
-        }
-        here => here,
-    };
+    let mut here: Here = cards::look();
+    if here.iter().flatten().any(|card| !matches!(card, Found::Unfit(_))) {
+        let refused = not_for_cards(precision, (spec, checkpoint));
+        here = refused.map_or(here, Err);
+    }
+    let say = |line: String| terminal::note(&terminal::visible(&format!("gaterail: {line}")));
+    here = cards::released(devices, here, cards::RELEASE, say);
     let refused = |why| CliError::Refused(format!("--worker-devices: {why}"));
     let (chosen, rooms) = loop {
         let chosen = cards::choose(devices, &here).map_err(refused)?;

@@ -241,15 +241,16 @@ mod tests {
             batch: 1,
             context: 64,
         };
-        // Somebody else may use a core for a moment.
-        let part = (0..5).map(|_| {
-            let Reached { together, alone } = Reached::now(&on).expect("a measurement");
-            alone.operations_per_second / together.operations_per_second
-        });
-        let part = part.fold(0.0, f64::max);
-        assert_eq!(Cores::allowed(), before);
         // Both have all cores: on one of them alone it would be a part as large as they are many.
         let cores = before.count() as f64;
-        assert!(before.count() == 1 || part > 0.5 * (1.0 + 1.0 / cores), "{part} of {cores} cores");
+        let mut largest: f64 = 0.0;
+        // Somebody else may use a core for a moment: it is measured again.
+        let is_all = (0..20).any(|_| {
+            let Reached { together, alone } = Reached::now(&on).expect("a measurement");
+            assert_eq!(Cores::allowed(), before);
+            largest = largest.max(alone.operations_per_second / together.operations_per_second);
+            before.count() == 1 || largest > 0.5 * (1.0 + 1.0 / cores)
+        });
+        assert!(is_all, "{largest} of {cores} cores");
     }
 }

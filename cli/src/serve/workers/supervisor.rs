@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -20,8 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::share::Share;
 use crate::error::CliError;
-use crate::terminal;
 use crate::worker::parent;
+use crate::{itself, terminal};
 
 /// Processes are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -91,14 +90,11 @@ impl Present {
 
 impl Supervisor {
     pub fn start(crew: Crew) -> Result<Supervisor, CliError> {
-        let program = std::env::current_exe().ok().filter(|path| path.exists());
-        // What runs is there under this name even after its file was replaced.
-        let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let (stop, stopped) = channel();
         let trouble = Arc::new(Mutex::new(None));
         let slots = (0..crew.shares.len()).map(Slot::new).collect();
         let present = Arc::new(Mutex::new(Present::default()));
-        let watch = Watch { program, crew, slots, trouble: trouble.clone(), present: present.clone() };
+        let watch = Watch { crew, slots, trouble: trouble.clone(), present: present.clone() };
         let thread = std::thread::Builder::new().name("worker-supervisor".to_string());
         let thread = thread.spawn(move || watch.run(&stopped)).map_err(CliError::io("starting a thread"))?;
         Ok(Supervisor { stop: Some(stop), thread: Some(thread), trouble, present })
@@ -126,7 +122,6 @@ impl Drop for Supervisor {
 
 /// The thread's own.
 struct Watch {
-    program: PathBuf,
     crew: Crew,
     slots: Vec<Slot>,
     trouble: Arc<Mutex<Option<String>>>,
@@ -207,7 +202,7 @@ impl Watch {
     fn begin(&mut self, index: usize) {
         let (name, started) = (self.slots[index].name.clone(), Instant::now());
         let slot = &mut self.slots[index];
-        match command(&self.program, &self.crew, index, &name).spawn() {
+        match command(&self.crew, index, &name).spawn() {
             Ok(mut child) => {
                 if let Some(stderr) = child.stderr.take() {
                     let reader = std::thread::Builder::new().name(format!("{name}-log"));
@@ -251,7 +246,7 @@ impl Watch {
     }
 }
 
-fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
+fn command(crew: &Crew, index: usize, name: &str) -> Command {
     let Share { cores, threads, memory, card } = &crew.shares[index];
     let place = match card {
         // What is free on it is known best when the worker starts, and so is who else computes there.
@@ -261,7 +256,7 @@ fn command(program: &Path, crew: &Crew, index: usize, name: &str) -> Command {
             ["--device", "cpu", "--threads", &threads, "--memory", &memory].map(str::to_string).to_vec()
         }
     };
-    let mut command = Command::new(program);
+    let mut command = Command::new(itself::program());
     // What the server was told is not meant for its workers.
     let own = std::env::vars_os().map(|(name, _)| name);
     for variable in own.filter(|name| name.to_str().is_some_and(|name| name.starts_with("GATERAIL_"))) {

@@ -1,11 +1,13 @@
 //! `experts` on a GPU (`experts.h` and what it names): as `ops::experts`, with packed weights.
 
+mod forms;
 mod scratch;
 mod shard;
 
+pub(crate) use forms::not_packed;
+pub use forms::{ExpertForm, ExpertsOutline, check_experts};
 pub use scratch::ExpertsScratch;
 pub use shard::ExpertsOnDevice;
-pub(crate) use shard::not_packed;
 
 use super::arguments::{ExpertsArgs, Table};
 use super::compile::{Form, Source};

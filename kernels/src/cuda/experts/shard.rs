@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::forms::{self, not_packed};
 use super::{ExpertsScratch, PLAN, Path, SUM, TERMS_BYTES, TILE_COLUMNS};
 use crate::cuda::arguments::ExpertPiece as Entry;
 use crate::cuda::compile::{Form, Source};
@@ -43,9 +44,7 @@ impl ExpertsOnDevice {
         let width = first.gate.cols();
         let (inner, down) = (format(&first.gate)?, format(&first.down)?);
         let highest = pieces.iter().map(|piece| piece.expert as usize).max().unwrap_or(0);
-        if super::plan_shared(highest + 1) > device.properties().shared_bytes {
-            return Err(CudaError::NoForm(format!("experts with numbers as high as {highest}")));
-        }
+        forms::check_count(highest + 1, device.properties().shared_bytes)?;
         let mut order: Vec<&ExpertPiece> = pieces.iter().collect();
         order.sort_by_key(|piece| piece.expert);
         let copies = order.chunk_by(|a, b| a.expert == b.expert).map(<[_]>::len).max().unwrap_or(0);
@@ -73,7 +72,7 @@ impl ExpertsOnDevice {
         let mut part = |weight: &Weight, like: PackedFormat| {
             let format = format(weight)?;
             if (format.codes, format.group) != (like.codes, like.group) {
-                return Err(CudaError::NoForm(format!("experts in {like:?} and {format:?} together")));
+                return Err(forms::unlike(&like.into(), &format.into()));
             }
             let there = match weight {
                 Weight::Cuda(there) => there.clone(),
@@ -163,9 +162,4 @@ fn on_device(weight: &WeightOnDevice) -> Result<&PackedOnDevice, CudaError> {
         WeightOnDevice::Packed(packed) => Ok(packed),
         WeightOnDevice::Plain(_) => Err(not_packed()),
     }
-}
-
-/// A GPU computes no others.
-pub(crate) fn not_packed() -> CudaError {
-    CudaError::NoForm("plain experts: use --weights int4, or a worker with --device cpu".to_string())
 }
