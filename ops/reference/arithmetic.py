@@ -1,4 +1,4 @@
-"""ARITHMETIC.md (2. to 9.) as written there, in the exact arithmetic of `binary`; nothing is taken from the server's code.
+"""ARITHMETIC.md (2. to 9.) as written there, in the exact arithmetic of `binary`; nothing comes from the server's code.
 
 Vectors are lists of floats. Sections are in the order of the text, and named as there.
 """

@@ -4,7 +4,8 @@
     python make_vectors.py gate pack  # some of them
 
 Floats are the bits of binary32 (8 hex digits) or binary16 (4), integers of 8 bits have 2 digits, all in strings of
-words, where `w*n` is n times w; codes as stored are strings of digits. Every case has a name. Results come from `arithmetic`, inputs from fixed seeds.
+words, where `w*n` is n times w; codes as stored are strings of digits. Every case has a name. Results come from
+`arithmetic`, inputs from fixed seeds.
 """
 
 import json

@@ -10,7 +10,7 @@ INT4 = [("plain", "f16", False, 64)] * 2
 
 # ------------------------------------------------------------------ fixed point
 def fixed_point():
-    """Experts of width 1 whose products are all 0: a column's terms are the zero of the unit and the biases, each times its weight."""
+    """Experts of width 1 whose products are all 0: a column's terms are those zeros and the biases, times the weights."""
     draws = Draws(6)
     for bits in (24, 20, 30):
         edge = 2.0 ** (51 - bits)
@@ -20,7 +20,8 @@ def fixed_point():
         yield a_sum(f"one expert, {bits} bits", bits, [1.0], columns[:1])
         yield a_sum(f"weights, {bits} bits", bits, [0.75, -1.0, f32(1 / 3)], columns)
         # sums beyond 2^53 are rounded twice on their way to f32: to f64, then to f32
-        large = [[v] * 9 for v in (down(edge), down(down(edge)))] + [draws.values(9, 50 - bits, 50 - bits) for _ in range(4)]
+        large = [[v] * 9 for v in (down(edge), down(down(edge)))]
+        large += [draws.values(9, 50 - bits, 50 - bits) for _ in range(4)]
         large += [[f32(2.0**-bits)] * 9, [f32(-3 * 2.0**-bits)] * 9]
         yield a_sum(f"large sums, {bits} bits", bits, [1.0] * 8, large)
         for value in (edge, -edge, up(edge), f32(3e38), INF, -INF, NAN):

@@ -14,7 +14,8 @@ def quantised():
     step = Fraction(255, 256)
     for exponent in (-149, -130, -126, -103, -102, -101, -100, -99, -64, -1, 0, 6, 63, 125, 126, 127):
         x = []
-        for m in {f32(Fraction(2) ** (exponent + 1) * step), f32(Fraction(2) ** exponent), down(f32(2.0**exponent))} - {0.0}:
+        power = Fraction(2) ** exponent
+        for m in sorted({f32(2 * power * step), f32(power), down(f32(power))} - {0.0}):
             for largest in (m, down(m), up(m)):
                 others = [f32(largest * part / 254) for part in (253, 2, 1, 3, -127, -0.9, 17)]
                 x += [largest, *others] + [0.0] * 24
@@ -94,7 +95,8 @@ def products():
                     (whole, tail), turn = shapes[turn % len(shapes)], turn + 1
                     cols = min(whole, {32: 11, 64: 7, 128: 4}[group]) * group + tail
                     rows = 17 if turn % 9 == 0 and cols < 200 else 2
-                    m = PackedMatrix(draws, table, scale_form, has_offsets, group, rows, cols, odd if turn % 3 == 0 else ())
+                    odd_here = odd if turn % 3 == 0 else ()
+                    m = PackedMatrix(draws, table, scale_form, has_offsets, group, rows, cols, odd_here)
                     name = f"{table}, {scale_form}, {'offsets' if has_offsets else 'no offsets'}, {cols} by {group}"
                     yield a_product(draws, name, m, edgy=turn % 3 != 1)
 
@@ -179,7 +181,8 @@ def stored():
     keep = flat(values[r * cols:(r + 1) * cols] for r in (0, 127, 128))
     yield {**a_stored("fp8", "fp8", rows, cols, keep, blocks=bytes(codes).hex(), scales=words(scales)),
            "rows_given": [0, 127, 128]}
-    patterns = [draws.getrandbits(16) for _ in range(190)] + [0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC0, 0x7C00, 0xFC00, 0x3FF]
+    patterns = [draws.getrandbits(16) for _ in range(190)]
+    patterns += [0, 0x8000, 1, 0x8001, 0x7F80, 0xFF80, 0x7FC0, 0x7C00, 0xFC00, 0x3FF]
     raw = b"".join(p.to_bytes(2, "little") for p in patterns).hex()
     yield a_stored("bf16", "bf16", 2, 100, [from32(p << 16) for p in patterns], blocks=raw)
     yield a_stored("f16", "f16", 2, 100, [from16(p) for p in patterns], blocks=raw)
