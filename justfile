@@ -40,3 +40,8 @@ fuzz TARGET SECONDS="60":
 # Makes the fixtures again with transformers (needs the packages of requirements.txt).
 fixtures:
     python3 ops/reference/make_fixtures.py
+
+# Makes the vectors of ARITHMETIC.md again; they must come out as they are.
+vectors:
+    python3 ops/reference/make_vectors.py
+    git diff --exit-code kernels/tests/vectors
