@@ -178,6 +178,17 @@ fn a_worker_computes_calls_of_its_epochs_and_no_others() {
         let reply = ask(&Header { form: RowForm::int8(other).unwrap(), ..good }, &parts);
         assert_eq!(reply.kind, FrameKind::Failed, "groups of {other}");
     }
+    // Scales that are powers of two or NaN, and codes of +-127: kernels count on no others.
+    for scale in [0.0, -scales[0], 3.0, 2f32.powi(-107), 2f32.powi(123), f32::INFINITY, f32::NAN] {
+        let scales: Vec<f32> = std::iter::once(scale).chain(scales[1..].iter().copied()).collect();
+        let parts: [&[u8]; 4] = [&bytes(&scales), &id_bytes, &bytes(&weights), &codes];
+        let asked = ask(&Header { form: reply.form, ..good }, &parts);
+        let expected = if scale.is_nan() { FrameKind::Reply } else { FrameKind::Failed };
+        assert_eq!(asked.kind, expected, "a scale of {scale}");
+    }
+    let least: Vec<u8> = std::iter::once(0x80).chain(codes[1..].iter().copied()).collect();
+    let parts: [&[u8]; 4] = [&bytes(&scales), &id_bytes, &bytes(&weights), &least];
+    assert_eq!(ask(&Header { form: reply.form, ..good }, &parts).kind, FrameKind::Failed, "a code of -128");
     // Whole in itself, with twice the experts that the model gives a row.
     let one: [&[u8]; 3] = [&id_bytes, &bytes(&weights), &bytes(&x[..width])];
     let refused = ask(&Header { rows: 1, top_k: 2 * top_k as u32, ..good }, &one);

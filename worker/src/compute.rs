@@ -145,6 +145,11 @@ impl Compute {
                 format!("rows as {:?} for layer {}, whose experts take {best:?}", call.form, call.layer.0);
             return Err(Refused::Call(what));
         }
+        if let CallX::Int8 { codes, scales } = rows.x
+            && !QuantRows::could_be(codes, scales)
+        {
+            return Err(Refused::Call("rows in int8 that no router makes".to_string()));
+        }
         self.take_in(call, rows).map_err(|error| refused(&error))?;
         self.run(&shard, call).map_err(|error| refused(&error))?;
         Ok(best)

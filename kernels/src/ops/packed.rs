@@ -73,6 +73,16 @@ impl QuantRows {
         Ok(out)
     }
 
+    /// Whether `quantize` can have made these codes and scales (ARITHMETIC.md, 7): with others, kernels give answers of their own.
+    pub fn could_be(codes: &[i8], scales: &[f32]) -> bool {
+        let exponents = 127 - 106..=127 + 122;
+        let is_scale = |d: &f32| {
+            let bits = d.to_bits();
+            d.is_nan() || (bits & 0x807f_ffff == 0 && exponents.contains(&(bits >> 23)))
+        };
+        scales.iter().all(is_scale) && !codes.contains(&i8::MIN)
+    }
+
     /// Takes in rows that `quantize` made elsewhere: codes `[T, groups * G]`, the last group filled up with zeros, and scales
     /// `[T, groups]`. The groups' sums follow from the codes. There has to be room.
     pub fn upload(
