@@ -2,7 +2,10 @@
 #![allow(dead_code)] // each test file uses some of it
 
 use gaterail_kernels::ops::{self, ExpertsArgs, ExpertsScratch, PartialSums, partial_sums};
-use gaterail_kernels::{Buffer, CpuOptions, Device, Isa, Plain, Stream, ViewMut};
+use gaterail_kernels::{
+    Buffer, Bytes, Codes, CpuOptions, Device, Isa, PANEL_ROWS, Packed, PackedFormat, Plain, Scales, Stream,
+    ViewMut,
+};
 use gaterail_shim::Shim;
 
 /// SplitMix64; a failure prints the seed with the case.
@@ -91,4 +94,43 @@ pub fn experts_out(stream: &Stream, args: &ExpertsArgs<'_>) -> Vec<f32> {
     let mut out = put(stream, &vec![0.0; rows * width]);
     partial_sums::finish(stream, &sums, args.fraction_bits, ViewMut::rows(&mut out, rows, width));
     get(stream, &out)
+}
+
+/// Codes, scales and offsets of every kind, in groups of every size.
+pub fn formats() -> Vec<PackedFormat> {
+    // The integers of IQ4_NL, wider than any table that saturates 16 bits by accident would allow.
+    let wide =
+        Codes::Int4 { table: [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113] };
+    let zero_table = Codes::Int4 { table: [-128, 0, 127, 3, -3, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12] };
+    let mut formats = Vec::new();
+    for codes in [Codes::INT4, Codes::MXFP4, wide, zero_table, Codes::Int8] {
+        for group in [32, 64, 128] {
+            for scales in [Scales::F16, Scales::F32] {
+                formats.extend([false, true].map(|offsets| PackedFormat { codes, scales, offsets, group }));
+            }
+        }
+    }
+    formats
+}
+
+/// Any bytes with finite scales and offsets are a packed matrix.
+pub fn random_packed(random: &mut Random, format: PackedFormat, rows: usize, cols: usize) -> Packed {
+    let mut bytes = vec![0u8; format.bytes(rows, cols)];
+    for record in bytes.chunks_exact_mut(format.record()) {
+        for r in 0..PANEL_ROWS {
+            let scale = random.value() * 0.01;
+            match format.scales {
+                Scales::F16 => {
+                    record[2 * r..][..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes())
+                }
+                Scales::F32 => record[4 * r..][..4].copy_from_slice(&scale.to_le_bytes()),
+            }
+            if format.offsets {
+                let at = format.offsets_at() + 4 * r;
+                record[at..at + 4].copy_from_slice(&(random.value() * 0.02).to_le_bytes());
+            }
+        }
+        record[format.codes_at()..].iter_mut().for_each(|byte| *byte = random.next() as u8);
+    }
+    Packed::new(format, Bytes::copied(&bytes), rows, cols)
 }
