@@ -180,11 +180,15 @@ mod tests {
     fn who_may_not_write_may_not_replace() {
         let folder = tempfile::tempdir().expect("a folder");
         set_mode(folder.path(), 0o777);
-        let path = folder.path().join("results.json");
-        fs::write(&path, "old").expect("written");
-        set_mode(&path, 0o444);
-        as_nobody(|| save(&path, "new").expect_err("it is for reading"));
+        let path = folder.path().join("own.json");
+        as_nobody(|| {
+            fs::write(&path, "old").expect("written");
+            set_mode(&path, 0o444);
+            save(&path, "new").expect_err("it is for reading");
+        });
         assert_eq!(fs::read_to_string(&path).expect("there"), "old");
+        let path = folder.path().join("anothers.json");
+        fs::write(&path, "old").expect("written");
         set_mode(&path, 0o666);
         let before = fs::metadata(&path).expect("there");
         as_nobody(|| save(&path, "new").expect("anybody may write to it"));
