@@ -153,21 +153,6 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_same_number_is_not_disturbed() {
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::create_dir(folder.path().join("model")).expect("a folder");
-        // In containers that share the cache every process may have the number 1: these are being written by another.
-        let name = |count| format!("model/.unfinished-{}-{count}", std::process::id());
-        let others: Vec<PathBuf> = (0..64).map(|count| folder.path().join(name(count))).collect();
-        others.iter().for_each(|other| fs::write(other, "another's").expect("written"));
-        unpack(&[("model/a", b"own")], folder.path()).expect("written");
-        assert_eq!(fs::read(folder.path().join("model/a")).expect("a file"), b"own");
-        for other in others {
-            assert_eq!(fs::read(&other).ok().as_deref(), Some(b"another's".as_slice()), "{other:?}");
-        }
-    }
-
-    #[test]
     fn a_place_that_cannot_be_written_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");

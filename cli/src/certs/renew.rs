@@ -11,7 +11,7 @@ use crate::tls::refused;
 
 /// Makes them, and says what is to be done with them.
 pub fn renew(files: &CertFiles, hosts: &[String], days: u32) -> Result<String, CliError> {
-    let _alone = write::alone(&files.folder);
+    let _alone = write::alone(&files.folder)?;
     let ca = Authority::read(&files.ca()).map_err(refused)?;
     let router = Identity::read(&files.cert("router"), &files.key("router")).map_err(refused)?;
     let worker = Identity::read(&files.cert("worker"), &files.key("worker")).map_err(refused)?;

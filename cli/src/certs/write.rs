@@ -1,8 +1,9 @@
 //! Certificates into files: keys that only their owner reads, and none that takes another's place unasked.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gaterail_cluster::tls::CertFiles;
 use gaterail_router::replace;
@@ -15,9 +16,21 @@ const CERT: u32 = 0o644;
 const KEY: u32 = 0o600;
 
 /// Nobody else makes certificates in a folder while this is held. A file system without locks keeps nobody away.
-pub fn alone(folder: &Path) -> Option<File> {
-    let held = File::open(folder).ok()?;
-    held.lock().ok().map(|()| held)
+pub fn alone(folder: &Path) -> Result<Option<File>, CliError> {
+    alone_within(replace::LOCK_WAIT_MAX, folder)
+}
+
+fn alone_within(wait: Duration, folder: &Path) -> Result<Option<File>, CliError> {
+    let Ok(held) = File::open(folder) else { return Ok(None) };
+    match replace::lock(&held, wait) {
+        Ok(()) => Ok(Some(held)),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::WouldBlock) => Err(CliError::Refused(format!(
+            "another process has had the lock of {} for {} s, as one that makes certificates there; nothing was changed",
+            folder.display(),
+            wait.as_secs()
+        ))),
+    }
 }
 
 pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> {
@@ -27,7 +40,7 @@ pub fn all(files: &CertFiles, made: &Made, force: bool) -> Result<(), CliError> 
         .mode(FOLDER)
         .create(folder)
         .map_err(CliError::io(format!("making {}", folder.display())))?;
-    let _alone = alone(folder);
+    let _alone = alone(folder)?;
     let pairs = [("ca", &made.ca), ("router", &made.router), ("worker", &made.worker)];
     let parts = |(who, Pair { cert, key }): (&str, &Pair)| {
         [(files.key(who), key.clone(), KEY), (files.cert(who), cert.clone(), CERT)]
@@ -93,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_is_in_nobodys_way() {
+    fn who_holds_the_folder_for_ever_is_not_waited_for() {
         let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("ca.pem");
-        // As one with this process's number may have left it.
-        std::fs::write(folder.path().join(format!("ca.pem.{}", std::process::id())), "half")
-            .expect("written");
-        write(&file, "whole", CERT).expect("written");
-        assert_eq!(std::fs::read_to_string(&file).expect("there"), "whole");
+        let again = || alone_within(Duration::from_millis(50), folder.path());
+        let held = alone(folder.path()).expect("free").expect("a file system with locks");
+        let error = again().expect_err("somebody else has it").to_string();
+        assert!(error.contains("nothing was changed"), "{error}");
+        drop(held);
+        assert!(again().expect("free").is_some());
     }
 }

@@ -163,7 +163,7 @@ impl RepoCache {
         let mut waited = std::time::Duration::ZERO;
         loop {
             match (self.try_lock)(&held) {
-                Ok(()) if is_there(&held) => return Ok(BlobLock { _file: held, private: None }),
+                Ok(()) if is_at(&held, &path) => return Ok(BlobLock { _file: held, private: None }),
                 Ok(()) => held = open()?,
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {
@@ -200,9 +200,11 @@ impl BlobLock {
     }
 }
 
-/// Whether a lock's file has its name yet. Where somebody has taken it away, others lock the one that they have made since.
-fn is_there(lock: &File) -> bool {
-    lock.metadata().is_ok_and(|lock| lock.nlink() > 0)
+/// Whether a lock's file has its name yet. Where somebody has taken it away, or given it another name, others lock the one
+/// that they have made since.
+fn is_at(lock: &File, path: &Path) -> bool {
+    let (Ok(held), Ok(there)) = (lock.metadata(), fs::symlink_metadata(path)) else { return false };
+    (held.dev(), held.ino()) == (there.dev(), there.ino())
 }
 
 fn has_no_locks(error: &io::Error) -> bool {

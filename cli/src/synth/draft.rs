@@ -26,7 +26,7 @@ pub struct Draft {
 impl Draft {
     /// The draft of a folder that is new or empty, without what an interrupted run has left in it.
     pub fn of(out: &Path) -> Result<Draft, CliError> {
-        let out = std::path::absolute(out).map_err(CliError::io(out.display().to_string()))?;
+        let out = real(out)?;
         check_empty(&out)?;
         let mut name = OsString::from(out.file_name().unwrap_or_default());
         name.push(".incomplete");
@@ -53,6 +53,32 @@ impl Drop for Draft {
         if !self.finished {
             let _ = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+/// The folder itself where a link leads to it: a finished draft takes a folder's place, not a link's.
+fn real(out: &Path) -> Result<PathBuf, CliError> {
+    let refused = |why: &str| Err(CliError::Refused(format!("{} {why}; nothing was written", out.display())));
+    let real = match out.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound && out.is_symlink() => {
+            return refused("is a link to what is not there");
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => std::path::absolute(out),
+        real => real,
+    };
+    let real = real.map_err(CliError::io(out.display().to_string()))?;
+    if is_mounted(&real) {
+        return refused("is mounted, so that no other folder can take its place: name a new one in it");
+    }
+    Ok(real)
+}
+
+/// Whether a folder is of another file system than the one that it is in.
+fn is_mounted(folder: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    match (device(folder), folder.parent().map(device)) {
+        (Ok(own), Some(Ok(outer))) => own != outer,
+        _ => false,
     }
 }
 
@@ -105,4 +131,40 @@ fn empty(folder: &Path) -> io::Result<()> {
         if is_folder { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_link_to_an_empty_folder_stays_one() {
+        let home = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| home.path().join(name);
+        fs::create_dir(at("elsewhere")).expect("made");
+        fs::create_dir(at("elsewhere/empty")).expect("made");
+        symlink("elsewhere/empty", at("link")).expect("a link");
+        let draft = Draft::of(&at("link")).expect("an empty folder");
+        fs::write(draft.path.join("file"), "text").expect("written");
+        draft.finish().expect("in its place");
+        assert!(at("link").is_symlink());
+        assert_eq!(fs::read_to_string(at("elsewhere/empty/file")).expect("there"), "text");
+        let names = |name: &str| fs::read_dir(at(name)).expect("a folder").count();
+        assert_eq!((names(""), names("elsewhere")), (2, 1), "something was left");
+    }
+
+    #[test]
+    fn what_no_folder_can_replace_is_refused_at_the_start() {
+        let home = tempfile::tempdir().expect("a folder");
+        symlink("absent", home.path().join("link")).expect("a link");
+        let refused = |out: &Path| Draft::of(out).err().expect("refused").to_string();
+        assert!(refused(&home.path().join("link")).contains("is a link"));
+        assert_eq!(fs::read_dir(home.path()).expect("a folder").count(), 1, "something was made");
+        if cfg!(target_os = "linux") {
+            let error = refused(Path::new("/proc"));
+            assert!(error.contains("is mounted"), "{error}");
+        }
+    }
 }

@@ -1,10 +1,10 @@
 //! The keys of a server on disk: one JSON file that only its owner may read, replaced as a whole.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub enum KeyFileError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {detail}", path.display())]
     Invalid { path: PathBuf, detail: String },
+    #[error("{}: another process has been changing the keys for {} s; nothing was changed", path.display(), wait.as_secs())]
+    Busy { path: PathBuf, wait: Duration },
 }
 
 /// Where the keys are.
@@ -89,20 +91,39 @@ impl KeyFile {
 
     /// Changes the keys. Nobody else changes them meanwhile, and a reader sees the old file or the new one.
     pub fn update<T>(&self, change: impl FnOnce(&mut Vec<KeyRecord>) -> T) -> Result<T, KeyFileError> {
-        if let Some(folder) = self.path.parent().filter(|folder| *folder != Path::new("")) {
+        self.update_within(replace::LOCK_WAIT_MAX, change)
+    }
+
+    pub(super) fn update_within<T>(
+        &self,
+        wait: Duration,
+        change: impl FnOnce(&mut Vec<KeyRecord>) -> T,
+    ) -> Result<T, KeyFileError> {
+        let file = self.linked();
+        if let Some(folder) = file.path.parent().filter(|folder| *folder != Path::new("")) {
             std::fs::create_dir_all(folder).map_err(|error| self.io(error))?;
         }
-        // Whatever links lead to it: it is one file, and has one lock.
-        let file = KeyFile::new(self.path.canonicalize().unwrap_or_else(|_| self.path.clone()));
         let lock = file.path.with_extension("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(&lock);
         // Held until it is dropped.
         let lock = lock.map_err(|error| self.io(error))?;
-        lock.lock().map_err(|error| self.io(error))?;
+        replace::lock(&lock, wait).map_err(|error| match error {
+            TryLockError::WouldBlock => KeyFileError::Busy { path: file.path.clone(), wait },
+            TryLockError::Error(error) => self.io(error),
+        })?;
         let mut keys = file.load()?;
         let result = change(&mut keys);
         file.replace(&Contents { version: VERSION, keys })?;
         Ok(result)
+    }
+
+    /// Whatever links lead to it: it is one file, and has one lock. A link may be there before its file is.
+    fn linked(&self) -> KeyFile {
+        let absent = || match (self.path.read_link(), self.path.parent()) {
+            (Ok(target), Some(folder)) => folder.join(target),
+            _ => self.path.clone(),
+        };
+        KeyFile::new(self.path.canonicalize().unwrap_or_else(|_| absent()))
     }
 
     fn replace(&self, contents: &Contents) -> Result<(), KeyFileError> {

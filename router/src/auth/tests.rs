@@ -116,15 +116,30 @@ fn a_link_to_the_file_is_the_same_file() {
 }
 
 #[test]
-fn what_a_crash_left_is_in_nobodys_way() {
+fn a_link_may_be_there_before_its_file() {
+    let house = House::new();
+    let link = house.folder.path().join("link.json");
+    std::os::unix::fs::symlink("gaterail/keys.json", &link).expect("a link");
+    let key = NewKey::make("linked", KeyLimits::default(), 1).expect("random numbers");
+    KeyFile::new(&link).update(|keys| keys.push(key.record)).expect("written");
+    assert!(link.is_symlink(), "what was a link is one");
+    assert_eq!(house.file().load().expect("readable").len(), 1);
+    assert!(house.file().path().with_extension("lock").exists(), "the lock is that of the file");
+    assert!(!link.with_extension("lock").exists());
+}
+
+#[test]
+fn who_holds_the_lock_for_ever_is_not_waited_for() {
     let house = House::new();
     house.add("alice");
-    // As one with this process's number may have left it: in a container every process may have the number 1.
-    let left = house.file().path().with_extension(format!("new.{}", std::process::id()));
-    std::fs::write(&left, "half").expect("written");
+    let held = std::fs::File::open(house.file().path().with_extension("lock")).expect("there");
+    held.lock().expect("free");
+    let wait = std::time::Duration::from_millis(50);
+    let error = house.file().update_within(wait, |keys| keys.clear()).expect_err("somebody else has it");
+    assert!(error.to_string().contains("nothing was changed"), "{error}");
+    assert_eq!(house.file().load().expect("readable").len(), 1);
+    drop(held);
     house.add("bob");
-    assert_eq!(house.file().load().expect("readable").len(), 2);
-    assert_eq!(house.file().path().metadata().expect("there").permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

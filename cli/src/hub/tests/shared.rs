@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -100,9 +101,15 @@ fn only_a_new_lock_gets_its_mode() {
     assert_eq!(mode(&lock), 0o600);
 }
 
-/// Who cleans up may take a lock's file away while somebody holds it: the next one makes another, and that is the lock then.
+/// Who cleans up may take a lock's file away, or elsewhere, while somebody holds it: the next one makes another, and that is
+/// the lock then.
 #[test]
 fn a_lock_that_has_lost_its_name_keeps_nobody_away() {
+    check_lost_name(|path| fs::remove_file(path).unwrap());
+    check_lost_name(|path| fs::rename(path, path.with_extension("old")).unwrap());
+}
+
+fn check_lost_name(lose: fn(&Path)) {
     let files = single(5000);
     let rig = Rig::new(&files);
     let locks = rig.home.path().join("hub/.locks/models--acme--tiny-moe");
@@ -117,11 +124,11 @@ fn a_lock_that_has_lost_its_name_keeps_nobody_away() {
     std::thread::scope(|scope| {
         let pull = scope.spawn(|| rig.pull());
         // It waits for the first one, as what it has loaded so far shows.
-        while !rig.snapshot().join("config.json").exists() {
+        while !rig.snapshot().join("config.json").exists() && !pull.is_finished() {
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(LOCK_POLL);
-        fs::remove_file(&path).unwrap();
+        lose(&path);
         let second = hold();
         drop(first);
         std::thread::sleep(3 * LOCK_POLL);
@@ -129,6 +136,15 @@ fn a_lock_that_has_lost_its_name_keeps_nobody_away() {
         drop(second);
         pull.join().unwrap().unwrap();
     });
+}
+
+/// Ends who looks until it is set, also where a test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// On a file system without locks another pull may make the link, and look at it, while this one replaces it.
@@ -142,9 +158,10 @@ fn a_link_that_is_replaced_is_never_away() {
     blobs.iter().for_each(|(id, bytes)| fs::write(cache.blob(id), bytes).unwrap());
     let link = |round: usize| cache.link(&commit, &path, &blobs[round % 2].0).unwrap();
     link(0);
-    let done = AtomicBool::new(false);
+    let (done, begin) = (AtomicBool::new(false), Barrier::new(2));
     let look = || {
-        let mut away = 0;
+        let mut away = usize::from(!cache.holds(&commit, &path, 5));
+        begin.wait();
         while !done.load(Ordering::Relaxed) {
             away += usize::from(!cache.holds(&commit, &path, 5));
         }
@@ -152,8 +169,10 @@ fn a_link_that_is_replaced_is_never_away() {
     };
     let away = std::thread::scope(|scope| {
         let reader = scope.spawn(look);
+        begin.wait();
+        let ends = Done(&done);
         (1..300).for_each(link);
-        done.store(true, Ordering::Relaxed);
+        drop(ends);
         reader.join().unwrap()
     });
     assert_eq!(away, 0, "somebody found nothing there");

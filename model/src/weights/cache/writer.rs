@@ -1,6 +1,6 @@
 //! Writing a file of packed weights: beside its place, whole, then renamed into it.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -104,10 +104,10 @@ impl Unfinished {
             let beside = folder::unfinished_path(path, attempt);
             match File::create_new(&beside) {
                 Ok(file) => {
+                    // Until it is locked, it looks as if its writer were gone: whoever has its lock is about to remove it.
                     // A file system without locks does without: nobody takes the file away for a day.
-                    let _ = file.lock();
-                    // Until it was locked, it looked as if its writer were gone.
-                    if folder::is_at(&file, &beside) {
+                    let swept = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+                    if !swept && folder::is_at(&file, &beside) {
                         return Ok(Unfinished { path: beside, file, placed: false });
                     }
                 }
@@ -141,11 +141,21 @@ mod tests {
 
     use super::*;
 
+    /// Ends those who go on until it is set, also where a test fails.
+    struct Done<'a>(&'a AtomicBool);
+
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
     #[test]
     fn nobody_sweeps_away_what_another_writes() {
         let home = tempfile::tempdir().expect("a folder");
         let done = AtomicBool::new(false);
         let gone = std::thread::scope(|scope| {
+            let _done = Done(&done);
             scope.spawn(|| {
                 while !done.load(Relaxed) {
                     folder::clear(home.path()).expect("cleared");
@@ -155,9 +165,7 @@ mod tests {
                 let unfinished = Unfinished::create(&home.path().join("a.packed")).expect("a file");
                 !unfinished.path.exists()
             });
-            let gone = gone.count();
-            done.store(true, Relaxed);
-            gone
+            gone.count()
         });
         assert_eq!(gone, 0, "files were taken from their writer");
     }
