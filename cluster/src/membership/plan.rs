@@ -113,6 +113,8 @@ impl Roster {
     /// There is no plan, or somebody of it is gone: what is left is served at once if it has every expert.
     fn recover(&mut self, now: Instant) {
         if self.members.is_empty() {
+            // Who comes from here on is planned for anew, and with time.
+            self.searches.settled();
             if !std::mem::replace(&mut self.no_plan, true) && self.active.is_some() {
                 self.note(Note::NoPlan { why: "all workers are gone".to_string() });
             }

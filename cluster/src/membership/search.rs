@@ -213,6 +213,8 @@ impl Roster {
             }
             return self.settled(now);
         }
+        // There was time enough to find it, whatever comes of it.
+        self.searches.settled();
         if !matches!(what, What::Hot { .. }) && !case.seats.is_empty() {
             // What would fit takes long to find, so that others do it; and is said once.
             if misfit.is_some() && self.misfit != misfit {
