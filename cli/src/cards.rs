@@ -286,18 +286,24 @@ mod tests {
         refused("cpu,cuda:0", &Err("no driver".to_string()), "no driver");
     }
 
-    /// Holds the second of two cards for `held`; what is found of it in the end, and what was said.
-    fn waited(devices: &str, held: Duration, longest: Duration) -> (bool, Vec<String>) {
+    /// Holds the second of two cards for `held`, or until nobody waits any more; what is found of it in the end, and what was said.
+    fn waited(devices: &str, held: Option<Duration>, longest: Duration) -> (bool, Vec<String>) {
         let there = card(1, &format!("{devices}-{held:?}-{}", std::process::id()));
         let holder = claim(&there).expect("nobody has it");
+        let (ended, end) = std::sync::mpsc::channel();
         let releases = std::thread::spawn(move || {
-            std::thread::sleep(held);
+            match held {
+                Some(held) => std::thread::sleep(held),
+                None => end.recv().expect("the wait ends"),
+            }
             drop(holder);
         });
         let here = Ok(vec![Found::Free(card(0, "")), Found::Taken(there)]);
         let mut said = Vec::new();
         let every = Duration::from_millis(5);
         let found = released(&asked(devices), here, (longest, every), |line| said.push(line));
+        // Nobody listens where the time was over first.
+        let _ = ended.send(());
         releases.join().expect("it ends");
         (matches!(found.expect("cards")[1], Found::Free(_)), said)
     }
@@ -305,13 +311,13 @@ mod tests {
     #[test]
     fn who_asks_for_a_card_waits_for_its_release_and_not_for_ever() {
         let (short, long) = (Duration::from_millis(100), Duration::from_secs(60));
-        let (free, said) = waited("cuda:1,auto", short, long);
+        let (free, said) = waited("cuda:1,auto", Some(short), long);
         assert!(free && said.len() == 1 && said[0].contains("has cuda:1, and may be ending"), "{said:?}");
-        let (free, said) = waited("cuda:1", Duration::from_millis(500), Duration::from_millis(50));
+        let (free, said) = waited("cuda:1", None, Duration::from_millis(50));
         assert!(!free && said.len() == 1, "{said:?}");
         // Whoever takes what there is does not wait, nor who asks for another, nor who asks for what cannot be.
         for devices in ["auto", "cpu", "cuda:0", "cuda:1,cuda:1", "cuda:1,cuda:7"] {
-            let (free, said) = waited(devices, short, long);
+            let (free, said) = waited(devices, None, long);
             assert!(!free && said.is_empty(), "{devices}: {said:?}");
         }
     }

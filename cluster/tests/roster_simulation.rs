@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use gaterail_cluster::membership::{
     Action, Event, Machine, Policy, Roster, SEARCHES_MAX, Search, Wish, WorkerAbout, WorkerState,
 };
-use gaterail_cluster::placement::{Mode, Popularity};
-use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, ShardSpec, WorkerId};
+use gaterail_cluster::placement::{Mode, Popularity, Seat, Wanted, place};
+use gaterail_proto::{Epoch, ExpertInventory, LayerExperts, LayerId, Placement, ShardSpec, WorkerId};
 
 /// A generator of numbers from a seed (splitmix64).
 struct Draw(u64);
@@ -45,6 +45,16 @@ struct Process {
     asked: Vec<(Epoch, Instant)>,
 }
 
+/// A search, and when it ends.
+struct Looking {
+    search: Search,
+    end: Instant,
+    /// It is to recover: when it was asked for not all experts were served.
+    recovers: bool,
+    /// `World::asks` then: where that has grown its result is for nobody.
+    nth: u64,
+}
+
 struct World {
     draw: Draw,
     now: Instant,
@@ -58,12 +68,15 @@ struct World {
     asked: BTreeMap<(WorkerId, Epoch), ShardSpec>,
     answered: BTreeSet<(WorkerId, Epoch)>,
     activated: Epoch,
+    placement: Option<Arc<Placement>>,
     planned: Epoch,
     activations: usize,
     /// How often there was room only without what survivors held.
     cramped: usize,
     /// What is being looked for, and when it will be found.
-    searches: Vec<(Search, Instant)>,
+    searches: Vec<Looking>,
+    /// Searches and plans so far.
+    asks: u64,
     /// How long looking and preparing take, in milliseconds; by the draw if nobody says.
     search_takes: Option<u64>,
     prepare_takes: Option<u64>,
@@ -107,10 +120,12 @@ impl World {
             asked: BTreeMap::new(),
             answered: BTreeSet::new(),
             activated: Epoch(0),
+            placement: None,
             planned: Epoch(0),
             activations: 0,
             cramped: 0,
             searches: Vec::new(),
+            asks: 0,
             search_takes: None,
             prepare_takes: None,
             anew: 0,
@@ -193,11 +208,17 @@ impl World {
             return;
         }
         let there: BTreeSet<WorkerId> = view.workers.iter().map(|worker| worker.about.id).collect();
-        let looks = |(search, _): &(Search, Instant)| search.workers().all(|worker| there.contains(&worker));
+        let for_these = |at: &Looking| at.search.workers().all(|worker| there.contains(&worker));
+        let looks = |at: &Looking| self.is_awaited(at) && for_these(at);
         assert!(
             self.searches.len() == SEARCHES_MAX || self.searches.iter().any(looks),
             "nothing is done for those who are left"
         );
+    }
+
+    /// Whether what comes of a search can recover: no later one, and no plan, was asked for since.
+    fn is_awaited(&self, at: &Looking) -> bool {
+        at.recovers && at.nth == self.asks
     }
 
     fn obey(&mut self, actions: Vec<Action>) {
@@ -236,6 +257,7 @@ impl World {
                         assert!(held <= self.processes[&worker].about.machine.memory_bytes, "memory");
                     }
                     self.activated = epoch;
+                    self.placement = Some(placement.clone());
                     self.activations += 1;
                 }
                 // The active one stays, unless it is not whole and there is no room beside it.
@@ -262,7 +284,10 @@ impl World {
                         true => self.draw.within(1, 300),
                         false => 0,
                     });
-                    self.searches.push((*search, self.now + Duration::from_millis(takes)));
+                    self.asks += 1;
+                    let (end, recovers) =
+                        (self.now + Duration::from_millis(takes), !self.roster.view(self.now).serving);
+                    self.searches.push(Looking { search: *search, end, recovers, nth: self.asks });
                     assert!(self.searches.len() <= SEARCHES_MAX, "{} searches", self.searches.len());
                 }
                 Action::Explain(_) | Action::Note(_) => {}
@@ -274,6 +299,7 @@ impl World {
     fn asked_to_prepare(&mut self, worker: WorkerId, epoch: Epoch, shard: ShardSpec) {
         assert!(self.members.contains(&worker), "{worker} is not there");
         assert!(epoch >= self.planned && epoch > self.activated, "epochs only grow");
+        self.asks += u64::from(epoch > self.planned);
         self.planned = epoch;
         let before = self.asked.insert((worker, epoch), shard);
         assert!(before.is_none(), "{worker} is asked twice for epoch {epoch}");
@@ -316,17 +342,19 @@ impl World {
     }
 
     fn find(&mut self) {
-        while let Some(at) = self.searches.iter().position(|(_, at)| *at <= self.now) {
-            let (search, _) = self.searches.remove(at);
+        while let Some(at) = self.searches.iter().position(|at| at.end <= self.now) {
+            let at = self.searches.remove(at);
             let is_there = |worker| self.members.contains(&worker);
-            let for_these = search.workers().all(is_there);
+            let for_these = self.is_awaited(&at) && at.search.workers().all(is_there);
+            let search = at.search;
             self.lines.push("> found".to_string());
             let actions = self.roster.found(search.found(), self.now);
             // Something had happened meanwhile, or what came of it takes another search.
             self.anew += usize::from(actions.iter().any(|action| matches!(action, Action::Search(_))));
             self.carry_out(actions);
             let is_there = |worker| self.members.contains(&worker);
-            let looks = self.searches.iter().any(|(search, _)| search.workers().all(is_there));
+            let looks =
+                self.searches.iter().any(|at| self.is_awaited(at) && at.search.workers().all(is_there));
             let view = self.roster.view(self.now);
             self.nothing_found |= for_these && !looks && view.pending.is_none() && !view.serving;
             self.check_recovery();
@@ -493,15 +521,48 @@ impl World {
     }
 }
 
+impl World {
+    /// Everything is spread as it was wanted, over all who are there: experts are cut where they would be if nothing had been held.
+    fn check_spread(&self) {
+        // How groups are cut follows what was held before.
+        if matches!(self.policy.mode, Mode::Mixed { .. }) {
+            return;
+        }
+        let view = self.roster.view(self.now);
+        let seat = |worker: WorkerId| Seat {
+            worker,
+            memory_bytes: self.processes[&worker].about.machine.memory_bytes,
+            read_bytes_per_second: self.roster.speed(worker).expect("it is there"),
+        };
+        let seats: Vec<Seat> = view.workers.iter().map(|worker| seat(worker.about.id)).collect();
+        let wanted = Wanted::new(&self.inventory, &seats, self.policy.mode);
+        let Ok(anew) = place(&Wanted { copies: self.policy.copies, ..wanted }) else { return };
+        let is_cut = |placement: &Placement| {
+            let mut copies = placement.experts.iter().flat_map(|expert| &expert.copies);
+            copies.any(|copy| copy.runs.len() > 1)
+        };
+        let active = self.placement.as_ref().expect("a plan");
+        assert_eq!(is_cut(active), is_cut(&anew), "not spread by {}", self.policy.mode);
+    }
+}
+
 #[test]
 fn plans_are_made_however_fast_workers_come_and_go() {
     for seed in 0..100 {
         live(World::churning(seed), seed, |world| {
             // Two results are thrown away, and what comes next is made do with.
             let bound = world.policy.join_wait + 3 * SEARCH + 2 * CHURN;
+            let first: BTreeSet<WorkerId> = world.processes.keys().copied().collect();
             let (stay, longest) = world.churn(Duration::from_secs(30));
             assert!(longest <= bound, "nothing served for {longest:?}");
             assert_eq!(stay, [WorkerState::Serving; 3], "who stays is never taken in");
+            // So is who comes later, and stays.
+            let guest = *world.processes.keys().find(|id| !first.contains(id)).expect("a guest");
+            world.processes.remove(&guest);
+            world.tell(Event::Lost { worker: guest, why: "killed".to_string() });
+            world.spawn(world.experts_bytes() * 4);
+            let (stay, _) = world.churn(Duration::from_secs(30));
+            assert_eq!(stay, [WorkerState::Serving; 4], "who stays later is never taken in");
             // Somebody who stayed dies, and the guests come and go.
             let worker = *world.processes.keys().next().expect("somebody");
             world.processes.remove(&worker);
@@ -509,6 +570,8 @@ fn plans_are_made_however_fast_workers_come_and_go() {
             let (_, longest) = world.churn(Duration::from_secs(30));
             assert!(longest <= bound, "nothing served for {longest:?} after a death");
             (world.search_takes, world.prepare_takes) = (None, None);
+            world.pass(Duration::from_secs(30), false);
+            world.check_spread();
             world.calm_down();
         });
     }

@@ -109,9 +109,11 @@ fn card(asked: DeviceArg, notes: &Notes) -> Result<Option<(Arc<CudaDevice>, Clai
                 *found = Found::Unfit("another worker was faster".to_string());
             }
         }
-        // Whoever is lost to another is not waited for.
-        let say = |line: String| note(notes, &line);
-        let here = cards::released(&[asked], here, cards::RELEASE, say);
+        // Whoever is lost to another is not waited for. A server has waited before it started its workers, and gives up where they
+        // end soon.
+        if !parent::is_there() {
+            here = cards::released(&[asked], here, cards::RELEASE, |line| note(notes, &line));
+        }
         let chosen = cards::choose(&[asked], &here).map_err(CliError::Refused)?;
         let Some(Chosen { card, why }) = chosen.into_iter().next() else { return Ok(None) };
         let said =

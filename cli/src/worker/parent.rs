@@ -8,6 +8,11 @@ use crate::error::CliError;
 /// Names the process that started this one, and without which it should not be.
 pub const VARIABLE: &str = "GATERAIL_SUPERVISOR";
 
+/// Whether a server started this process, and starts it again.
+pub fn is_there() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
 /// Ties this process to the one that `VARIABLE` names, where it names one.
 pub fn end_with() -> Result<(), CliError> {
     let Some(parent) = std::env::var_os(VARIABLE) else { return Ok(()) };

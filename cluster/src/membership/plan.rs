@@ -113,6 +113,8 @@ impl Roster {
     /// There is no plan, or somebody of it is gone: what is left is served at once if it has every expert.
     fn recover(&mut self, now: Instant) {
         if self.members.is_empty() {
+            // Who comes from here on is planned for anew, and with time.
+            self.searches.settled();
             if !std::mem::replace(&mut self.no_plan, true) && self.active.is_some() {
                 self.note(Note::NoPlan { why: "all workers are gone".to_string() });
             }
@@ -148,11 +150,19 @@ impl Roster {
     /// Things change faster than a search takes: what can be had at once is, and something better is looked for when that is
     /// active. `false` where it cannot.
     fn make_do(&mut self, seats: &[Seat], now: Instant) -> bool {
+        let circumstances = self.circumstances();
+        if self.no_rough.as_ref() == Some(&circumstances) {
+            return false;
+        }
         let current = self.active.as_ref().map(|active| &*active.placement);
-        let on = |seats: &[Seat]| rough(&self.inventory, seats, current);
-        let wanted = self.seats(false);
-        let on_wanted = on(&self.steady(&wanted)).or_else(|| on(&wanted));
-        let Some(placement) = on_wanted.or_else(|| on(seats)) else { return false };
+        let wanted = &circumstances.seats;
+        let mut groups = vec![self.steady(wanted), wanted.clone(), seats.to_vec()];
+        groups.dedup();
+        let found = groups.iter().find_map(|seats| rough(&self.inventory, seats, current));
+        let Some(placement) = found else {
+            self.no_rough = Some(circumstances);
+            return false;
+        };
         (self.changed, self.makeshift) = (false, true);
         self.prepare_in_need(placement, None, "what can be had at once, while workers come and go", now);
         true

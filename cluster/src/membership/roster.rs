@@ -10,6 +10,7 @@ use gaterail_proto::{Epoch, ExpertInventory, Placement, ShardSpec, WorkerId};
 use super::member::Member;
 use super::penalty::{Penalties, Who};
 use super::running::Running;
+use super::search::Circumstances;
 use super::wish::Spread;
 use super::{Action, Event, Note, Policy, Progress, WorkerAbout};
 use crate::placement::{Balance, Held, Misfit, Popularity};
@@ -48,6 +49,8 @@ pub struct Roster {
     /// What was noted last, so that it is noted once.
     pub(super) misfit: Option<Misfit>,
     pub(super) no_plan: bool,
+    /// Where nothing could be had at once.
+    pub(super) no_rough: Option<Circumstances>,
     pub(super) joins: u64,
     /// When it was last told anything.
     told: Option<Instant>,
@@ -113,6 +116,7 @@ impl Roster {
             penalties: Penalties::default(),
             misfit: None,
             no_plan: false,
+            no_rough: None,
             joins: 0,
             told: None,
             out: Vec::new(),

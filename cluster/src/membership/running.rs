@@ -22,7 +22,7 @@ pub(super) struct Running {
     wasted: u32,
     /// The last that was asked for before that.
     settled: u64,
-    /// Who had joined when the first of them was thrown away: the number of the last.
+    /// Who had joined when the first of them was thrown away, or when one was asked for that was of no use: the number of the last.
     steady: Option<u64>,
 }
 
@@ -48,7 +48,10 @@ impl Running {
         let is_free = match (&self.awaited, &recovers_on) {
             (None, _) => true,
             // With somebody who is gone a plan is none. One that lacks who came may still do.
-            (Some(Awaited { recovers_on: Some(workers), .. }), Some(_)) => !workers.iter().all(there),
+            // One from before the last plan is for what was.
+            (Some(Awaited { number, recovers_on: Some(workers) }), Some(_)) => {
+                *number <= self.settled || !workers.iter().all(there)
+            }
             (Some(_), recovers) => recovers.is_some(),
         };
         if !is_free || self.all.len() >= SEARCHES_MAX {
@@ -76,6 +79,11 @@ impl Running {
             self.wasted = self.wasted.saturating_add(1);
             self.steady.get_or_insert(joins);
         }
+    }
+
+    /// While a search went on so many had joined before it: who of them is still there has been for as long as it took.
+    pub fn steady_since(&mut self, joins: u64) {
+        self.steady = self.steady.max(Some(joins));
     }
 
     /// A plan was made, or there is time enough to find one.

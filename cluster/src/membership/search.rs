@@ -24,6 +24,8 @@ pub struct Search {
     pub(super) case: Case,
     /// What was the case when it was asked.
     pub(super) asked: Circumstances,
+    /// How many had joined by then.
+    pub(super) joins: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -149,7 +151,7 @@ impl Case {
 }
 
 impl Roster {
-    fn circumstances(&self) -> Circumstances {
+    pub(super) fn circumstances(&self) -> Circumstances {
         Circumstances {
             epoch: self.active.as_ref().map(|active| active.epoch),
             lost: self.active.as_ref().map_or_else(BTreeSet::new, |active| active.lost.clone()),
@@ -175,7 +177,7 @@ impl Roster {
             What::Hot { .. } => self.case(&asked.seats, true),
             What::Better => self.case(&self.steady(&asked.seats), true),
         };
-        self.act(Action::Search(Box::new(Search { number, what, case, asked })));
+        self.act(Action::Search(Box::new(Search { number, what, case, asked, joins: self.joins })));
         true
     }
 
@@ -191,7 +193,7 @@ impl Roster {
     /// things change faster than a search takes, it is followed all the same, if all whom it needs are there.
     pub fn found(&mut self, found: Found, now: Instant) -> Vec<Action> {
         self.excuse(now);
-        let Found { search: Search { number, what, case, asked }, plan, misfit } = found;
+        let Found { search: Search { number, what, case, asked, joins }, plan, misfit } = found;
         if !self.searches.ended(number) {
             // Another one is waited for instead; or was, and there is a plan.
             self.searches.waste(number, self.joins);
@@ -204,15 +206,21 @@ impl Roster {
                 What::Hot { .. } => self.heated = true,
                 What::Better | What::Rest { .. } => self.changed = true,
             }
-            match self.searches.late() {
-                _ if is_busy => {}
+            if !is_busy && !is_stale {
                 // It was for a part of those who are there, and it is calm again.
-                _ if !is_stale => self.searches.settled(),
-                Some(_) => self.follow_late(&what, plan, &asked, now),
-                None => self.searches.waste(number, self.joins),
+                self.searches.settled();
+            } else if !is_busy {
+                if self.searches.late().is_none() {
+                    self.searches.waste(number, self.joins);
+                }
+                if self.searches.late().is_some() && !self.follow_late(&what, plan, &asked, now) {
+                    self.searches.steady_since(joins);
+                }
             }
             return self.settled(now);
         }
+        // There was time enough to find it, whatever comes of it.
+        self.searches.settled();
         if !matches!(what, What::Hot { .. }) && !case.seats.is_empty() {
             // What would fit takes long to find, so that others do it; and is said once.
             if misfit.is_some() && self.misfit != misfit {
@@ -233,25 +241,32 @@ impl Roster {
     }
 
     /// What was found for others than those who are there, if it can still be: what is better for these is looked for after it.
-    fn follow_late(&mut self, what: &What, plan: Plan, asked: &Circumstances, now: Instant) {
-        let (Plan::Best(placement) | Plan::Makeshift(placement)) = plan else { return };
+    /// Whether it can.
+    fn follow_late(&mut self, what: &What, plan: Plan, asked: &Circumstances, now: Instant) -> bool {
+        let (Plan::Best(placement) | Plan::Makeshift(placement)) = plan else { return false };
         let recovers = matches!(what, What::Rest { .. });
         let active = self.active.as_ref().map(|active| active.epoch);
         // For another plan in force it may be no better.
         if active != asked.epoch || recovers == self.whole() || !self.can_hold(&placement) {
-            return;
+            return false;
         }
         let why = "what was looked for meanwhile, while workers come and go";
         let seats = self.seats(false);
         if recovers {
             self.prepare_in_need(placement, None, why, now);
-        } else if asked.spread == Spread::of(&self.policy)
+            return true;
+        }
+        let leaves = |worker| self.members.get(worker).is_some_and(|member| member.leaving);
+        let is_better = asked.spread == Spread::of(&self.policy)
             && self.has_room(&placement)
             && !self.is_poorer(&placement, &seats)
-            && self.active.as_ref().is_some_and(|active| *active.placement != placement)
-        {
+            // It would be planned without them at once.
+            && !placement.workers.iter().any(leaves)
+            && self.active.as_ref().is_some_and(|active| *active.placement != placement);
+        if is_better {
             self.prepare(placement, None, why, now);
         }
+        is_better
     }
 
     /// Whether all workers of a placement are there and can be planned with, and have the memory for it.

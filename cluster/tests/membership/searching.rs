@@ -52,3 +52,38 @@ fn who_wants_to_leave_is_not_let_go_while_it_may_be_needed() {
     // It is all there is.
     assert_eq!(activated(&bench.find()), [(1, 1)]);
 }
+
+/// Three serve in tensor parallel, and a guest comes and goes until two results were thrown away. Searches are found by hand.
+fn churned(memory_bytes: u64) -> Bench {
+    let mut bench = Bench::new(Policy { expected: 3, mode: Mode::Tp, ..Policy::default() });
+    let joins = |id: u64| {
+        let mut about = about(id);
+        about.machine.memory_bytes = memory_bytes;
+        Event::Joined(about)
+    };
+    (1..=3).for_each(|id| drop(bench.on(joins(id))));
+    assert_eq!(bench.view().epoch, Some(Epoch(1)));
+    bench.on(Event::Switched { epoch: Epoch(1) });
+    bench.finding = false;
+    bench.on(joins(4));
+    bench.on(lost(4));
+    assert_eq!(bench.find(), []);
+    bench.on(joins(5));
+    assert_eq!(bench.find(), []);
+    bench.on(lost(5));
+    bench
+}
+
+#[test]
+fn when_it_is_calm_again_recovery_waits_for_a_search_again() {
+    let mut bench = churned(1 << 20);
+    while !bench.searches.is_empty() {
+        assert_eq!(bench.find(), [], "nothing better is found");
+    }
+    assert_eq!(bench.on(lost(1)), [], "what could be had at once is not wanted");
+    assert_eq!(activated(&bench.find()), [(2, 2)]);
+    // Nor is it after all have gone.
+    let mut bench = churned(1 << 20);
+    (1..=3).for_each(|id| drop(bench.on(lost(id))));
+    assert_eq!(prepares(&bench.on(Event::Joined(about(6)))), []);
+}
